@@ -1,0 +1,37 @@
+# Everything happens in .venv inside this checkout; nothing else is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := build/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint bench
+
+help:  ## what can be made
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## .venv with everything for compiling and testing
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "graphwright needs Python 3.11 or newer; $$($(PYTHON) --version) is too old. Try: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@# torch first and alone: the pinned build decides which files pip takes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compile,linker,dev]'
+	@touch $(STAMP)
+
+demo: install  ## compile the demo model in float32 and int8, and let it write
+	@$(BIN)/python examples/demo.py
+
+test: install  ## all tests that need no GPU
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: install  ## ruff and mypy (strict)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p graphwright
+
+bench: install  ## compare with other runtimes; see benchmarks/README.md
+	$(BIN)/python benchmarks/run.py

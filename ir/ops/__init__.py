@@ -1,0 +1,27 @@
+"""The gw ops: importing this module declares them all."""
+
+from graphwright.ir.ops.attention import attention
+from graphwright.ir.ops.cached_attention import cached_attention
+from graphwright.ir.ops.embedding import embedding, quantized_embedding
+from graphwright.ir.ops.gated_act import gated_act
+from graphwright.ir.ops.linear import linear
+from graphwright.ir.ops.norms import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from graphwright.ir.ops.quantized_linear import quantized_linear
+from graphwright.ir.ops.rope import rope
+from graphwright.ir.ops.select_rows import select_rows
+
+__all__ = [
+    "add_layer_norm",
+    "add_rms_norm",
+    "attention",
+    "cached_attention",
+    "embedding",
+    "gated_act",
+    "layer_norm",
+    "linear",
+    "quantized_embedding",
+    "quantized_linear",
+    "rms_norm",
+    "rope",
+    "select_rows",
+]

@@ -1,0 +1,55 @@
+"""gw.embedding and gw.quantized_embedding: rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from graphwright.ir.op import Sample, declare
+from graphwright.ir.schemes import quantize_weight
+
+__all__ = ["embedding", "quantized_embedding"]
+
+
+def _meta(weight, ids):  # type: ignore[no-untyped-def]
+    return weight.new_empty((*ids.shape, weight.shape[1]))
+
+
+def _quantized_meta(weight, scale, ids, *, scheme):  # type: ignore[no-untyped-def]
+    return scale.new_empty((*ids.shape, weight.shape[1]))
+
+
+def _samples() -> Iterator[Sample]:
+    torch.manual_seed(0)
+    yield Sample((torch.randn(11, 24), torch.tensor([3, 0, 10])), {}, "one axis")
+    yield Sample((torch.randn(7, 5), torch.tensor([[6, 1]])), {}, "two axes")
+
+
+def _quantized_samples() -> Iterator[Sample]:
+    torch.manual_seed(0)
+    for scheme in ("w8", "w8g32"):
+        table = quantize_weight(torch.randn(11, 64), scheme)
+        yield Sample((*table, torch.tensor([3, 0, 10])), {"scheme": scheme}, scheme)
+
+
+@declare("embedding(Tensor weight, Tensor ids) -> Tensor", meta=_meta, samples=_samples,
+         exactness="exact")  # fmt: skip
+def embedding(weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """weight[ids]. weight [V, K], ids int64 [...] -> [..., K]."""
+    return weight[ids]
+
+
+@declare(
+    "quantized_embedding(Tensor weight, Tensor scale, Tensor ids, *, str scheme) -> Tensor",
+    meta=_quantized_meta,
+    samples=_quantized_samples,
+    exactness="exact",
+)
+def quantized_embedding(
+    weight: torch.Tensor, scale: torch.Tensor, ids: torch.Tensor, *, scheme: str
+) -> torch.Tensor:
+    """(weight * scale)[ids]. weight int8 [V, K], scale float32 [V, groups] -> [..., K]."""
+    rows = weight[ids].float()
+    grouped = rows.reshape(*ids.shape, scale.shape[1], -1) * scale[ids][..., None]
+    return grouped.reshape(rows.shape)

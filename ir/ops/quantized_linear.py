@@ -1,0 +1,69 @@
+"""gw.quantized_linear: integer weights, activations quantized on the fly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from graphwright.ir.op import Sample, declare
+from graphwright.ir.ops.linear import epilogue
+from graphwright.ir.schemes import quantize_activation, quantize_weight
+
+__all__ = ["quantized_linear"]
+
+
+def _meta(x, weight, scale, bias=None, residual=None, *, scheme, activation="none"):  # type: ignore[no-untyped-def]
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _samples() -> Iterator[Sample]:
+    torch.manual_seed(0)
+    for rows, n, k, scheme, bias, residual, activation in (
+        (1, 48, 64, "w8", False, False, "none"),
+        (5, 33, 30, "w8", True, False, "gelu_tanh"),
+        (7, 16, 64, "w8g32", True, True, "none"),
+        (3, 20, 128, "w8g64", False, True, "silu"),
+    ):
+        weight, scale = quantize_weight(torch.randn(n, k) * k**-0.5, scheme)
+        yield Sample(
+            (
+                torch.randn(rows, k),
+                weight,
+                scale,
+                torch.randn(n) if bias else None,
+                torch.randn(rows, n) if residual else None,
+            ),
+            {"scheme": scheme, "activation": activation},
+            f"{scheme}-{rows}x{n}x{k}",
+        )
+
+
+@declare(
+    "quantized_linear(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None, "
+    'Tensor? residual=None, *, str scheme, str activation="none") -> Tensor',
+    meta=_meta,
+    samples=_samples,
+)
+def quantized_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    *,
+    scheme: str,
+    activation: str = "none",
+) -> torch.Tensor:
+    """activation(Σ_g (x_q · weight_gᵀ) * x_scale_g * scale_g + bias) + residual.
+
+    x [..., K] float, quantized per token and group to int8; weight int8 [N, K]; scale float32
+    [N, groups]; integer sums are exact -> [..., N]. `scheme` as in graphwright.ir.schemes.
+    """
+    groups = scale.shape[1]
+    x_q, x_scale = quantize_activation(x, groups)
+    x_g = x_q.reshape(*x.shape[:-1], groups, -1).double()
+    w_g = weight.reshape(weight.shape[0], groups, -1).double()
+    dots = torch.einsum("...gk,ngk->...ng", x_g, w_g).float()
+    y = (dots * x_scale[..., None, :] * scale).sum(-1)
+    return epilogue(y, bias, residual, activation).to(x.dtype)

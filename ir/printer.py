@@ -1,0 +1,101 @@
+"""The graph as text: deterministic, one line a node, symbolic sizes by their public names.
+
+Names are given anew by op and order, so that two runs of the same pipeline print the same text.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphwright.ir.program import Program
+
+__all__ = ["format_graph", "format_value"]
+
+_DTYPES = {
+    torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.float64: "f64",
+    torch.int64: "i64", torch.int32: "i32", torch.int16: "i16", torch.int8: "i8",
+    torch.uint8: "u8", torch.bool: "bool",
+}  # fmt: skip
+
+
+def format_value(value: Any, dims: dict[str, str]) -> str:
+    """`f32[T, 64]` for a fake tensor, `(…, …)` for several, the name for a symbolic integer."""
+    if isinstance(value, torch.Tensor):
+        sizes = ", ".join(_size(size, dims) for size in value.shape)
+        return f"{_DTYPES.get(value.dtype, str(value.dtype))}[{sizes}]"
+    if isinstance(value, (tuple, list)):
+        return "(" + ", ".join(format_value(item, dims) for item in value) + ")"
+    return _size(value, dims)
+
+
+def _size(size: Any, dims: dict[str, str]) -> str:
+    text = str(size)
+    if text.isdigit():
+        return text
+    for symbol in sorted(dims, key=len, reverse=True):
+        text = text.replace(symbol, dims[symbol])
+    return text
+
+
+def format_graph(program: Program) -> str:
+    """The whole program as text, ending in a newline."""
+    return _format(program.module, program.dims, indent="")
+
+
+def _format(module: fx.GraphModule, dims: dict[str, str], indent: str) -> str:
+    names: dict[fx.Node, str] = {}
+    counts: Counter[str] = Counter()
+    lines = []
+    for node in module.graph.nodes:
+        if node.op == "output":
+            lines.append(f"{indent}return {_argument(node.args[0], names, dims)}")
+            continue
+        names[node] = _name(node, counts)
+        value = format_value(node.meta.get("val"), dims)
+        if node.op == "placeholder":
+            lines.append(f"{indent}%{names[node]} : {value} = input")
+        elif node.op == "get_attr":
+            lines.append(f"{indent}%{names[node]} : {value} = weight")
+        else:
+            parts = [_argument(argument, names, dims) for argument in node.args]
+            parts += [f"{k}={_argument(v, names, dims)}" for k, v in sorted(node.kwargs.items())]
+            call = f"{_target(node)}({', '.join(parts)})"
+            lines.append(f"{indent}%{names[node]} : {value} = {call}")
+            if node.op == "call_module":
+                inner = module.get_submodule(str(node.target))
+                assert isinstance(inner, fx.GraphModule)
+                lines.append(_format(inner, dims, indent + "  | ").rstrip("\n"))
+    return "\n".join(lines) + "\n"
+
+
+def _target(node: fx.Node) -> str:
+    if node.op == "call_module":
+        return "region"
+    if isinstance(node.target, torch._ops.OpOverload):
+        name = str(node.target)
+        return name[: -len(".default")] if name.endswith(".default") else name
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def _name(node: fx.Node, counts: Counter[str]) -> str:
+    if node.op in ("placeholder", "get_attr"):
+        return str(node.target)
+    stem = _target(node).split(".")
+    name = stem[1] if len(stem) > 1 else stem[0]
+    counts[name] += 1
+    return f"{name}_{counts[name]}"
+
+
+def _argument(argument: Any, names: dict[fx.Node, str], dims: dict[str, str]) -> str:
+    if isinstance(argument, fx.Node):
+        return f"%{names[argument]}"
+    if isinstance(argument, (list, tuple)):
+        inner = ", ".join(_argument(item, names, dims) for item in argument)
+        return f"[{inner}]" if isinstance(argument, list) else f"({inner})"
+    if isinstance(argument, str):
+        return f'"{argument}"'
+    return str(argument).removeprefix("torch.")

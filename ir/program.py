@@ -1,0 +1,198 @@
+"""`Program`: one decoder as a functional graph, with its weights, inputs and states."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
+from torch.utils import _pytree as pytree
+
+from graphwright.ir.states import State
+from graphwright.ir.weights import Weight, WeightStore
+
+__all__ = ["Level", "ModelInfo", "PassRecord", "Program"]
+
+
+class Level(enum.IntEnum):
+    """How far a program is lowered; each level has its own vocabulary (see ir/verifier.py)."""
+
+    CAPTURED = 0
+    NORMALIZED = 1
+    CACHED = 2
+    FUSED = 3
+    QUANTIZED = 4
+    PLANNED = 5
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the compiler knows of the model besides its graph.
+
+    max_context: positions the model was made for; None when its configuration does not say.
+    """
+
+    name: str
+    vocab_size: int
+    max_context: int | None = None
+
+
+@dataclass
+class PassRecord:
+    """What one pass did, for the log in the artifact and on the screen."""
+
+    name: str
+    rewrites: int
+    seconds: float
+    nodes_before: int
+    nodes_after: int
+    verified: float | None = None  # largest error as a share of the tolerance; None: not checked
+    misses: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Program:
+    """A decoder: tokens of one step in, logits out.
+
+    Placeholders: `tokens` and `positions`, int64 [T], for the T tokens of this step. From the
+    cached level on also `query_start` int32 [B+1], `block_table` int32 [B, M], `sample_rows` int32
+    [R], and the tensors of each state. The result is logits [T, vocab], from there on [R, vocab].
+
+    Weights are `get_attr` nodes whose target is a name in `weights`. Every node has `meta["val"]`,
+    a fake tensor; `dims` names the symbolic sizes ("T", "B1", "M", "R", ...) by their symbol.
+    """
+
+    module: fx.GraphModule
+    weights: WeightStore
+    info: ModelInfo
+    fake_mode: FakeTensorMode
+    dims: dict[str, str] = field(default_factory=dict)
+    states: list[State] = field(default_factory=list)
+    level: Level = Level.CAPTURED
+    log: list[PassRecord] = field(default_factory=list)
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The fx graph."""
+        return self.module.graph
+
+    def placeholder(self, name: str) -> fx.Node:
+        """The placeholder called `name`. Raises KeyError."""
+        for node in self.graph.nodes:
+            if node.op == "placeholder" and node.target == name:
+                found: fx.Node = node
+                return found
+        raise KeyError(f"the program has no input '{name}'.")
+
+    @property
+    def output(self) -> fx.Node:
+        """The node that computes the logits."""
+        result: Any = self.graph.output_node().args[0]
+        node: fx.Node = result[0] if isinstance(result, (tuple, list)) else result
+        return node
+
+    # ---- building
+
+    def add_input(
+        self, name: str, sizes: Iterable[int | str], dtype: torch.dtype, hint: int = 5
+    ) -> fx.Node:
+        """A new placeholder after the existing ones. A size given as text is symbolic: a new
+        dimension of that name, or the existing one. `hint` is its value while tracing."""
+        sizes = list(sizes)
+        known = {public: symbol for symbol, public in self.dims.items()}
+        dynamic = [isinstance(size, str) for size in sizes]
+        real = torch.empty([hint + i if dynamic[i] else int(s) for i, s in enumerate(sizes)],
+                           dtype=dtype)  # fmt: skip
+        if any(isinstance(size, str) and size in known for size in sizes):
+            raise ValueError(f"input '{name}': give '{sizes}' new dimension names.")
+        context: Any = StatelessSymbolicContext(
+            dynamic_sizes=[DimDynamic.DYNAMIC if d else DimDynamic.STATIC for d in dynamic]
+        )
+        fake = self.fake_mode.from_tensor(real, symbolic_context=context)
+        for size, actual in zip(sizes, fake.shape, strict=True):
+            if isinstance(size, str):
+                self.dims[str(actual)] = size
+        last = [node for node in self.graph.nodes if node.op == "placeholder"][-1]
+        with self.graph.inserting_after(last):
+            node = self.graph.placeholder(name)
+        node.meta["val"] = fake
+        return node
+
+    def add_weight(self, name: str, weight: Weight) -> fx.Node:
+        """Registers `weight` (under a free name like `name`) and returns a get_attr node for it,
+        placed behind the placeholders."""
+        name = self.weights.unique_name(name)
+        self.weights[name] = weight
+        meta = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+        self.module.register_buffer(name, meta, persistent=False)
+        before = next(node for node in self.graph.nodes if node.op != "placeholder")
+        with self.graph.inserting_before(before):
+            node = self.graph.get_attr(name)
+        with self.fake_mode:
+            node.meta["val"] = torch.empty(weight.shape, dtype=weight.dtype)
+        return node
+
+    def call(
+        self, before: fx.Node, target: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> fx.Node:
+        """A new call_function node in front of `before`, with its meta value computed."""
+        with self.graph.inserting_before(before):
+            node = self.graph.call_function(target, args, kwargs)
+        self.infer(node)
+        return node
+
+    def infer(self, node: fx.Node) -> None:
+        """Computes `node.meta["val"]` anew from its arguments' values."""
+        args, kwargs = pytree.tree_map_only(
+            fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs)
+        )
+        assert callable(node.target)
+        with self.fake_mode, torch.no_grad():
+            node.meta["val"] = node.target(*args, **kwargs)
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Every use of `old` becomes a use of `new`; `old` is erased."""
+        old.replace_all_uses_with(new)
+        self.graph.erase_node(old)
+
+    def weight_of(self, node: Any) -> Weight | None:
+        """The weight a get_attr node stands for; None for anything else."""
+        if isinstance(node, fx.Node) and node.op == "get_attr" and str(node.target) in self.weights:
+            return self.weights[str(node.target)]
+        return None
+
+    def clean(self) -> None:
+        """Removes dead nodes and unused weights, checks the graph and recompiles the module."""
+        self.graph.eliminate_dead_code()
+        used = {node.target for node in self.graph.nodes if node.op == "get_attr"}
+        for name in [name for name in self.weights if name not in used]:
+            del self.weights[name]
+            if hasattr(self.module, name):
+                delattr(self.module, name)
+        self.graph.lint()
+        self.module.recompile()
+
+    def copy(self) -> Program:
+        """An independent program over the same (shared, immutable) weights."""
+        graph = fx.Graph()
+        values: dict[fx.Node, fx.Node] = {}
+        result = graph.graph_copy(self.graph, values)
+        graph.output(result)
+        old = self.graph.output_node()
+        graph.output_node().meta = dict(old.meta)
+        module = fx.GraphModule(self.module, graph)
+        return Program(
+            module=module,
+            weights=self.weights.copy(),
+            info=self.info,
+            fake_mode=self.fake_mode,
+            dims=dict(self.dims),
+            states=list(self.states),
+            level=self.level,
+            log=list(self.log),
+        )

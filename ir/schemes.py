@@ -1,0 +1,64 @@
+"""Weight quantization schemes by name, e.g. ``w8`` and ``w8g32``: parameters and meaning."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from graphwright.ir.errors import PassError
+
+__all__ = ["Scheme", "quantize_activation", "quantize_weight"]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Symmetric integer weights of `bits` bits; a scale per output channel, or per `group` inputs.
+
+    Activations are quantized to int8 on the fly, per token (and per group, when there are any).
+    """
+
+    bits: int
+    group: int | None = None
+
+    def __str__(self) -> str:
+        return f"w{self.bits}" + (f"g{self.group}" if self.group else "")
+
+    @staticmethod
+    def parse(text: str) -> Scheme:
+        """Reads ``w8`` or ``w8g32``. Raises PassError for a scheme that does not exist yet."""
+        match = re.fullmatch(r"w(8)(?:g(32|64|128))?", text)
+        if match is None:
+            known = "w8, w8g32, w8g64, w8g128"
+            raise PassError(f"'{text}' is not a quantization scheme; there are {known}.")
+        return Scheme(int(match[1]), int(match[2]) if match[2] else None)
+
+    def groups(self, inputs: int) -> int:
+        """How many scales a row of `inputs` weights has. Raises PassError if they do not divide."""
+        if self.group is None:
+            return 1
+        if inputs % self.group:
+            raise PassError(f"{inputs} input channels do not divide into groups of {self.group}.")
+        return inputs // self.group
+
+
+def _symmetric(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 values and float32 scales over the last axis: scale = max|x| / 127, ties to even."""
+    scale = x.abs().amax(-1) / 127
+    divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
+    return torch.round(x / divisor[..., None]).clamp(-127, 127).to(torch.int8), scale
+
+
+def quantize_weight(weight: torch.Tensor, scheme: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """weight [N, K] float -> (int8 [N, K], float32 scale [N, groups])."""
+    rows, inputs = weight.shape
+    groups = Scheme.parse(scheme).groups(inputs)
+    values, scale = _symmetric(weight.float().reshape(rows, groups, inputs // groups))
+    return values.reshape(rows, inputs), scale
+
+
+def quantize_activation(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [..., K] float32 -> (int8 [..., K], float32 scale [..., groups])."""
+    values, scale = _symmetric(x.float().reshape(*x.shape[:-1], groups, x.shape[-1] // groups))
+    return values.reshape(x.shape), scale

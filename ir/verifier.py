@@ -1,0 +1,67 @@
+"""The level verifier: a program only holds the ops of its level, and every node is typed."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+
+from graphwright.ir import levels
+from graphwright.ir.errors import PassError
+from graphwright.ir.layout import VIEW_OPS
+from graphwright.ir.op import is_gw_op
+from graphwright.ir.program import Level, Program
+
+__all__ = ["allowed_at", "verify_level"]
+
+_NORMALIZED = (
+    levels.POINTWISE | levels.SHAPE | levels.REDUCTION | levels.NORMALIZATION
+    | levels.MATRIX | levels.INDEXING | levels.TOKEN_MIXING
+)  # fmt: skip
+
+
+def allowed_at(level: Level, target: object) -> bool:
+    """May a call of `target` stand in a program of `level`?"""
+    if target is operator.getitem:
+        return True
+    if level is Level.CAPTURED:
+        return callable(target)
+    if is_gw_op(target):
+        return True
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
+        return False
+    name = str(target).removeprefix("aten.")
+    if level is Level.NORMALIZED:
+        return name in _NORMALIZED
+    if level < Level.PLANNED:
+        return name in _NORMALIZED - levels.TOKEN_MIXING
+    return target in VIEW_OPS
+
+
+def verify_level(program: Program) -> None:
+    """Raises PassError naming the first node that its level does not allow or that has no value.
+
+    The nodes inside a region (a call_module) are checked by the region builder, not here.
+    """
+    for node in program.graph.nodes:
+        if node.op == "output":
+            continue
+        if "val" not in node.meta:
+            raise PassError(f"node '{node.name}' has no meta value.")
+        if node.op == "get_attr" and node.target not in program.weights:
+            raise PassError(f"node '{node.name}' reads '{node.target}', which is no weight.")
+        if node.op == "call_method":
+            raise PassError(f"node '{node.name}' calls a method, '{node.target}'.")
+        if node.op == "call_module":
+            inner = program.module.get_submodule(str(node.target))
+            if not isinstance(inner, fx.GraphModule):
+                raise PassError(f"node '{node.name}' calls '{node.target}', which is no region.")
+        if node.op == "call_function" and not allowed_at(program.level, node.target):
+            where = node.meta.get("stack_trace") or ""
+            last = where.strip().splitlines()[-2:] if where else []
+            source = f" (from {' '.join(line.strip() for line in last)})" if last else ""
+            raise PassError(
+                f"node '{node.name}' is {node.target}, which level "
+                f"'{program.level.name.lower()}' does not allow{source}."
+            )
