@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import fx
@@ -11,7 +11,15 @@ from torch import fx
 from graphwright.ir.errors import PassError
 from graphwright.ir.program import Program
 
-__all__ = ["WeightCache", "run_program"]
+__all__ = ["WeightCache", "WeightSource", "run_program"]
+
+
+class WeightSource(Protocol):
+    """Where the interpreter gets the values of weights from."""
+
+    def load(self, program: Program, name: str) -> torch.Tensor:
+        """The tensor of `program.weights[name]`."""
+        ...
 
 
 class WeightCache:
@@ -29,7 +37,7 @@ class WeightCache:
 
 
 class _Interpreter(fx.Interpreter):
-    def __init__(self, program: Program, cache: WeightCache) -> None:
+    def __init__(self, program: Program, cache: WeightSource) -> None:
         super().__init__(program.module, garbage_collect_values=True)
         self._program = program
         self._cache = cache
@@ -41,7 +49,7 @@ class _Interpreter(fx.Interpreter):
 
 
 def run_program(
-    program: Program, inputs: Mapping[str, torch.Tensor], cache: WeightCache | None = None
+    program: Program, inputs: Mapping[str, torch.Tensor], cache: WeightSource | None = None
 ) -> torch.Tensor:
     """Runs the graph on `inputs` (one tensor per placeholder, by name) and returns the logits.
 

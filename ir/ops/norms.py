@@ -64,7 +64,7 @@ def layer_norm(
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, *, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(s, rms_norm(s, weight)) with s = x + residual. Shapes as in gw.rms_norm."""
+    """(s, rms_norm(s, weight)) with s = x + residual. All [..., K] but weight [K]."""
     total = x + residual
     return total, rms_norm.reference(total, weight, eps=eps)
 
@@ -83,6 +83,6 @@ def add_layer_norm(
     *,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(s, layer_norm(s, weight, bias)) with s = x + residual. Shapes as in gw.layer_norm."""
+    """(s, layer_norm(s, weight, bias)) with s = x + residual. All [..., K] but weight and bias [K]."""
     total = x + residual
     return total, layer_norm.reference(total, weight, bias, eps=eps)

@@ -1,0 +1,47 @@
+"""What goes into the artifact of a compiled model, in which order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from graphwright.compiler import Compiled
+
+__all__ = ["write_artifact"]
+
+
+def write_artifact(compiled: Compiled, path: Path, on_packed: Callable[[int, int], None]) -> None:
+    """Writes every entry of `compiled` to `path` by runtime/artifact.py's writer.
+
+    `on_packed(done, total)` counts the bytes of packed weights. Raises ArtifactError.
+    """
+    from graphwright.compiler import log_as_json
+    from graphwright.runtime.artifact import ArtifactWriter
+
+    built = compiled.built
+    total = built.weights_bytes
+
+    def counted() -> Iterator[bytes | memoryview]:
+        done = 0
+        for chunk in built.weights():
+            yield chunk
+            done += len(chunk)
+            on_packed(done, total)
+
+    with ArtifactWriter(path, target=built.target, cpu_features=built.cpu_features) as writer:
+        writer.add("lib/step.so", built.library)
+        writer.add("lib/libtvm_runtime.so", built.runtime_library.read_bytes())
+        writer.add_stream("weights.bin", counted(), total)
+        for name, text in compiled.graphs:
+            writer.add(f"graph/{name}.txt", text)
+        writer.add("plan.json", json.dumps(built.plan, indent=1))
+        writer.add("log.json", log_as_json(compiled.program))
+        writer.add("options.json", json.dumps(vars(compiled.options), indent=1))
+        writer.add("ledger.json", json.dumps(built.ledger, indent=1))
+        for name, content in compiled.files.items():
+            writer.add(name, content)
+        if compiled.golden is not None:
+            writer.add("golden.json", json.dumps(compiled.golden))

@@ -1,0 +1,158 @@
+"""`graphwright compile`: a checkpoint directory, or a Python function, to one file."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from graphwright.compiler import Compiled, Progress
+    from graphwright.ir.program import PassRecord
+
+__all__ = ["command"]
+
+
+@click.command("compile", short_help="Turn a checkpoint into one file that runs without torch.")
+@click.argument("model")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL-QUANT.gw here."
+)
+@click.option("--quant", default="f32", show_default=True, help="Weights: f32, w8, w8g32, ….")
+@click.option("--target", default="host", show_default=True, help="host or a CPU's name.")
+@click.option("--chunk", default=512, show_default=True, type=click.IntRange(8, 8192),
+              help="Most tokens of one prefill step.")  # fmt: skip
+@click.option("--check/--no-check", default=None,
+              help="Compare the numbers after every pass (default: for small models).")  # fmt: skip
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code from the checkpoint.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+def command(
+    model: str,
+    output: Path | None,
+    quant: str,
+    target: str,
+    chunk: int,
+    check: bool | None,
+    trust_remote_code: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Compile MODEL, a Hugging Face checkpoint directory or FILE.py:FUNCTION, to one .gw file."""
+    from graphwright.commands.dependencies import require_compiler
+    from graphwright.commands.user_module import build_user_module, is_user_module
+
+    require_compiler()
+    from graphwright.compiler import compile
+    from graphwright.runtime.artifact import check_writable
+
+    start = time.perf_counter()
+    stem = Path(model.split(":")[0]).resolve().stem
+    output = output or Path(f"{stem}-{quant.replace(':', '-')}.gw")
+    check_writable(output)
+    with _Report(quiet or not sys.stderr.isatty()) as report:
+        compiled = compile(
+            build_user_module(model) if is_user_module(model) else Path(model),
+            quant=quant,
+            target=target,
+            chunk=chunk,
+            check=check,
+            trust_remote_code=trust_remote_code,
+            progress=report.progress,
+        )
+        compiled.save(output)
+    seconds = time.perf_counter() - start
+    if as_json:
+        click.echo(json.dumps(_summary(compiled, output, seconds)))
+        return
+    click.echo(_text(compiled, output, seconds))
+
+
+def _summary(compiled: Compiled, output: Path, seconds: float) -> dict[str, Any]:
+    plan = compiled.built.plan
+    return {
+        "artifact": str(output),
+        "artifact_bytes": output.stat().st_size,
+        "target": compiled.built.target,
+        "quant": compiled.options.quant,
+        "seconds": round(seconds, 3),
+        "stages": {name: round(value, 3) for name, value in compiled.seconds.items()},
+        "weights_bytes": plan["weights"]["bytes"],
+        "weight_bytes_per_token": plan["weights"]["bytes_per_token"],
+        "arena_bytes": {name: entry["arena_bytes"] for name, entry in plan["entries"].items()},
+        "passes": [vars(record) for record in compiled.program.log],
+        "verified": all(r.verified is not None for r in compiled.program.log if r.rewrites),
+        "tokenizer": "tokenizer.json" in compiled.files,
+    }
+
+
+def _text(compiled: Compiled, output: Path, seconds: float) -> str:
+    plan = compiled.built.plan
+    stages = ", ".join(f"{name} {value:.1f} s" for name, value in compiled.seconds.items())
+    checked = [r.verified for r in compiled.program.log if r.verified is not None]
+    lines = [
+        f"{output}: {output.stat().st_size / 1e6:.1f} MB, weights {compiled.options.quant} "
+        f"{plan['weights']['bytes'] / 1e6:.1f} MB, for {compiled.built.target}",
+        f"compiled in {seconds:.1f} s ({stages})",
+    ]
+    if checked:
+        lines.append(f"{len(checked)} rewriting passes checked against the graph before them")
+    if "tokenizer.json" not in compiled.files:
+        lines.append("note: no tokenizer.json beside the model: run it with --prompt-ids")
+    lines.append(f"next: graphwright run {output} --prompt 'Once upon a time'")
+    return "\n".join(lines)
+
+
+class _Report(AbstractContextManager["_Report"]):
+    """Stages, passes and packed bytes on stderr; nothing when `silent`."""
+
+    def __init__(self, silent: bool) -> None:
+        from graphwright.compiler import Progress
+
+        self._silent = silent
+        self._bar: Any = nullcontext()
+        self._task: Any = None
+        self.progress: Progress = (
+            Progress() if silent else Progress(self._stage, self._record, self._packed)
+        )
+
+    def __enter__(self) -> _Report:
+        if not self._silent:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description:24}"), BarColumn(), TimeElapsedColumn(),
+                console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._silent:
+            self._bar.stop()
+
+    def _stage(self, name: str) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(name, total=None)
+
+    def _record(self, record: PassRecord) -> None:
+        self._bar.console.print(pass_line(record), highlight=False)
+
+    def _packed(self, done: int, total: int) -> None:
+        self._bar.update(self._task, total=total, completed=done)
+
+
+def pass_line(record: PassRecord) -> str:
+    """One pass as one line: name, rewrites, nodes, time, how far the numbers moved."""
+    verified = "" if record.verified is None else f"  checked, {record.verified:.0%} of tolerance"
+    return (
+        f"  {record.name:32} {record.rewrites:5d} rewrites  {record.nodes_before:5d} -> "
+        f"{record.nodes_after:<5d} nodes {record.seconds * 1e3:8.1f} ms{verified}"
+    )

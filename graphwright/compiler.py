@@ -1,0 +1,165 @@
+"""The compile driver: capture, passes, backend, artifact; each is a room of its own."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphwright.ir.errors import FrontendError
+from graphwright.ir.program import PassRecord, Program
+
+if TYPE_CHECKING:
+    import torch
+
+    from graphwright.backends.tvm.build import BuiltProgram
+    from graphwright.runtime.engine import Engine
+
+__all__ = ["CompileOptions", "Compiled", "Progress", "compile"]
+
+_COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+           "chat_template.jinja", "generation_config.json")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """What `compile` was asked for; it is stored in the artifact.
+
+    quant: a recipe such as ``f32``, ``w8``, ``w8:head=f32``. target: ``host`` or a CPU's name.
+    chunk: the most tokens one prefill step takes. check: compare the numbers after every pass
+    (None: when the weights are small enough for it to be quick).
+    """
+
+    quant: str = "f32"
+    target: str = "host"
+    chunk: int = 512
+    check: bool | None = None
+
+
+@dataclass
+class Progress:
+    """Callbacks while compiling: a stage begins, a pass is done, packed bytes of all bytes."""
+
+    stage: Callable[[str], None] = lambda name: None
+    record: Callable[[PassRecord], None] = lambda record: None
+    packed: Callable[[int, int], None] = lambda done, total: None
+
+
+@dataclass
+class Compiled:
+    """A compiled model: `save` writes the artifact, `load` runs it in this process."""
+
+    program: Program
+    built: BuiltProgram
+    options: CompileOptions
+    graphs: list[tuple[str, str]]
+    files: dict[str, bytes]
+    golden: dict[str, Any] | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    _progress: Progress = field(default_factory=Progress)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the artifact at `path`, whole or not at all. Raises ArtifactError."""
+        from graphwright.artifact_files import write_artifact
+
+        start = time.perf_counter()
+        self._progress.stage("pack weights and write")
+        write_artifact(self, Path(path), self._progress.packed)
+        self.seconds["write"] = time.perf_counter() - start
+        return Path(path)
+
+    def load(self, **options: Any) -> Engine:
+        """An engine over a temporary copy of the artifact; `options` are Engine's."""
+        import tempfile
+
+        from graphwright.runtime.engine import Engine
+
+        with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
+            return Engine(self.save(Path(folder) / "model.gw"), **options)
+
+
+def compile(
+    model: str | Path | torch.nn.Module,
+    *,
+    quant: str = "f32",
+    target: str = "host",
+    chunk: int = 512,
+    check: bool | None = None,
+    example_tokens: torch.Tensor | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Compiled:
+    """Compiles a checkpoint directory or a decoder `nn.Module` to native code.
+
+    `example_tokens` int64 [1, S] helps to trace a module whose vocabulary is not known otherwise.
+    Raises FrontendError, PassError or BackendError: a model is compiled right or refused.
+    """
+    from graphwright.backends.tvm.build import build
+    from graphwright.backends.tvm.target import cpu_by_name
+    from graphwright.golden import golden_tokens
+    from graphwright.passes.base import PassContext, run_passes
+    from graphwright.passes.pipeline import pipeline
+    from graphwright.passes.verification import numeric_check, should_check
+
+    options = CompileOptions(quant, target, chunk, check)
+    progress = progress or Progress()
+    cpu = cpu_by_name(target)
+    steps = pipeline(quant=quant, chunk=chunk)
+    seconds: dict[str, float] = {}
+
+    def timed(stage: str, start: float) -> float:
+        now = time.perf_counter()
+        seconds[stage] = now - start
+        return now
+
+    clock = time.perf_counter()
+    progress.stage("capture")
+    program, files = _capture(model, example_tokens, trust_remote_code)
+    clock = timed("capture", clock)
+
+    progress.stage("passes")
+    wanted = should_check(program) if check is None else check
+    graphs: list[tuple[str, str]] = []
+    context = PassContext(
+        check=numeric_check if wanted else None,
+        on_graph=lambda name, text: graphs.append((name, text)),
+        on_record=progress.record,
+        fuel=PassContext.fuel_from_environment(),
+    )
+    run_passes(program, steps, context)
+    clock = timed("passes", clock)
+
+    progress.stage("golden tokens")
+    golden = golden_tokens(program)
+    clock = timed("golden", clock)
+
+    progress.stage("native code")
+    built = build(program, cpu, chunk=chunk)
+    timed("native code", clock)
+    return Compiled(program, built, options, graphs, files, golden, seconds, progress)
+
+
+def _capture(
+    model: str | Path | torch.nn.Module, example_tokens: torch.Tensor | None, trust: bool
+) -> tuple[Program, dict[str, bytes]]:
+    from graphwright.frontend.capture import capture_module
+    from graphwright.frontend.checkpoint import capture_checkpoint
+
+    if isinstance(model, (str, Path)):
+        directory = Path(model)
+        program = capture_checkpoint(directory, trust_remote_code=trust)
+        found = [directory / name for name in _COPIED]
+        return program, {path.name: path.read_bytes() for path in found if path.is_file()}
+    if not hasattr(model, "forward"):
+        raise FrontendError(
+            f"compile takes a checkpoint directory or an nn.Module, not a {type(model).__name__}."
+        )
+    return capture_module(model, example_tokens=example_tokens), {}
+
+
+def log_as_json(program: Program) -> str:
+    """The pass log as the artifact stores it."""
+    return json.dumps([vars(record) for record in program.log], indent=1)

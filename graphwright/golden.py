@@ -1,0 +1,52 @@
+"""Golden tokens: what the final graph says to a fixed prompt, computed by the reference, not by the
+compiled code. An artifact carries them so that it can test itself anywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from graphwright.ir.interpreter import run_program
+from graphwright.ir.program import Program
+
+__all__ = ["GOLDEN_LENGTH", "golden_tokens"]
+
+GOLDEN_LENGTH = 12
+_BLOCK = 16
+
+
+class _Uncached:
+    """Loads each weight when its node runs and keeps none: one weight at a time is in memory."""
+
+    def load(self, program: Program, name: str) -> torch.Tensor:
+        return program.weights[name].load()
+
+
+def golden_tokens(program: Program) -> dict[str, Any]:
+    """One prefill of a fixed pseudo-random prompt through the reference.
+
+    Returns {"prompt": ids, "greedy": the most likely next id after each position, "top": its logit,
+    "gap": its lead over the second}. A position whose gap is small need not agree elsewhere.
+    """
+    length = min(GOLDEN_LENGTH, program.info.max_context or GOLDEN_LENGTH)
+    vocab = program.info.vocab_size
+    prompt = [(7919 * (i + 1) + 13) % vocab for i in range(length)]
+    inputs: dict[str, torch.Tensor] = {
+        "tokens": torch.tensor(prompt),
+        "positions": torch.arange(length),
+        "query_start": torch.tensor([0, length], dtype=torch.int32),
+        "block_table": torch.zeros((1, 1), dtype=torch.int32),
+        "sample_rows": torch.arange(length, dtype=torch.int32),
+    }
+    for state in program.states:
+        for name, shape in zip(state.inputs, state.shapes(1, _BLOCK), strict=True):
+            inputs[name] = torch.zeros(shape)
+    logits = run_program(program, inputs, _Uncached())
+    top = logits.topk(2, dim=-1)
+    return {
+        "prompt": prompt,
+        "greedy": top.indices[:, 0].tolist(),
+        "top": [round(value, 5) for value in top.values[:, 0].tolist()],
+        "gap": [round(value, 5) for value in (top.values[:, 0] - top.values[:, 1]).tolist()],
+    }
