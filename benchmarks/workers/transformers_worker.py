@@ -1,0 +1,69 @@
+"""transformers on CPU: eager, or the decode step under torch.compile with a static cache.
+
+transformers_worker.py DIRECTORY THREADS eager|compile [float32|bfloat16]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+import transformers
+from protocol import serve
+from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
+
+
+class Transformers:
+    """A checkpoint run by transformers; greedy."""
+
+    def __init__(self, directory: str, compiled: bool, dtype: torch.dtype) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+        self.compiled = compiled
+        self.forward = torch.compile(self.model.forward, dynamic=False) if compiled else None
+        self.cache: DynamicCache | StaticCache = self._new_cache()
+        self.position = 0
+
+    def _new_cache(self) -> DynamicCache | StaticCache:
+        if self.compiled:
+            return StaticCache(config=self.model.config, max_cache_len=1024)
+        return DynamicCache(config=self.model.config)
+
+    @torch.inference_mode()
+    def _call(self, tokens: torch.Tensor) -> int:
+        count = tokens.shape[1]
+        forward = self.forward if self.forward is not None and count == 1 else self.model.forward
+        positions = torch.arange(self.position, self.position + count)[None]
+        logits = forward(input_ids=tokens, position_ids=positions, past_key_values=self.cache,
+                         use_cache=True, logits_to_keep=1).logits  # fmt: skip
+        self.position += count
+        return int(logits[0, -1].argmax())
+
+    def prefill(self, tokens: Sequence[int]) -> int:
+        """See Model."""
+        if isinstance(self.cache, StaticCache):
+            self.cache.reset()
+        else:
+            self.cache = self._new_cache()
+        self.position = 0
+        return self._call(torch.tensor([list(tokens)]))
+
+    def step(self, token: int) -> int:
+        """See Model."""
+        return self._call(torch.tensor([[token]]))
+
+
+if __name__ == "__main__":
+    directory, threads, mode = sys.argv[1:4]
+    dtype = getattr(torch, sys.argv[4] if len(sys.argv) > 4 else "float32")
+    torch.set_num_threads(int(threads))
+    begin = time.perf_counter()
+    model = Transformers(directory, mode == "compile", dtype)
+    if mode == "compile":
+        token = model.prefill(range(1, 129))
+        for _ in range(3):
+            token = model.step(token)
+    seconds = time.perf_counter() - begin
+    version = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    serve(model, model.model.config.vocab_size, seconds, version)
