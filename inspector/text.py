@@ -1,0 +1,126 @@
+"""An artifact as text: summary, pass log, graph at a stage, memory plan, ledger."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Protocol
+
+__all__ = ["Readable", "graph_text", "ledger_table", "memory_table", "pass_table", "summary"]
+
+
+class Readable(Protocol):
+    """What the views need of an artifact: its entries by name."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All entries."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """One entry."""
+        ...
+
+
+def _json(artifact: Readable, name: str) -> Any:
+    return json.loads(artifact.read(name))
+
+
+def _mb(size: float) -> str:
+    return f"{size / 1e6:.2f} MB"
+
+
+def summary(artifact: Readable) -> str:
+    """What it is, for which machine, how large, what is inside."""
+    manifest, plan = _json(artifact, "manifest.json"), _json(artifact, "plan.json")
+    options = _json(artifact, "options.json") if "options.json" in artifact.names else {}
+    kv = plan["kv"]
+    per_token = kv["block_bytes"] / kv["block_size"]
+    context = plan.get("max_context")
+    stages = [name for name in artifact.names if name.startswith("graph/")]
+    lines = [
+        f"format {manifest['format_version']}, made by graphwright "
+        f"{manifest['graphwright_version']} for {manifest['target']}",
+        f"quant        {options.get('quant', '?')}",
+        f"vocabulary   {plan['vocab_size']}",
+        f"max context  {'not stated by the model' if context is None else context}",
+        f"weights      {_mb(plan['weights']['bytes'])}, of which one token reads "
+        f"{_mb(plan['weights']['bytes_per_token'])}",
+        f"kv cache     {per_token / 1e3:.1f} kB per token, {len(kv['states'])} states",
+    ]
+    lines += [
+        f"{name:12} up to {entry['max_tokens']} tokens, arena {_mb(entry['arena_bytes'])}"
+        for name, entry in plan["entries"].items()
+    ]
+    lines.append(f"tokenizer    {'yes' if 'tokenizer.json' in artifact.names else 'no'}")
+    lines.append(f"graphs       {len(stages)} stages: inspect --graph NAME")
+    return "\n".join(lines)
+
+
+def pass_table(artifact: Readable) -> str:
+    """One line per pass: rewrites, nodes, time, how far the numbers moved, misses below it."""
+    rows = _json(artifact, "log.json")
+    lines = [f"{'pass':34} {'rewrites':>8} {'nodes':>13} {'ms':>9}  checked"]
+    for row in rows:
+        checked = row["verified"]
+        text = "-" if checked is None else f"{checked:.1%} of tolerance"
+        nodes = f"{row['nodes_before']} -> {row['nodes_after']}"
+        lines.append(
+            f"{row['name']:34} {row['rewrites']:8d} {nodes:>13} {row['seconds'] * 1e3:9.1f}  {text}"
+        )
+        lines += [f"    left alone: {reason}" for reason in row["misses"]]
+    return "\n".join(lines)
+
+
+def graph_text(artifact: Readable, stage: str) -> str:
+    """The graph after the pass `stage`: a name, a number or "last". Raises KeyError naming all."""
+    stages = [name[6:-4] for name in artifact.names if name.startswith("graph/")]
+    for name in stages:
+        number, _, title = name.partition("-")
+        if stage in (name, title, number, str(int(number))) or (
+            stage == "last" and name == stages[-1]
+        ):
+            return artifact.read(f"graph/{name}.txt").decode()
+    raise KeyError(f"there is no graph '{stage}'; there are: {', '.join(stages)}.")
+
+
+def memory_table(artifact: Readable) -> str:
+    """The arena of each entry, buffer by buffer with a bar for its place, and the other regions."""
+    plan = _json(artifact, "plan.json")
+    lines = []
+    for name, entry in plan["entries"].items():
+        total = max(1, entry["arena_bytes"])
+        lines.append(
+            f"{name}: up to {entry['max_tokens']} tokens, arena {_mb(entry['arena_bytes'])}"
+        )
+        lines.append(f"  {'buffer':30} {'offset':>12} {'bytes':>12} {'live':>11}")
+        for buffer in entry["buffers"]:
+            start = int(40 * buffer["offset"] / total)
+            width = max(1, round(40 * buffer["bytes"] / total))
+            bar = (" " * start + "█" * width)[:40]
+            live = f"{buffer['first']}-{buffer['last']}"
+            lines.append(
+                f"  {buffer['name']:30} {buffer['offset']:12d} {buffer['bytes']:12d} {live:>11} "
+                f"|{bar:40}|"
+            )
+    kv = plan["kv"]
+    lines.append(
+        f"kv cache: blocks of {kv['block_size']} positions, {kv['block_bytes']} bytes each"
+    )
+    for state in kv["states"]:
+        span = "all positions" if state["span"] is None else f"the last {state['span']} positions"
+        lines.append(
+            f"  {state['name']:8} {state['heads']} heads, {state['head_dim']}+{state['value_dim']} "
+            f"{state['dtype']}, {state['mask']}: {span} can be read again"
+        )
+    lines.append(f"weights: {plan['weights']['bytes']} bytes, mapped from the file")
+    return "\n".join(lines)
+
+
+def ledger_table(artifact: Readable) -> str:
+    """Who lowered each node."""
+    rows = _json(artifact, "ledger.json")
+    return "\n".join(
+        f"{row['node']:30} {row['op']:28} {row['lowered_by']}"
+        + (f"   refused: {'; '.join(row['refusals'])}" if row.get("refusals") else "")
+        for row in rows
+    )
