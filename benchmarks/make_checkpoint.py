@@ -1,4 +1,4 @@
-"""Writes a random-weight bf16 checkpoint of a known shape: python benchmarks/make_checkpoint.py SHAPE DIR
+"""Writes a random-weight bf16 checkpoint: python benchmarks/make_checkpoint.py SHAPE DIR
 
 Tensors are made and written one at a time, so that the largest shape needs little memory.
 """

@@ -21,8 +21,8 @@ def write_artifact(compiled: Compiled, path: Path, on_packed: Callable[[int, int
     from graphwright.compiler import log_as_json
     from graphwright.runtime.artifact import ArtifactWriter
 
-    built = compiled.built
-    total = built.weights_bytes
+    built, cpu = compiled.built, compiled.cpu
+    total = built.weight_bytes
 
     def counted() -> Iterator[bytes | memoryview]:
         done = 0
@@ -31,7 +31,7 @@ def write_artifact(compiled: Compiled, path: Path, on_packed: Callable[[int, int
             done += len(chunk)
             on_packed(done, total)
 
-    with ArtifactWriter(path, target=built.target, cpu_features=built.cpu_features) as writer:
+    with ArtifactWriter(path, target=cpu.name, cpu_features=cpu.required_features()) as writer:
         writer.add("lib/step.so", built.library)
         writer.add("lib/libtvm_runtime.so", built.runtime_library.read_bytes())
         writer.add_stream("weights.bin", counted(), total)
@@ -40,7 +40,7 @@ def write_artifact(compiled: Compiled, path: Path, on_packed: Callable[[int, int
         writer.add("plan.json", json.dumps(built.plan, indent=1))
         writer.add("log.json", log_as_json(compiled.program))
         writer.add("options.json", json.dumps(vars(compiled.options), indent=1))
-        writer.add("ledger.json", json.dumps(built.ledger, indent=1))
+        writer.add("ledger.json", json.dumps([vars(entry) for entry in built.ledger], indent=1))
         for name, content in compiled.files.items():
             writer.add(name, content)
         if compiled.golden is not None:

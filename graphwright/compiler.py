@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from graphwright.backends.tvm.build import BuiltProgram
+    from graphwright.backends.tvm.target import Cpu
     from graphwright.runtime.engine import Engine
 
 __all__ = ["CompileOptions", "Compiled", "Progress", "compile"]
@@ -54,6 +55,7 @@ class Compiled:
 
     program: Program
     built: BuiltProgram
+    cpu: Cpu
     options: CompileOptions
     graphs: list[tuple[str, str]]
     files: dict[str, bytes]
@@ -137,9 +139,9 @@ def compile(
     clock = timed("golden", clock)
 
     progress.stage("native code")
-    built = build(program, cpu, chunk=chunk)
+    built = build(program, cpu)
     timed("native code", clock)
-    return Compiled(program, built, options, graphs, files, golden, seconds, progress)
+    return Compiled(program, built, cpu, options, graphs, files, golden, seconds, progress)
 
 
 def _capture(

@@ -39,7 +39,7 @@ def summary(artifact: Readable) -> str:
     stages = [name for name in artifact.names if name.startswith("graph/")]
     lines = [
         f"format {manifest['format_version']}, made by graphwright "
-        f"{manifest['graphwright_version']} for {manifest['target']}",
+        f"{manifest['graphwright']} for {manifest['target']}",
         f"quant        {options.get('quant', '?')}",
         f"vocabulary   {plan['vocab_size']}",
         f"max context  {'not stated by the model' if context is None else context}",
@@ -120,7 +120,8 @@ def ledger_table(artifact: Readable) -> str:
     """Who lowered each node."""
     rows = _json(artifact, "ledger.json")
     return "\n".join(
-        f"{row['node']:30} {row['op']:28} {row['lowered_by']}"
-        + (f"   refused: {'; '.join(row['refusals'])}" if row.get("refusals") else "")
+        f"{row['entry']:8} {row['step']:30} {row['op']:24} {row['lowering']:26} "
+        + " ".join(row["kernels"])
+        + (f"   refused: {'; '.join(row['refusals'])}" if row["refusals"] else "")
         for row in rows
     )

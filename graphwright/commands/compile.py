@@ -78,7 +78,7 @@ def _summary(compiled: Compiled, output: Path, seconds: float) -> dict[str, Any]
     return {
         "artifact": str(output),
         "artifact_bytes": output.stat().st_size,
-        "target": compiled.built.target,
+        "target": compiled.cpu.name,
         "quant": compiled.options.quant,
         "seconds": round(seconds, 3),
         "stages": {name: round(value, 3) for name, value in compiled.seconds.items()},
@@ -97,7 +97,7 @@ def _text(compiled: Compiled, output: Path, seconds: float) -> str:
     checked = [r.verified for r in compiled.program.log if r.verified is not None]
     lines = [
         f"{output}: {output.stat().st_size / 1e6:.1f} MB, weights {compiled.options.quant} "
-        f"{plan['weights']['bytes'] / 1e6:.1f} MB, for {compiled.built.target}",
+        f"{plan['weights']['bytes'] / 1e6:.1f} MB, for {compiled.cpu.name}",
         f"compiled in {seconds:.1f} s ({stages})",
     ]
     if checked:

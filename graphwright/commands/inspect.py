@@ -23,22 +23,22 @@ def command(artifact: Path, what: str | None, stage: str | None, as_json: bool) 
     from graphwright import inspector
     from graphwright.runtime.artifact import Artifact
 
-    with Artifact.open(artifact, verify=False) as opened:
-        if stage is not None:
-            try:
-                text = inspector.graph_text(opened, stage)
-            except KeyError as error:
-                raise click.UsageError(error.args[0]) from None
-            click.echo(json.dumps({"stage": stage, "graph": text}) if as_json else text.rstrip())
-            return
-        entry = {"passes": "log.json", "memory": "plan.json", "ledger": "ledger.json"}
-        if as_json:
-            click.echo(opened.read(entry.get(what or "", "manifest.json")).decode())
-        elif what == "passes":
-            click.echo(inspector.pass_table(opened))
-        elif what == "memory":
-            click.echo(inspector.memory_table(opened))
-        elif what == "ledger":
-            click.echo(inspector.ledger_table(opened))
-        else:
-            click.echo(inspector.summary(opened))
+    opened = Artifact.open(artifact, any_cpu=True)
+    if stage is not None:
+        try:
+            text = inspector.graph_text(opened, stage)
+        except KeyError as error:
+            raise click.UsageError(error.args[0]) from None
+        click.echo(json.dumps({"stage": stage, "graph": text}) if as_json else text.rstrip())
+        return
+    entry = {"passes": "log.json", "memory": "plan.json", "ledger": "ledger.json"}
+    if as_json:
+        click.echo(opened.read(entry.get(what or "", "manifest.json")).decode())
+    elif what == "passes":
+        click.echo(inspector.pass_table(opened))
+    elif what == "memory":
+        click.echo(inspector.memory_table(opened))
+    elif what == "ledger":
+        click.echo(inspector.ledger_table(opened))
+    else:
+        click.echo(inspector.summary(opened))

@@ -1,0 +1,50 @@
+"""`graphwright bench`: speed and memory of a compiled model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from graphwright.commands.options import engine_options
+
+__all__ = ["command"]
+
+
+@click.command("bench", short_help="Measure a compiled model's speed and memory.")
+@click.argument("artifact")
+@click.option("--prompt-len", default=64, show_default=True, help="Tokens of the random prompt.")
+@click.option("--gen-len", default=64, show_default=True, help="Tokens to generate.")
+@click.option("--reps", default=3, show_default=True, help="Repetitions after one to warm up.")
+@engine_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    artifact: str,
+    prompt_len: int,
+    gen_len: int,
+    reps: int,
+    options: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Measure ARTIFACT on one sequence: medians over the repetitions."""
+    from graphwright.runtime.benchmark import measure
+    from graphwright.runtime.engine import Engine
+
+    engine = Engine(artifact, max_sequences=1, **options)
+    result = measure(engine, prompt_len, gen_len, reps)
+    if as_json:
+        click.echo(json.dumps(vars(result)))
+        return
+    for name, unit in (
+        ("prefill_tps", "tokens/s"),
+        ("decode_tps", "tokens/s"),
+        ("ttft_s", "s"),
+        ("load_s", "s"),
+        ("peak_rss_mb", "MB"),
+        ("artifact_mb", "MB"),
+        ("weight_bytes_per_token", "bytes"),
+        ("effective_gbps", "GB/s"),
+    ):
+        click.echo(f"{name:24} {getattr(result, name):>14,} {unit}")
+    click.echo(f"({prompt_len} + {gen_len} tokens, {reps} repetitions, {result.threads} threads)")

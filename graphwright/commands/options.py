@@ -1,0 +1,73 @@
+"""Options that several verbs share: how to sample, and how to set up the engine."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+__all__ = ["engine_options", "parse_ids", "sampling_options"]
+
+_SAMPLING = (
+    click.option("--max-tokens", "--max-new-tokens", "max_tokens", type=int,
+                 help="Most tokens to generate (default: the model's, else 256)."),
+    click.option("--temperature", type=float, help="0 is greedy (default: the model's)."),
+    click.option("--top-k", type=int, help="Sample from the k likeliest tokens; 0 for all."),
+    click.option("--top-p", type=float, help="Sample from the likeliest tokens of this mass."),
+    click.option("--min-p", type=float, help="Drop tokens below this share of the likeliest."),
+    click.option("--repetition-penalty", type=float, help="Above 1: fewer repetitions."),
+    click.option("--seed", type=int, help="Makes sampling repeatable."),
+    click.option("--stop", multiple=True, help="Text that ends the output; repeat for several."),
+    click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token."),
+)  # fmt: skip
+_ENGINE = (
+    click.option("--threads", type=int, help="Default: GRAPHWRIGHT_NUM_THREADS, else the cores."),
+    click.option("--context", type=int, help="Tokens a sequence may have (default: up to 2048)."),
+    click.option("--verify/--no-verify", default=True, help="Check the file's hashes first."),
+)
+
+
+def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the sampling options; the function gets them as the dictionary `sampling`."""
+    names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed",
+             "stop", "ignore_eos")  # fmt: skip
+    return _gathered(function, "sampling", names, _SAMPLING)
+
+
+def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the engine's options; the function gets them as the dictionary `options`."""
+    return _gathered(function, "options", ("threads", "context", "verify"), _ENGINE)
+
+
+def _gathered(
+    function: Callable[..., Any],
+    into: str,
+    names: tuple[str, ...],
+    options: tuple[Callable[..., Any], ...],
+) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(**arguments: Any) -> Any:
+        arguments[into] = {name: arguments.pop(name) for name in names}
+        return function(**arguments)
+
+    result: Callable[..., Any] = wrapper
+    for option in reversed(options):
+        result = option(result)
+    return result
+
+
+def parse_ids(
+    _: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[list[int], ...]:
+    """Each value "1,2,3" as a list of numbers. Usage error when it is something else."""
+    lists = []
+    for text in values:
+        try:
+            lists.append([int(each) for each in text.split(",") if each.strip()])
+        except ValueError:
+            raise click.BadParameter(
+                f"'{text}' is not a list of token ids such as 1,2,3.", param=parameter
+            ) from None
+    return tuple(lists)

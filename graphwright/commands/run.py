@@ -1,0 +1,115 @@
+"""`graphwright run`: prompts in, text out, and how fast that was."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from graphwright.commands.options import engine_options, parse_ids, sampling_options
+
+if TYPE_CHECKING:
+    from graphwright.runtime.engine import Engine
+    from graphwright.runtime.request import Output
+    from graphwright.runtime.sampling_params import SamplingParams
+
+__all__ = ["command"]
+
+
+@click.command("run", short_help="Complete prompts with a compiled model.")
+@click.argument("artifact")
+@click.option("--prompt", "prompts", multiple=True, help="A text to complete; repeat for several.")
+@click.option("--prompt-ids", "id_lists", multiple=True, callback=parse_ids,
+              help="Token ids such as 1,2,3; repeat for several. Needs no tokenizer.")  # fmt: skip
+@sampling_options
+@engine_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+@click.option("--no-stream", is_flag=True, help="Print the text when it is complete.")
+def command(
+    artifact: str,
+    prompts: tuple[str, ...],
+    id_lists: tuple[list[int], ...],
+    sampling: dict[str, Any],
+    options: dict[str, Any],
+    as_json: bool,
+    no_stream: bool,
+) -> None:
+    """Complete every --prompt and --prompt-ids with the compiled model ARTIFACT.
+
+    Text goes to stdout as it appears, figures to stderr.
+    """
+    requests = [*prompts, *id_lists]
+    if not requests:
+        raise click.UsageError("nothing to complete: give --prompt TEXT or --prompt-ids 1,2,3.")
+    from graphwright.runtime.engine import Engine
+    from graphwright.runtime.sampling_params import SamplingParams
+
+    params = SamplingParams(**sampling)
+    options["max_sequences"] = min(8, len(requests))
+    engine = Engine(artifact, **options)
+    live = len(requests) == 1 and not (as_json or no_stream)
+    outputs, figures = _complete(engine, requests, params, live)
+    if as_json:
+        click.echo(json.dumps({"outputs": [_as_json(each) for each in outputs], **figures}))
+        return
+    if live:
+        click.echo()
+    else:
+        for number, output in enumerate(outputs):
+            if len(outputs) > 1:
+                click.echo(f"--- prompt {number + 1}")
+            click.echo(output.text if engine.tokenizer else _ids(output.token_ids))
+    click.echo(_line(figures, sum(len(each.token_ids) for each in outputs)), err=True)
+
+
+def _complete(
+    engine: Engine, requests: list[Any], params: SamplingParams, live: bool
+) -> tuple[list[Output], dict[str, float]]:
+    import time
+
+    from graphwright.runtime.statistics import peak_rss_mb, process_seconds
+
+    start = time.perf_counter()
+    first: dict[str, float] = {}
+
+    def on_piece(_: int, piece: Any) -> None:
+        if not first:
+            first["ttft_s"] = time.perf_counter() - start
+            first["start_to_first_token_s"] = process_seconds()
+        if live:
+            sys.stdout.write(piece.text if engine.tokenizer else _ids(piece.token_ids) + " ")
+            sys.stdout.flush()
+
+    outputs = engine.generate(requests, params, on_piece=on_piece)
+    figures = {
+        "load_s": engine.load_seconds,
+        **first,
+        "prefill_tps": engine.statistics.prefill_tps,
+        "decode_tps": engine.statistics.decode_tps,
+        "peak_rss_mb": peak_rss_mb(),
+    }
+    return outputs, {name: round(value, 4) for name, value in figures.items()}
+
+
+def _as_json(output: Output) -> dict[str, Any]:
+    return {
+        "text": output.text,
+        "token_ids": output.token_ids,
+        "prompt_tokens": output.prompt_tokens,
+        "finish_reason": output.finish_reason,
+    }
+
+
+def _ids(token_ids: Any) -> str:
+    return " ".join(map(str, token_ids))
+
+
+def _line(figures: dict[str, float], tokens: int) -> str:
+    return (
+        f"{tokens} tokens; load {figures['load_s']:.2f} s, first token after "
+        f"{figures['ttft_s']:.3f} s ({figures['start_to_first_token_s']:.2f} s from process "
+        f"start), prefill {figures['prefill_tps']:.0f} tokens/s, decode "
+        f"{figures['decode_tps']:.1f} tokens/s, peak memory {figures['peak_rss_mb']:.0f} MB"
+    )
