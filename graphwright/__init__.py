@@ -6,10 +6,11 @@ Everything is imported when it is first used: `import graphwright` itself loads 
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from graphwright.compiler import Compiled, compile
     from graphwright.runtime.engine import Engine
     from graphwright.runtime.errors import ArtifactError, RequestError

@@ -103,13 +103,14 @@ def compile(
     from graphwright.backends.tvm.target import cpu_by_name
     from graphwright.golden import golden_tokens
     from graphwright.passes.base import PassContext, run_passes
-    from graphwright.passes.pipeline import pipeline
+    from graphwright.passes.pipeline import PipelineOptions, pipeline
+    from graphwright.passes.recipe import Recipe
     from graphwright.passes.verification import numeric_check, should_check
 
     options = CompileOptions(quant, target, chunk, check)
     progress = progress or Progress()
     cpu = cpu_by_name(target)
-    steps = pipeline(quant=quant, chunk=chunk)
+    steps = pipeline(PipelineOptions(recipe=Recipe.parse(quant), chunk=chunk))
     seconds: dict[str, float] = {}
 
     def timed(stage: str, start: float) -> float:

@@ -12,9 +12,8 @@ __all__ = ["command"]
 
 @click.command("passes", short_help="List the passes of the pipeline, in order.")
 @click.argument("name", required=False)
-@click.option("--quant", default="w8", show_default=True, help="The recipe to list the passes for.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(name: str | None, quant: str, as_json: bool) -> None:
+def command(name: str | None, as_json: bool) -> None:
     """List the passes in order, or describe the pass NAME."""
     from graphwright.commands.dependencies import require_compiler
 
@@ -29,12 +28,12 @@ def command(name: str | None, quant: str, as_json: bool) -> None:
             "what": " ".join((type(step).__doc__ or "").split("\n\n")[0].split()),
             "description": (type(step).__doc__ or "").strip(),
         }
-        for step in pipeline(quant=quant)
+        for step in pipeline()
     ]
     if name is not None:
         rows = [row for row in rows if row["name"] == name]
         if not rows:
-            known = ", ".join(step.title() for step in pipeline(quant=quant))
+            known = ", ".join(step.title() for step in pipeline())
             raise click.UsageError(f"there is no pass '{name}'; there are: {known}.")
     if as_json:
         click.echo(json.dumps(rows, indent=1))
