@@ -164,5 +164,6 @@ def _capture(
 
 
 def log_as_json(program: Program) -> str:
-    """The pass log as the artifact stores it."""
-    return json.dumps([vars(record) for record in program.log], indent=1)
+    """The pass log as stored: without times, so that equal inputs give equal files."""
+    rows = [{k: v for k, v in vars(record).items() if k != "seconds"} for record in program.log]
+    return json.dumps(rows, indent=1)

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 from torch.utils import _pytree as pytree
 
+from graphwright.ir.memory import MemoryPlan
 from graphwright.ir.states import State
 from graphwright.ir.weights import Weight, WeightStore
 
@@ -75,6 +76,7 @@ class Program:
     states: list[State] = field(default_factory=list)
     level: Level = Level.CAPTURED
     log: list[PassRecord] = field(default_factory=list)
+    plans: dict[str, MemoryPlan] = field(default_factory=dict)  # by entry, from level PLANNED on
 
     @property
     def graph(self) -> fx.Graph:
@@ -195,4 +197,5 @@ class Program:
             states=list(self.states),
             level=self.level,
             log=list(self.log),
+            plans=dict(self.plans),
         )

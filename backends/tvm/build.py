@@ -1,0 +1,135 @@
+"""From a planned program to one native library, its packed weights and its plan.
+
+The library needs two things in the process that loads it: `tvm_ffi` (Python package apache-tvm-ffi)
+and TVM's runtime library. With neither torch nor tvm installed:
+
+    import ctypes, tvm_ffi                                          # loads libtvm_ffi.so first
+    ctypes.CDLL("libtvm_runtime.so", mode=ctypes.RTLD_GLOBAL)       # BuiltProgram.runtime_library
+    decode = tvm_ffi.load_module("step.so")["decode"]
+    decode(*(ctypes.c_void_p(address) for each of phases.PARAMETERS), threads)    # returns 0
+
+All buffers start at multiples of 64 bytes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from graphwright.backends.tvm import lower as lower  # registers the lowerings
+from graphwright.backends.tvm.blobs import BlobTable
+from graphwright.backends.tvm.context import Kernels, LoweringContext
+from graphwright.backends.tvm.emit import emit_entries, emit_kernels, kernels_of
+from graphwright.backends.tvm.kernels.pipeline import compile_module
+from graphwright.backends.tvm.kv_layout import KvLayout
+from graphwright.backends.tvm.link import link
+from graphwright.backends.tvm.phases import Phase
+from graphwright.backends.tvm.registry import LedgerEntry, lower_entry
+from graphwright.backends.tvm.target import Cpu
+from graphwright.ir.errors import BackendError
+from graphwright.ir.memory import MemoryPlan
+from graphwright.ir.program import Level, Program
+
+__all__ = ["BuiltProgram", "build", "lower_program", "runtime_library"]
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BuiltProgram:
+    """What an artifact is written from. `plan` is the content of plan.json."""
+
+    library: bytes
+    runtime_library: Path
+    plan: dict[str, Any]
+    ledger: tuple[LedgerEntry, ...]
+    phases: dict[str, list[Phase]]
+    blobs: BlobTable
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights region."""
+        return self.blobs.bytes
+
+    def weights(self, on_blob: Progress | None = None) -> Iterator[memoryview]:
+        """The weights region in pieces; each weight is loaded, packed and dropped on the way."""
+        return self.blobs.chunks(on_blob)
+
+
+def build(program: Program, cpu: Cpu, *, on_progress: Progress | None = None) -> BuiltProgram:
+    """Lowers and compiles a planned program. Raises BackendError."""
+    say = on_progress or (lambda text: None)
+    kv = KvLayout.of(program.states)
+    blobs = BlobTable()
+    say("lowering")
+    phases, ledger = lower_program(program, cpu, kv, blobs)
+    library = _compile(phases, blobs.offsets(), cpu, say)
+    plan = {
+        "entries": {name: _describe_entry(entry) for name, entry in program.plans.items()},
+        "kv": kv.describe(),
+        "weights": {
+            "bytes": blobs.bytes,
+            "bytes_per_token": blobs.bytes_per_token,
+            "entries": blobs.describe(),
+        },
+        "vocab_size": int(program.output.meta["val"].shape[-1]),
+        "max_context": program.info.max_context,
+    }
+    return BuiltProgram(library, runtime_library(), plan, tuple(ledger), phases, blobs)
+
+
+def lower_program(
+    program: Program, cpu: Cpu, kv: KvLayout, blobs: BlobTable
+) -> tuple[dict[str, list[Phase]], list[LedgerEntry]]:
+    """The phases of every planned entry, decode first: its order is the order of the weights."""
+    if program.level is not Level.PLANNED or not program.plans:
+        raise BackendError(
+            f"the program is at level '{program.level.name.lower()}', not 'planned': "
+            "run PlanMemory."
+        )
+    kernels = Kernels()
+    phases: dict[str, list[Phase]] = {}
+    ledger: list[LedgerEntry] = []
+    for name, plan in program.plans.items():
+        context = LoweringContext(program, plan, cpu, kv, blobs, kernels)
+        phases[name], entries = lower_entry(context)
+        ledger.extend(entries)
+    return phases, ledger
+
+
+def runtime_library() -> Path:
+    """libtvm_runtime.so of the installed apache-tvm. Raises BackendError when it is not there."""
+    import tvm
+
+    path = Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so"
+    if not path.is_file():
+        raise BackendError(f"apache-tvm has no runtime library at {path}.")
+    return path
+
+
+def _compile(
+    phases: Mapping[str, Sequence[Phase]], blobs: Mapping[str, int], cpu: Cpu, say: Progress
+) -> bytes:
+    kernels = kernels_of(phases)
+    with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
+        objects = [Path(folder) / "kernels.o", Path(folder) / "entries.o"]
+        say(f"compiling {len(kernels)} kernels")
+        compile_module(emit_kernels(kernels), cpu).mod.write_to_file(str(objects[0]), "o")
+        say(f"compiling {sum(map(len, phases.values()))} phases")
+        compile_module(emit_entries(phases, blobs), cpu).mod.write_to_file(str(objects[1]), "o")
+        say("linking")
+        library = Path(folder) / "step.so"
+        link(objects, library, cpu.mtriple)
+        return library.read_bytes()
+
+
+def _describe_entry(plan: MemoryPlan) -> dict[str, Any]:
+    return {
+        "max_tokens": plan.max_tokens,
+        "max_rows": plan.max_rows,
+        "arena_bytes": plan.arena_bytes,
+        "buffers": [asdict(buffer) for buffer in plan.buffers],
+    }

@@ -1,0 +1,154 @@
+"""What a lowering may ask about the step it lowers: where its values, weights and states lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import fx
+
+from graphwright.backends.tvm.blobs import BlobTable, Layout, identity
+from graphwright.backends.tvm.kernels.kernel import Kernel
+from graphwright.backends.tvm.kv_layout import KvLayout
+from graphwright.backends.tvm.phases import PARAMETERS, Operand, RowCount
+from graphwright.backends.tvm.target import Cpu
+from graphwright.ir.errors import BackendError
+from graphwright.ir.layout import RowView, row_axis, row_view
+from graphwright.ir.memory import MemoryPlan, buffer_name, result_of, results, scratch
+from graphwright.ir.program import Program
+
+__all__ = ["Kernels", "LoweringContext", "arguments"]
+
+
+class Kernels:
+    """The kernels of a library, each built once for the same parameters."""
+
+    def __init__(self) -> None:
+        self._built: dict[Any, Kernel] = {}
+
+    def get(self, builder: Callable[..., Kernel], *args: Any, **options: Any) -> Kernel:
+        """builder(*args, **options)."""
+        key = (builder, args, tuple(sorted(options.items())))
+        if key not in self._built:
+            self._built[key] = builder(*args, **options)
+        return self._built[key]
+
+
+@dataclass
+class LoweringContext:
+    """One entry being lowered."""
+
+    program: Program
+    plan: MemoryPlan
+    cpu: Cpu
+    kv: KvLayout
+    blobs: BlobTable
+    kernels: Kernels
+    _filled: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._logits = result_of(self.program.graph)
+        self._offsets = {buffer.name: buffer.offset for buffer in self.plan.buffers}
+        linears = {torch.ops.gw.linear.default, torch.ops.gw.quantized_linear.default}
+        self._streamed = {
+            identity(self.program.weight_of(node.args[1]))
+            for node in self.program.graph.nodes
+            if node.target in linears
+        }
+
+    # ---- values
+
+    def view(self, node: Any) -> RowView:
+        """Where the rows of an argument lie. Raises BackendError when it has none."""
+        view = row_view(node) if isinstance(node, fx.Node) else None
+        if view is None:
+            raise BackendError(f"'{node}' has no rows: {getattr(node, 'meta', {}).get('val')}.")
+        return view
+
+    def value(self, node: Any) -> Operand:
+        """The first row of an argument: in the arena, among the inputs, or the logits."""
+        view = self.view(node)
+        start = view.offset * node.meta["val"].dtype.itemsize
+        if view.base.op == "placeholder":
+            name = str(view.base.target)
+            if name not in PARAMETERS:
+                raise BackendError(
+                    f"'{node.name}' reads input '{name}', which a step does not have."
+                )
+            return Operand(name, start)
+        return self._place(buffer_name(view.base), start)
+
+    def results(self, step: fx.Node) -> tuple[Operand, ...]:
+        """Where a step writes its results."""
+        return tuple(self._place(name, 0) for name in results(step))
+
+    def scratch(self, step: fx.Node) -> tuple[Operand, ...]:
+        """The step's scratch, by the rule in ir/memory.py."""
+        return tuple(self._place(need.name, 0) for need in scratch(step))
+
+    def fills_scratch(self, step: fx.Node) -> bool:
+        """Is this the first step of the entry with this scratch, so that it must fill it?"""
+        names = {need.name for need in scratch(step)}
+        first = not names <= self._filled
+        self._filled |= names
+        return first
+
+    def rows(self, step: fx.Node) -> RowCount:
+        """Does the step work on the T tokens or on the R sampled rows? Raises BackendError."""
+        value = next(iter(results(step).values()))
+        axis = row_axis(value)
+        name = None if axis is None else self.program.dims.get(str(value.shape[axis]))
+        if name not in ("T", "R"):
+            shape = tuple(getattr(value, "shape", ()))
+            raise BackendError(
+                f"step '{step.name}' has shape {shape}; its rows are neither T nor R."
+            )
+        return cast(RowCount, name)
+
+    # ---- weights and states
+
+    def weight(self, node: Any, layout: Layout, read: int | None = None) -> Operand:
+        """The packed weight of a get_attr argument; `read` as in BlobTable.add."""
+        weight = self.program.weight_of(node)
+        if weight is None:
+            raise BackendError(f"'{node}' is no weight: it is computed at run time.")
+        name = self.blobs.add(str(node.target), weight, layout, read)
+        return Operand("weights", 0, name)
+
+    def streamed(self, node: Any) -> bool:
+        """Does a matrix product of the program read this weight (a tied embedding)?"""
+        return identity(self.program.weight_of(node)) in self._streamed
+
+    def state(self, node: Any) -> Operand:
+        """A tensor of a state, in the first block of the cache."""
+        name = str(node.target)
+        if name not in self.kv.offsets:
+            raise BackendError(f"'{name}' is no state; there are {sorted(self.kv.offsets)}.")
+        return Operand("kv", self.kv.offsets[name])
+
+    # ---- helpers
+
+    def kernel(self, builder: Callable[..., Kernel], *args: Any, **options: Any) -> Kernel:
+        """builder(*args, cpu=…, **options), built once."""
+        return self.kernels.get(builder, *args, cpu=self.cpu, **options)
+
+    def _place(self, name: str, start: int) -> Operand:
+        if name == self._logits:
+            return Operand("logits", start)
+        if name not in self._offsets:
+            raise BackendError(f"plan '{self.plan.entry}' has no buffer '{name}': run PlanMemory.")
+        return Operand("arena", self._offsets[name] + start)
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a gw op's node by name, with the schema's defaults."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    given = dict(node.kwargs)
+    for position, parameter in enumerate(node.target._schema.arguments):
+        if position < len(node.args):
+            given[parameter.name] = node.args[position]
+        else:
+            given.setdefault(parameter.name, parameter.default_value)
+    return given

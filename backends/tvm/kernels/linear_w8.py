@@ -1,0 +1,264 @@
+"""y = epilogue(x_q · weight_qᵀ * x_scale * weight_scale): int8 times int8 with exact int32 sums.
+
+Packed weights are tiles of 16 output channels by 4 input channels, int8 [ceil(N/16), K'/4, 16, 4] with K'
+= K padded to 64: a cache line for each 4 input channels is one operand of AVX-512's vpdpbusd and two of
+AVX2's vpmaddubsw. One layout serves decode and prefill on every CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from graphwright.backends.tvm.kernels.int8_dot import LINE, QUAD, Dot, dot_for
+from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define, registers
+from graphwright.backends.tvm.kernels.loops import kernel_name, spread
+from graphwright.backends.tvm.kernels.matmul import (
+    TILE,
+    Epilogue,
+    Tiling,
+    for_each_block,
+    prefetch,
+    stage,
+    unrolled,
+    write_block,
+)
+from graphwright.backends.tvm.kernels.quantize_rows import group_count, padded, row_size
+from graphwright.backends.tvm.kernels.vector import constant, fma, span, vector_type
+from graphwright.backends.tvm.target import Cpu
+
+__all__ = ["linear_w8", "pack_w8"]
+
+AHEAD = 64  # lines that decode prefetches ahead: 4 KB
+DECODE_ROWS = 8
+
+
+def pack_w8(q: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 [N, K] and float32 [N] or [N, K/G] -> the blobs of weights and scales.
+
+    Weights: int8 [ceil(N/16), K'/4, 16, 4]. Scales: float32 [ceil(N/16), K/G or 1, 16]. Channels behind
+    the last one and inputs behind K are zero.
+    """
+    n, k = q.shape
+    tiles = -(-n // TILE)
+    weights = np.zeros((tiles * TILE, padded(k)), np.int8)
+    weights[:n, :k] = q
+    scales = np.zeros((tiles * TILE, scale.size // n), np.float32)
+    scales[:n] = scale.reshape(n, -1)
+    return (
+        np.ascontiguousarray(weights.reshape(tiles, TILE, -1, QUAD).transpose(0, 2, 1, 3)),
+        np.ascontiguousarray(scales.reshape(tiles, TILE, -1).transpose(0, 2, 1)),
+    )
+
+
+def linear_w8(
+    n: int,
+    k: int,
+    *,
+    group: int | None = None,
+    bias: bool = False,
+    activation: str | None = None,
+    residual_stride: int | None = None,
+    max_rows: int,
+    cpu: Cpu,
+) -> Kernel:
+    """Pointers: x_q, x_scale (both quantize_rows), weight, weight_scale (pack_w8), (bias), (residual), out.
+
+    x_q is int8 [rows, row_size(k, group)], x_scale float32 [rows, K/G or 1], out float32 [rows, N].
+    For `max_rows` <= 8 the kernel is the one for decoding: right for any number of rows, made for 1 to
+    8. `residual_stride` None means no residual; `out` may be the residual itself if its stride is N.
+    """
+    epilogue = Epilogue(bias, activation, residual_stride)
+    decode = max_rows <= DECODE_ROWS
+    dot, tiling = dot_for(cpu, many_rows=not decode), _tiling(cpu, decode, group is not None)
+    groups, stride = group_count(k, group), row_size(k, group)
+    scheme = f"w8g{group}" if group else "w8"
+    name = f"linear_{scheme}_{'decode' if decode else 'prefill'}_{n}x{k}{epilogue.name}_{cpu.name}"
+
+    def body(thread: Expr, threads: Expr, rows: Expr, *buffers: Expr) -> None:
+        x, x_scale, weight, weight_scale, *operands, out = buffers
+        sums = stage(tiling.stage_size, "float32" if group else "int32")
+        starts = None
+        if dot.starts_from_channels:
+            starts = stage(groups * tiling.tiles * TILE, "int32")
+        ahead = AHEAD if decode else 0
+        product = _Product(x, x_scale, weight, weight_scale, sums, starts, k, group, dot, ahead)
+
+        def value(at: Expr, row: Expr, tile: Expr, lane: Expr, lanes: int) -> Expr:
+            if group:
+                return sums[span(at, lanes)]
+            exact = tirx.Cast(vector_type("float32", lanes), sums[span(at, lanes)])
+            scale = weight_scale[span(tile * TILE + lane, lanes)]
+            return exact * spread(x_scale[row], lanes) * scale
+
+        write = write_block(n, tiling, epilogue, cpu.lanes, value, operands, out)
+        begin = product.begin if dot.starts_from_channels else None
+        for_each_block(n, tiling, thread, threads, rows, product.multiply, write, begin)
+
+    pointers = [
+        ("x_q", "int8"),
+        ("x_scale", "float32"),
+        ("weight", "int8"),
+        ("weight_scale", "float32"),
+        *epilogue.pointers,
+        ("out", "float32"),
+    ]
+    return define(name.replace("-", "_"), pointers, body)
+
+
+def _tiling(cpu: Cpu, decode: bool, grouped: bool) -> Tiling:
+    if decode:
+        return Tiling((DECODE_ROWS, 4, 2, 1) if cpu.vnni else (4, 2, 1), 1)
+    if not cpu.vnni:
+        return Tiling((4, 2, 1), 1)
+    return Tiling((4, 2), 4) if grouped else Tiling((8, 4, 2), 2)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """The operands of a kernel, and the code that sums up one block of them."""
+
+    x: Expr
+    x_scale: Expr
+    weight: Expr
+    weight_scale: Expr
+    sums: Expr  # [row][tile][channel]: int32 without groups, scaled float32 with
+    starts: Expr | None  # int32 [group][tile][channel] if dot.starts_from_channels
+    k: int
+    group: int | None
+    dot: Dot
+    ahead: int  # lines to prefetch ahead, or 0
+
+    def begin(self, tiles: list[Expr]) -> None:
+        """Fills `starts` for the blocks of `tiles` that follow."""
+        lanes, bases = self.dot.lanes, self._bases(tiles)
+        count = len(tiles) * TILE // lanes
+        with T.serial(0, group_count(self.k, self.group)) as number:
+            total = _zeros(count, lanes)
+
+            def step(line: Expr, u: int) -> None:
+                weights = self._weights(bases, number * self._lines + line)
+                for register, each in zip(total, weights, strict=True):
+                    _add(register, lanes, lambda value: self.dot.negatives(value, each))
+
+            unrolled(self._lines, 1, step)
+            for i, register in enumerate(total):
+                at = span((number * count + i) * lanes, lanes)
+                T.buffer_store(self.starts, register[span(0, lanes)], [at])
+
+    def multiply(self, rows: list[Expr], tiles: list[Expr]) -> None:
+        """Sums up the block of these row and tile numbers into `sums`."""
+        stride = row_size(self.k, self.group)
+        offsets = [T.bind(row * stride) for row in rows]
+        total = (
+            self._grouped(rows, offsets, tiles)
+            if self.group
+            else self._dots(offsets, self._bases(tiles), 0)
+        )
+        for i, value in enumerate(total):
+            T.buffer_store(self.sums, value, [span(i * self.dot.lanes, self.dot.lanes)])
+
+    def _grouped(self, rows: list[Expr], offsets: list[Expr], tiles: list[Expr]) -> list[Expr]:
+        """Σ over groups of dot * x_scale * weight_scale, for each row and vector of channels."""
+        lanes, groups = self.dot.lanes, group_count(self.k, self.group)
+        real, bases = vector_type("float32", lanes), self._bases(tiles)
+        parts = [(tile, part) for tile in tiles for part in range(0, TILE, lanes)]
+        total = _zeros(len(rows) * len(parts), lanes, "float32")
+        with T.serial(0, groups) as number:
+            dots = iter(self._dots(offsets, bases, number))
+            scales = [
+                T.bind(self.weight_scale[span((tile * groups + number) * TILE + part, lanes)])
+                for tile, part in parts
+            ]
+            registers_left = iter(total)
+            for row in rows:
+                x_scale = T.bind(spread(self.x_scale[row * groups + number], lanes))
+                for scale in scales:
+                    dot = tirx.Cast(real, next(dots)) * x_scale
+                    _add(
+                        next(registers_left),
+                        lanes,
+                        lambda value, dot=dot, scale=scale: fma(dot, scale, value, lanes),
+                    )
+        return [register[span(0, lanes)] for register in total]
+
+    def _dots(self, offsets: list[Expr], bases: list[Expr], number: Expr) -> list[Expr]:
+        """The int32 sums of group `number`, for each row and vector of channels.
+
+        Where there are few, several chains of additions hide the latency of one.
+        """
+        dot, lanes = self.dot, self.dot.lanes
+        starts = self._starts(offsets, len(bases) * TILE // lanes, number)
+        chains = [
+            _zeros(len(starts), lanes)
+            for _ in range(1 if self.group else max(1, 8 // len(starts)))
+        ]
+        for register, start in zip(chains[0], starts, strict=True):
+            T.buffer_store(register, start, [span(0, lanes)])
+
+        def step(i: Expr, u: int) -> None:
+            line = T.bind(number * self._lines + i)
+            if self.ahead:
+                for base in bases:
+                    prefetch(self.weight, base + (line + self.ahead) * LINE)
+            weights = self._weights(bases, line)
+            registers_left = iter(chains[u % len(chains)])
+            for offset in offsets:
+                quad = dot.activations(self.x, offset + line * QUAD)
+                for each in weights:
+                    _add(
+                        next(registers_left),
+                        lanes,
+                        lambda value, each=each, quad=quad: dot.add(value, each, quad),
+                    )
+
+        unrolled(self._lines, max(len(chains), dot.unroll), step)
+        return [
+            sum((register[span(0, lanes)] for register in rest), first[span(0, lanes)])
+            for first, *rest in zip(*chains, strict=True)
+        ]
+
+    def _starts(self, offsets: list[Expr], vectors: int, number: Expr) -> list[Expr]:
+        """What the sums of group `number` start from, for each row and vector of channels."""
+        lanes = self.dot.lanes
+        if self.starts is not None:
+            at = [span((number * vectors + i) * lanes, lanes) for i in range(vectors)]
+            return [self.starts[each] for each in at] * len(offsets)
+        if not self.dot.starts_from_rows:
+            return [constant(0, lanes, "int32")] * (vectors * len(offsets))
+        result = []
+        for offset in offsets:
+            total = tirx.reinterpret("int32", self.x[span(offset + padded(self.k) + number * 4, 4)])
+            result += [T.bind(spread(total * -128, lanes))] * vectors
+        return result
+
+    @property
+    def _lines(self) -> int:
+        """Lines of a tile in one group."""
+        return -(-(self.group or self.k) // QUAD)
+
+    def _bases(self, tiles: list[Expr]) -> list[Expr]:
+        return [T.bind(tile * (padded(self.k) * TILE)) for tile in tiles]
+
+    def _weights(self, bases: list[Expr], line: Expr) -> list[Any]:
+        return [
+            self.dot.weights(self.weight, base + line * LINE + part * QUAD)
+            for base in bases
+            for part in range(0, TILE, self.dot.lanes)
+        ]
+
+
+def _zeros(count: int, lanes: int, dtype: str = "int32") -> list[Expr]:
+    total = registers(count, lanes, dtype)
+    for register in total:
+        T.buffer_store(register, constant(0, lanes, dtype), [span(0, lanes)])
+    return total
+
+
+def _add(register: Expr, lanes: int, added: Callable[[Expr], Expr]) -> None:
+    T.buffer_store(register, added(register[span(0, lanes)]), [span(0, lanes)])

@@ -1,0 +1,204 @@
+"""What every matrix product has around its inner loop: who computes which block, and what follows the sum.
+
+The output is cut into blocks of some rows by some tiles of 16 channels. A block's sums are left in a
+small buffer on the stack, the stage, from where the epilogue takes them to the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from graphwright.backends.tvm.kernels.kernel import Expr, partition
+from graphwright.backends.tvm.kernels.vector import activate, span
+
+__all__ = [
+    "TILE",
+    "Epilogue",
+    "Tiling",
+    "for_each_block",
+    "prefetch",
+    "stage",
+    "unrolled",
+    "write_block",
+]
+
+TILE = 16  # output channels that lie side by side in packed weights
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Blocks are of `tiles` tiles by any of `rows` (descending): each has code of its own."""
+
+    rows: tuple[int, ...]
+    tiles: int
+
+    @property
+    def stage_size(self) -> int:
+        return self.rows[0] * self.tiles * TILE
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """activation(sum + bias[n]) + residual[row * residual_stride + n]."""
+
+    bias: bool = False
+    activation: str | None = None
+    residual_stride: int | None = None
+
+    @property
+    def pointers(self) -> list[tuple[str, str]]:
+        names = ["bias"] * self.bias + ["residual"] * (self.residual_stride is not None)
+        return [(name, "float32") for name in names]
+
+    @property
+    def name(self) -> str:
+        parts = ["b"] * self.bias + [self.activation or ""]
+        if self.residual_stride is not None:
+            parts.append(f"r{self.residual_stride}")
+        return "".join(f"_{part}" for part in parts if part)
+
+    def apply(self, value: Expr, row: Expr, n: Expr, lanes: int, operands: list[Expr]) -> Expr:
+        """The finished value of `lanes` channels from `n` on; `operands` are this epilogue's buffers."""
+        remaining = list(operands)
+        if self.bias:
+            value = value + remaining.pop(0)[span(n, lanes)]
+        value = activate(value, self.activation, lanes)
+        if self.residual_stride is not None:
+            index = tirx.Cast("int64", row) * self.residual_stride + n
+            value = value + remaining.pop(0)[span(index, lanes)]
+        return value
+
+
+def for_each_block(
+    n: int,
+    tiling: Tiling,
+    thread: Expr,
+    threads: Expr,
+    rows: Expr,
+    compute: Callable[[list[Expr], list[Expr]], None],
+    write: Callable[[Expr, Expr, Expr], None],
+    begin: Callable[[list[Expr]], None] | None = None,
+) -> None:
+    """Emits this thread's share: compute(rows, tiles), then write(first row, rows, first tile).
+
+    `rows` are row numbers, as many as one of tiling.rows; `tiles` tile numbers, int64 as offsets into
+    weights may need it. Those behind the end of the matrix repeat the last one, are computed and never
+    written. `begin(tiles)` goes before the blocks of the same tiles.
+
+    Threads divide (tiles x blocks of rows) evenly, in the order of the tiles, so that each reads one
+    contiguous part of the weights, once, and keeps it in its cache for all rows.
+    """
+    tile_count = -(-n // TILE)
+    panels, most = -(-tile_count // tiling.tiles), tiling.rows[0]
+    blocks = T.bind(T.truncdiv(rows + (most - 1), most))
+    first, last = partition(panels * blocks, thread, threads)
+    panel_first = T.bind(T.truncdiv(first, blocks))
+    panel_last = T.bind(T.truncdiv(last + blocks - 1, blocks))
+
+    with T.serial(panel_first, panel_last) as panel:
+        tiles = [
+            T.bind(tirx.Cast("int64", tirx.min(panel * tiling.tiles + i, tile_count - 1)))
+            for i in range(tiling.tiles)
+        ]
+        if begin is not None:
+            begin(tiles)
+        start = T.bind(tirx.max(first - panel * blocks, 0))
+        stop = T.bind(tirx.min(last - panel * blocks, blocks))
+        with T.serial(start, stop) as block:
+            first_row = T.bind(block * most)
+            left = T.bind(rows - first_row)
+            _choose(
+                tiling.rows,
+                left,
+                lambda count: compute(
+                    [T.bind(tirx.min(first_row + i, rows - 1)) for i in range(count)], tiles
+                ),
+            )
+            write(first_row, tirx.min(left, most), panel * tiling.tiles)
+
+
+def _choose(counts: tuple[int, ...], left: Expr, emit: Callable[[int], None]) -> None:
+    """emit(the smallest of the descending `counts` that is >= left), the largest if none is."""
+    count, *smaller = counts
+    if not smaller:
+        emit(count)
+        return
+    with T.If(left > smaller[0]):
+        with T.Then():
+            emit(count)
+        with T.Else():
+            _choose(tuple(smaller), left, emit)
+
+
+def write_block(
+    n: int,
+    tiling: Tiling,
+    epilogue: Epilogue,
+    lanes: int,
+    value: Callable[[Expr, Expr, Expr, Expr, int], Expr],
+    operands: list[Expr],
+    out: Expr,
+) -> Callable[[Expr, Expr, Expr], None]:
+    """The `write` of for_each_block: epilogue and store of a staged block.
+
+    `value(stage index, row, tile, lane, lanes)` gives the float32 sums. A last tile narrower than 16
+    channels goes channel by channel.
+    """
+    tail, tiles = n % TILE, -(-n // TILE)
+
+    def store(row: Expr, tile: Expr, staged: Expr, lane: Expr, width: int) -> None:
+        channel = tile * TILE + lane
+        result = value(staged + lane, row, tile, lane, width)
+        result = epilogue.apply(result, row, channel, width, operands)
+        index = T.bind(tirx.Cast("int64", row) * n + channel)
+        T.buffer_store(out, result, [span(index, width)])
+
+    def whole(row: Expr, tile: Expr, staged: Expr) -> None:
+        for lane in range(0, TILE, lanes):
+            store(row, tile, staged, lane, lanes)
+
+    def write(first_row: Expr, count: Expr, first_tile: Expr) -> None:
+        with T.serial(0, count) as i, T.serial(0, tiling.tiles) as j:
+            row, tile = T.bind(first_row + i), T.bind(first_tile + j)
+            staged = T.bind((i * tiling.tiles + j) * TILE)
+            with T.If(tile < n // TILE):
+                with T.Then():
+                    whole(row, tile, staged)
+                if tail:
+                    with T.Else(), T.If(tile < tiles), T.Then(), T.serial(0, tail) as lane:
+                        store(row, tile, staged, lane, 1)
+
+    return write
+
+
+def stage(size: int, dtype: str = "float32") -> Expr:
+    """A buffer of `size` elements on the stack, however large."""
+    return T.alloc_buffer((size,), dtype, annotations={"disable_lower_builtin": True})
+
+
+def unrolled(count: int, unroll: int, step: Callable[[Expr, int], None]) -> None:
+    """Emits step(i, i % unroll) for i in [0, count), `unroll` to an iteration of a loop."""
+    if count >= unroll:
+        with T.serial(0, count // unroll) as i:
+            for u in range(unroll):
+                step(i * unroll + u, u)
+    for u in range(count % unroll):
+        step(count // unroll * unroll + u, u)
+
+
+def prefetch(buffer: Expr, index: Expr) -> None:
+    """Asks for the cache line of `buffer[index]`, which may lie behind its end."""
+    T.evaluate(
+        T.call_llvm_intrin(
+            "void",
+            "llvm.prefetch.p0",
+            T.address_of(buffer[index]),
+            T.int32(0),
+            T.int32(3),
+            T.int32(1),
+        )
+    )

@@ -1,0 +1,132 @@
+"""Activations to int8, a scale per row or per group of inputs: what the integer matrix kernels read.
+
+scale = max|x| / 127 and q = round(x / scale), ties to even, in float32: bit for bit what
+graphwright.ir.schemes.quantize_activation computes.
+
+A row of the output is `row_size(k, group)` bytes: K values, zeros up to a multiple of 64, then for each
+group Σ q as int32, which kernels with an unsigned operand need.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define, partition, registers
+from graphwright.backends.tvm.kernels.matmul import unrolled
+from graphwright.backends.tvm.kernels.vector import (
+    at_least,
+    at_most,
+    constant,
+    reduce_lanes,
+    span,
+    vector_type,
+)
+from graphwright.backends.tvm.target import Cpu
+from graphwright.ir.errors import BackendError
+
+__all__ = ["group_count", "padded", "quantize_rows", "row_size"]
+
+
+def padded(k: int) -> int:
+    """K rounded up to 64: what a row of packed int8 weights or activations holds."""
+    return -(-k // 64) * 64
+
+
+def group_count(k: int, group: int | None) -> int:
+    """Scales per row. Raises BackendError if `group` is not 32, 64 or 128 or does not divide K."""
+    if group is None:
+        return 1
+    if group not in (32, 64, 128) or k % group:
+        raise BackendError(
+            f"{k} input channels cannot be quantized in groups of {group}; groups are 32, 64 or 128 "
+            "channels and must divide them."
+        )
+    return k // group
+
+
+def row_size(k: int, group: int | None = None) -> int:
+    """Bytes of one quantized row, a multiple of 64."""
+    return padded(padded(k) + 4 * group_count(k, group))
+
+
+def quantize_rows(k: int, *, x_stride: int, group: int | None = None, cpu: Cpu) -> Kernel:
+    """Pointers: x float32 [rows, K] with `x_stride`, x_q int8 [rows, row_size], x_scale [rows, groups].
+
+    Threads share (rows x groups): a single row without groups is quantized by one thread.
+    """
+    groups, stride, lanes = group_count(k, group), row_size(k, group), cpu.lanes
+    length = group or k
+    name = f"quantize_rows_{k}_g{group}_s{x_stride}_{cpu.name}".replace("-", "_")
+
+    def body(thread: Expr, threads: Expr, rows: Expr, x: Expr, x_q: Expr, x_scale: Expr) -> None:
+        first, last = partition(rows * groups, thread, threads)
+        with T.serial(first, last) as unit:
+            row = T.bind(T.truncdiv(unit, groups))
+            number = T.bind(unit - row * groups)
+            source = T.bind(row * x_stride + number * length)
+            target = T.bind(row * stride + number * length)
+            scale = T.bind(_largest(x, source, length, lanes) / T.float32(127))
+            T.buffer_store(x_scale, scale, [unit])
+            divisor = T.bind(tirx.Select(scale == T.float32(0), T.float32(1), scale))
+            total = _quantize(x, source, x_q, target, length, lanes, divisor)
+            if k % 64 and group is None:
+                for at in range(k, padded(k)):
+                    T.buffer_store(x_q, T.int8(0), [row * stride + at])
+            at = row * stride + padded(k) + number * 4
+            T.buffer_store(x_q, tirx.reinterpret("int8x4", total), [span(at, 4)])
+
+    pointers = [("x", "float32"), ("x_q", "int8"), ("x_scale", "float32")]
+    return define(name, pointers, body)
+
+
+def _largest(x: Expr, source: Expr, length: int, lanes: int) -> Expr:
+    """max |x[source : source + length]|, NaN if one is."""
+    ways = 4
+    most, rest = registers(ways, lanes), registers(1, 1)[0]
+    for register in most:
+        T.buffer_store(register, constant(0.0, lanes), [span(0, lanes)])
+    T.buffer_store(rest, T.float32(0), [0])
+
+    def larger(a: Expr, b: Expr, width: int) -> Expr:
+        return T.call_llvm_pure_intrin(vector_type("float32", width), "llvm.maximum", a, b)
+
+    def magnitude(at: Expr, width: int) -> Expr:
+        value = x[span(source + at, width)]
+        return T.call_llvm_pure_intrin(vector_type("float32", width), "llvm.fabs", value)
+
+    def whole(i: Expr, way: int) -> None:
+        register = most[way]
+        value = larger(register[span(0, lanes)], magnitude(i * lanes, lanes), lanes)
+        T.buffer_store(register, value, [span(0, lanes)])
+
+    unrolled(length // lanes, ways, whole)
+    for at in range(length // lanes * lanes, length):
+        T.buffer_store(rest, larger(rest[0], magnitude(at, 1), 1), [0])
+    total = most[0][span(0, lanes)]
+    for register in most[1:]:
+        total = larger(total, register[span(0, lanes)], lanes)
+    return larger(reduce_lanes("fmaximum", total, "float32"), rest[0], 1)
+
+
+def _quantize(
+    x: Expr, source: Expr, x_q: Expr, target: Expr, length: int, lanes: int, divisor: Expr
+) -> Expr:
+    """Stores the int8 values of one group and returns their sum."""
+    partial, rest = registers(1, lanes, "int32")[0], registers(1, 1, "int32")[0]
+    T.buffer_store(partial, constant(0, lanes, "int32"), [span(0, lanes)])
+    T.buffer_store(rest, T.int32(0), [0])
+
+    def piece(at: Expr, width: int, total: Expr) -> None:
+        spread = divisor if width == 1 else tirx.Broadcast(divisor, width)
+        real = vector_type("float32", width)
+        nearest = T.call_llvm_pure_intrin(real, "llvm.roundeven", x[span(source + at, width)] / spread)
+        bounded = at_most(at_least(nearest, -127.0, width), 127.0, width)
+        value = T.bind(tirx.Cast(vector_type("int32", width), bounded))
+        T.buffer_store(x_q, tirx.Cast(vector_type("int8", width), value), [span(target + at, width)])
+        T.buffer_store(total, total[span(0, width)] + value, [span(0, width)])
+
+    unrolled(length // lanes, 2, lambda i, _: piece(i * lanes, lanes, partial))
+    for at in range(length // lanes * lanes, length):
+        piece(at, 1, rest)
+    return reduce_lanes("add", partial[span(0, lanes)], "int32") + rest[0]

@@ -1,0 +1,57 @@
+"""gw.embedding and gw.select_rows: rows by number."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from graphwright.backends.tvm.blobs import dense
+from graphwright.backends.tvm.context import LoweringContext, arguments
+from graphwright.backends.tvm.kernels.embedding import embedding as embedding_kernel
+from graphwright.backends.tvm.kernels.select_rows import select_rows as select_rows_kernel
+from graphwright.backends.tvm.layouts import linear_f32_layout
+from graphwright.backends.tvm.phases import Phase
+from graphwright.backends.tvm.registry import lowering
+
+__all__ = ["embedding", "one_id_a_row", "select_rows"]
+
+gw = torch.ops.gw
+
+
+def one_id_a_row(context: LoweringContext, node: fx.Node) -> str | None:
+    """Refuses indices that do not come one int64 a row."""
+    ids = arguments(node)["ids"]
+    view = context.view(ids)
+    if not view.dense or view.row_size != 1:
+        return f"'{ids}' has {view.row_size} of {view.row_stride} elements a row, not one index"
+    if ids.meta["val"].dtype is not torch.int64:
+        return f"'{ids}' is {ids.meta['val'].dtype}, not int64"
+    return None
+
+
+@lowering(gw.embedding.default, when=one_id_a_row)
+def embedding(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
+    """A tied table is read in the layout of the matrix product that streams it."""
+    given = arguments(node)
+    width = int(given["weight"].meta["val"].shape[1])
+    tied = context.streamed(given["weight"])
+    kernel = context.kernel(embedding_kernel, width, layout="linear" if tied else "rows")
+    layout = linear_f32_layout() if tied else dense()
+    weight = context.weight(given["weight"], layout, read=4 * width)
+    operands = (context.value(given["ids"]), weight, *context.results(node))
+    return (Phase(node.name, kernel, operands, context.rows(node)),)
+
+
+def _float_rows(context: LoweringContext, node: fx.Node) -> str | None:
+    dtype = arguments(node)["x"].meta["val"].dtype
+    return None if dtype is torch.float32 else f"its rows are {dtype}, not float32"
+
+
+@lowering(gw.select_rows.default, when=_float_rows)
+def select_rows(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
+    """One copy a sampled row."""
+    given = arguments(node)
+    view = context.view(given["x"])
+    kernel = context.kernel(select_rows_kernel, view.row_size, x_stride=view.row_stride)
+    operands = (context.value(given["x"]), context.value(given["rows"]), *context.results(node))
+    return (Phase(node.name, kernel, operands, context.rows(node)),)

@@ -1,0 +1,146 @@
+"""Checkpoint directory → Program: transformers builds the module, weights stay in their files."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphwright.frontend.capture import capture_with_weights
+from graphwright.frontend.checkpoint_files import CheckpointFiles, read_json
+from graphwright.ir.errors import FrontendError
+from graphwright.ir.program import Program
+
+__all__ = ["capture_checkpoint"]
+
+
+def capture_checkpoint(directory: str | Path, *, trust_remote_code: bool = False) -> Program:
+    """Loads the decoder saved in `directory` (config.json and safetensors) and traces it.
+
+    Weights are not copied: the program refers to the files, which must stay where they are until
+    the program has been compiled. trust_remote_code runs Python code that lies in the directory.
+
+    Raises FrontendError, one sentence, for anything missing, damaged or not supported.
+    """
+    directory = Path(directory)
+    config = _read_config(directory)
+    files = CheckpointFiles(directory)
+    with _silent():
+        _check_model_type(directory, config, trust_remote_code)
+        model = _load(directory, trust_remote_code)
+        names = _names_by_tensor(model)
+        return capture_with_weights(
+            model,
+            lambda origin, tensor: files.weight(names.get(id(tensor), [origin]), tensor),
+            name=directory.resolve().name,
+        )
+
+
+def _names_by_tensor(model: nn.Module) -> dict[int, list[str]]:
+    """Every name of each tensor: tied ones have several, and the file may use any of them."""
+    held: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    held.update(model.named_buffers(remove_duplicate=False))
+    names: dict[int, list[str]] = {}
+    for name, tensor in held.items():
+        names.setdefault(id(tensor), []).append(name)
+    return names
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    if not directory.exists():
+        raise FrontendError(f"there is no directory '{directory}'.")
+    if not directory.is_dir():
+        raise FrontendError(f"'{directory}' is a file; expected a checkpoint directory.")
+    path = directory / "config.json"
+    if not path.exists():
+        raise FrontendError(f"'{directory}' has no config.json, so it is no checkpoint directory.")
+    config = read_json(path)
+    quantized = config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else "?"
+        raise FrontendError(
+            f"'{directory}' is already quantized (method '{method}'); give the original "
+            f"checkpoint and let graphwright quantize it."
+        )
+    return config
+
+
+def _check_model_type(directory: Path, config: dict[str, Any], trust_remote_code: bool) -> None:
+    import transformers
+
+    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    decoders = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    name = config.get("model_type")
+    if not isinstance(name, str):
+        raise FrontendError(f"{directory / 'config.json'} has no 'model_type'.")
+    custom = "AutoModelForCausalLM" in (config.get("auto_map") or {})
+    if custom and not (trust_remote_code or name in decoders):
+        raise FrontendError(
+            f"'{directory}' brings its own model code; pass trust_remote_code=True to run it."
+        )
+    if name not in known and not custom:
+        raise FrontendError(
+            f"model type '{name}' of '{directory}' is unknown to transformers "
+            f"{transformers.__version__}."
+        )
+    if name not in decoders and not custom:
+        raise FrontendError(f"model type '{name}' of '{directory}' is no decoder language model.")
+
+
+def _load(directory: Path, trust_remote_code: bool) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype="auto",
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # refused below, with their sizes
+            output_loading_info=True,
+        )
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise FrontendError(f"transformers cannot load '{directory}': {reason}.") from error
+    wrong = sorted(report["mismatched_keys"])
+    if wrong:
+        name, stored, expected = wrong[0]
+        raise FrontendError(
+            f"{len(wrong)} tensor(s) of '{directory}' do not fit its config.json: '{name}' is "
+            f"{list(stored)} in the file, {list(expected)} in the model."
+        )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise FrontendError(
+            f"'{directory}' lacks {len(missing)} tensor(s) that its config.json asks for, "
+            f"the first is '{missing[0]}'."
+        )
+    errors = report.get("error_msgs")
+    if errors:
+        raise FrontendError(f"transformers cannot load '{directory}': {errors[0]}.")
+    assert isinstance(model, nn.Module)
+    return model
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """No progress bars, reports or warnings of transformers while open."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,140 @@
+"""The safetensors files of a checkpoint directory: which tensors lie where, are the files whole?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from graphwright.ir.errors import FrontendError
+from graphwright.ir.weights import CheckpointTensor, ConstantTensor, Expression, Weight
+
+__all__ = ["CheckpointFiles", "read_json"]
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises FrontendError when it is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FrontendError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise FrontendError(f"{path} must hold a JSON object, not {type(value).__name__}.")
+    return value
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor in a file, by its header."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+
+
+class CheckpointFiles:
+    """The headers of a checkpoint's weight files; reads values only to compare them."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises FrontendError when weights are missing, incomplete or in another format."""
+        self.directory = directory
+        self._stored: dict[str, _Stored] = {}
+        for file in _weight_files(directory):
+            self._read_header(file)
+        self._check_index()
+
+    def _read_header(self, file: Path) -> None:
+        try:
+            with safe_open(file, framework="pt") as checkpoint:
+                for key in checkpoint.keys():  # noqa: SIM118  (not a dict)
+                    header = checkpoint.get_slice(key)
+                    shape, dtype = tuple(header.get_shape()), _DTYPES.get(header.get_dtype())
+                    self._stored[key] = _Stored(file, shape, dtype)
+        except SafetensorError as error:
+            raise FrontendError(
+                f"{file} ({file.stat().st_size} bytes) is damaged or cut off: {error}. "
+                f"Copy or download it again."
+            ) from error
+
+    def _check_index(self) -> None:
+        index = self.directory / _INDEX
+        if (self.directory / _SINGLE).exists() or not index.exists():
+            return
+        absent = sorted(set(read_json(index)["weight_map"]) - set(self._stored))
+        if absent:
+            raise FrontendError(
+                f"{index.name} names {len(absent)} tensor(s) that its files do not hold, "
+                f"the first is '{absent[0]}'."
+            )
+
+    def weight(self, names: list[str], tensor: torch.Tensor) -> Weight:
+        """The weight for a tensor of the loaded model that goes by `names`.
+
+        A reference into a file when a stored tensor of that name has the same bits (possibly after
+        a cast to the model's dtype); else the tensor itself, which then stays in memory.
+        """
+        tensor = tensor.detach()
+        for key in self._candidates(names):
+            stored = self._stored[key]
+            if stored.shape != tuple(tensor.shape) or stored.dtype is None:
+                continue
+            reference = CheckpointTensor(stored.shape, stored.dtype, stored.file, key)
+            if _same_bits(reference.load().to(tensor.dtype), tensor):
+                if stored.dtype == tensor.dtype:
+                    return reference
+                cast = torch.ops.aten._to_copy.default
+                return Expression.of(cast, reference, dtype=tensor.dtype)
+        return ConstantTensor.of(tensor.cpu().clone(), names[0])
+
+    def _candidates(self, names: list[str]) -> Iterator[str]:
+        """Keys called like one of `names`, then those that differ by a prefix only."""
+        yield from (name for name in names if name in self._stored)
+        for name in names:
+            for key in self._stored:
+                if key != name and (key.endswith("." + name) or name.endswith("." + key)):
+                    yield key
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    single, index = directory / _SINGLE, directory / _INDEX
+    if single.exists():
+        return [single]
+    if index.exists():
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not names:
+            raise FrontendError(f"{index} has no 'weight_map'.")
+        files = [directory / name for name in sorted(set(names.values()))]
+        for file in files:
+            if not file.exists():
+                raise FrontendError(f"{index} names '{file.name}', which is not in {directory}.")
+        return files
+    pickled = sorted(path.name for path in directory.glob("*.bin"))
+    if pickled:
+        raise FrontendError(
+            f"{directory} holds its weights as '{pickled[0]}' only, a pickle file, which is not "
+            f"read; load the model once with transformers and save it with save_pretrained, which "
+            f"writes safetensors."
+        )
+    raise FrontendError(f"{directory} holds no weights: expected {_SINGLE} or {_INDEX}.")
+
+
+def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Equality of the bytes, so that NaNs are equal to themselves and 0.0 is not -0.0."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    by_size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    integer = by_size[first.element_size()]
+    return torch.equal(first.contiguous().view(integer), second.contiguous().view(integer))

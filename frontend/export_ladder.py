@@ -1,0 +1,183 @@
+"""torch.export with a length that stays dynamic: what is tried in turn, and what went wrong."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from graphwright.frontend.stateless import StatelessForward
+from graphwright.ir.errors import FrontendError
+from graphwright.ir.program import Level
+from graphwright.ir.verifier import allowed_at
+
+__all__ = ["Exported", "export_dynamic"]
+
+_LOG = logging.getLogger("graphwright.frontend")
+_OURS = str(Path(__file__).parent)
+_TORCH = str(Path(torch.__file__).parent)
+_CONSTANT_LENGTH = ("static shape", "specialized it to be a constant", "not in VR[")
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to export. least: the shortest sequence the trace may assume."""
+
+    name: str
+    least: int
+    deferred: bool
+
+
+_LADDER = (
+    Rung("plain export", 2, deferred=False),
+    Rung("export with deferred runtime asserts", 2, deferred=True),
+    Rung("export for 16 tokens or more", 16, deferred=True),
+)
+
+
+class _NotDynamicError(Exception):
+    """One rung's export worked, but not for every length."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A decomposed export and the lengths its trace is sure to be right for (most: None = any)."""
+
+    program: ExportedProgram
+    rung: str
+    least: int
+    most: int | None
+
+
+def export_dynamic(forward: StatelessForward, tokens: torch.Tensor) -> Exported:
+    """Exports `forward` over `tokens` with dynamic length, by the first rung that works.
+
+    Raises FrontendError that names what each rung met, and where in the model's source.
+    """
+    failures: dict[str, list[str]] = {}
+    for rung in _LADDER:
+        try:
+            return _export(forward, tokens, rung)
+        except FrontendError:
+            raise
+        except _NotDynamicError as error:
+            reason = str(error)
+        except Exception as error:  # noqa: BLE001  (torch.export raises whatever the model raises)
+            reason = _explain(error, forward, tokens, rung)
+        _LOG.info("%s failed: %s", rung.name, reason)
+        failures.setdefault(reason, []).append(rung.name)
+    raise FrontendError(
+        f"{type(forward.model).__name__} cannot be traced for a variable number of tokens."
+        + "".join(f"\n  {', '.join(names)}: {reason}" for reason, names in failures.items())
+    )
+
+
+def _export(forward: StatelessForward, tokens: torch.Tensor, rung: Rung) -> Exported:
+    length = max(tokens.shape[0], 2 * rung.least)
+    repeats = -(-length // tokens.shape[0])
+    tokens = tokens.repeat(repeats)[:length]
+    args: tuple[torch.Tensor, ...] = (tokens,)
+    if forward.takes_positions:
+        args = (tokens, torch.arange(length))
+    dynamic = tuple({0: Dim.DYNAMIC(min=rung.least)} for _ in args)
+    with torch.no_grad(), _quiet():
+        exported = torch.export.export(
+            forward, args, dynamic_shapes=dynamic, strict=False,
+            prefer_deferred_runtime_asserts_over_guards=rung.deferred,
+        )  # fmt: skip
+        least, most = _bounds(exported)
+        if least > rung.least:
+            raise _NotDynamicError(
+                f"its code takes another path for fewer than {least} tokens, and one trace must "
+                f"serve every length."
+            )
+        exported = exported.run_decompositions(_decompositions())
+    return Exported(exported, rung.name, least, most)
+
+
+@functools.cache
+def _decompositions() -> dict[Any, Any]:
+    """How to write ops outside the vocabulary (einsum, type_as, …) with others; the rest stays."""
+    table = torch.export.default_decompositions().items()
+    return {op: rule for op, rule in table if not allowed_at(Level.NORMALIZED, op)}
+
+
+def _bounds(exported: ExportedProgram) -> tuple[int, int | None]:
+    name = exported.graph_signature.user_inputs[0]
+    node = next(node for node in exported.graph.nodes if node.name == name)
+    length = node.meta["val"].shape[0]
+    if not isinstance(length, torch.SymInt):
+        raise _NotDynamicError(f"the trace is fixed to {length} tokens.")
+    bounds = exported.range_constraints[length.node.expr]
+    most = int(bounds.upper) if bounds.upper.is_Integer and bounds.upper < 2**31 else None
+    return int(bounds.lower), most
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+# ---- what went wrong
+
+
+def _explain(error: Exception, forward: StatelessForward, tokens: torch.Tensor, rung: Rung) -> str:
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else type(error).__name__
+    if any(sign in text for sign in _CONSTANT_LENGTH):
+        place = _where_specialized(forward, tokens, rung)
+        return f"the number of tokens became a constant{place}."
+    if "data-dependent" in first:
+        first = "its code branches on a value that is computed from the tokens"
+    frames = [frame for link in _chain(error) for frame in traceback.extract_tb(link.__traceback__)]
+    return f"{first.rstrip('.')}{_place(frames)}."
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _place(frames: list[traceback.FrameSummary]) -> str:
+    """The innermost frame that is the model's, as ` at FILE:LINE: CODE`."""
+    for frame in reversed(frames):
+        if not frame.filename.startswith((_TORCH, _OURS, "<")):
+            return f" at {frame.filename}:{frame.lineno}: {(frame.line or '').strip()}"
+    return ""
+
+
+def _where_specialized(forward: StatelessForward, tokens: torch.Tensor, rung: Rung) -> str:
+    """Exports again, watching for the moment when the length is replaced by a number."""
+    places: list[str] = []
+    depth = len(traceback.extract_stack())
+    original: Any = getattr(ShapeEnv, "_set_replacement", None)
+    if original is None:
+        return ""
+
+    def watch(env: Any, symbol: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(value, "is_number", False):
+            place = _place(list(traceback.extract_stack())[depth:])
+            if place:
+                places.append(place)
+        return original(env, symbol, value, *args, **kwargs)
+
+    with mock.patch.object(ShapeEnv, "_set_replacement", watch):
+        try:
+            _export(forward, tokens, rung)
+        except Exception as error:  # noqa: BLE001  (it failed before; only the places matter now)
+            _LOG.debug("second look: %s", error)
+    return places[0] if places else ""

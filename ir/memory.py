@@ -1,0 +1,171 @@
+"""Where values lie: buffers in one arena; shared by the planner, its verifier and the backends.
+
+A *step* is a node that runs code: a gw op or a region. Its results are buffers, named after the
+node (`node.0`, `node.1` when there are several); row views and getitem have none of their own.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphwright.ir.errors import PassError
+from graphwright.ir.layout import RowView, is_view, row_axis, row_size, row_view
+
+__all__ = ["ALIGNMENT", "Buffer", "MemoryPlan", "Scratch", "align", "buffer_name", "memory_table",
+           "operands", "result_of", "results", "scratch", "steps"]  # fmt: skip
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """`bytes` of the arena from `offset` on, taken from step `first` to step `last`."""
+
+    name: str
+    offset: int
+    bytes: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The arena of one entry, for at most `max_tokens` tokens of which `max_rows` are sampled."""
+
+    entry: str
+    max_tokens: int
+    max_rows: int
+    arena_bytes: int
+    buffers: tuple[Buffer, ...]
+
+    def buffer(self, name: str) -> Buffer:
+        """The buffer called `name`. Raises PassError."""
+        for buffer in self.buffers:
+            if buffer.name == name:
+                return buffer
+        raise PassError(f"the plan of '{self.entry}' has no buffer '{name}'.")
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Memory a step needs beside its results: `row_bytes` a token.
+
+    Steps that name the same scratch share its content: the first one fills it.
+    """
+
+    name: str
+    row_bytes: int
+
+
+def align(size: int) -> int:
+    """`size` rounded up to ALIGNMENT."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def steps(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that run code, in order. Raises PassError for one that has no kernel."""
+    found = []
+    for node in graph.nodes:
+        if node.op == "call_module":
+            found.append(node)
+        elif (
+            node.op == "call_function" and node.target is not operator.getitem and not is_view(node)
+        ):
+            if getattr(node.target, "namespace", "") != "gw":
+                shape = getattr(node.meta.get("val"), "shape", None)
+                raise PassError(
+                    f"node '{node.name}' ({node.target}, shape {shape and tuple(shape)}) moves "
+                    "memory and is no row view; it belongs into a region."
+                )
+            found.append(node)
+    return found
+
+
+def results(step: fx.Node) -> dict[str, torch.Tensor]:
+    """What a step computes: fake tensors by buffer name."""
+    value = step.meta["val"]
+    if isinstance(value, (tuple, list)):
+        return {f"{step.name}.{i}": item for i, item in enumerate(value)}
+    return {step.name: value}
+
+
+def buffer_name(base: fx.Node) -> str:
+    """The buffer that holds `base`, the base of a row view: a step, or getitem of one."""
+    if base.target is operator.getitem:
+        source, index = base.args
+        assert isinstance(source, fx.Node)
+        return f"{source.name}.{index}"
+    return base.name
+
+
+def result_of(graph: fx.Graph) -> str:
+    """The buffer of the program's result: the caller's, not in the arena. Raises PassError."""
+    node: Any = graph.output_node().args[0]
+    node = node[0] if isinstance(node, (tuple, list)) else node
+    view = row_view(node)
+    if view is None or view.base.op not in ("call_function", "call_module"):
+        raise PassError(f"the program's result '{node.name}' is not computed by any step.")
+    if not view.dense or view.row_size != row_size(view.base.meta["val"]):
+        raise PassError(
+            f"the program's result '{node.name}' is a part of '{view.base.name}': "
+            "it must be computed on its own."
+        )
+    return buffer_name(view.base)
+
+
+def operands(step: fx.Node) -> list[RowView]:
+    """The row views a step reads, of steps and inputs, in argument order. Weights are not here."""
+    views = []
+    for node in step.all_input_nodes:
+        if row_axis(node.meta.get("val")) is not None:
+            view = row_view(node)
+            assert view is not None
+            views.append(view)
+    return views
+
+
+def scratch(step: fx.Node) -> tuple[Scratch, ...]:
+    """The scratch of a step: a rule by op.
+
+    gw.quantized_linear: a row of its input as int8, padded to 64, then the int32 sum of each group;
+    and one float32 scale per group. Shared by all steps that read the same rows in as many groups.
+    """
+    if step.target is not torch.ops.gw.quantized_linear.default:
+        return ()
+    x, scale = step.args[0], step.args[2]
+    assert isinstance(x, fx.Node) and isinstance(scale, fx.Node)
+    view = row_view(x)
+    assert view is not None
+    groups = int(scale.meta["val"].shape[1])
+    whole = view.dense and not view.offset
+    part = "" if whole else f"[{view.offset}:{view.offset + view.row_size}]"
+    name = f"{buffer_name(view.base)}{part}.int8g{groups}"
+    row_bytes = align(align(view.row_size) + 4 * groups)
+    return (Scratch(name, row_bytes), Scratch(f"{name}.scale", 4 * groups))
+
+
+def memory_table(plan: MemoryPlan) -> str:
+    """The plan as text for people: buffer, offset, bytes, first and last step."""
+    total = sum(buffer.bytes for buffer in plan.buffers)
+    lines = [
+        f"{plan.entry}: {plan.arena_bytes:,} bytes of arena for {plan.max_tokens} tokens; "
+        f"{len(plan.buffers)} buffers of {total:,} bytes",
+        *_table(plan.buffers),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(buffers: Iterable[Buffer]) -> list[str]:
+    rows = [("buffer", "offset", "bytes", "steps")]
+    rows += [(b.name, f"{b.offset:,}", f"{b.bytes:,}", f"{b.first}-{b.last}") for b in buffers]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return [
+        f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}"
+        for a, b, c, d in rows
+    ]

@@ -1,0 +1,92 @@
+"""Paged caches for running a program step by step: which block holds what, and a step's inputs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from graphwright.ir.errors import PassError
+from graphwright.ir.program import Program
+
+__all__ = ["PagedCache"]
+
+
+@dataclass
+class _Sequence:
+    length: int = 0
+    blocks: list[int] = field(default_factory=list)
+
+
+class PagedCache:
+    """The states of some sequences in blocks of `block_size` positions, and each step's inputs.
+
+    Blocks are given out in a shuffled order, are never cleaned, and start as NaN, so that reading a
+    wrong or an unwritten position shows in the logits.
+    """
+
+    def __init__(self, program: Program, *, num_blocks: int = 64, block_size: int = 16) -> None:
+        self.block_size = block_size
+        self._num_blocks = num_blocks
+        self._sequences: dict[int, _Sequence] = {}
+        self._free = list(range(num_blocks))
+        random.Random(0).shuffle(self._free)
+        self._tensors = {
+            name: torch.full(shape, float("nan"), dtype=getattr(state, "dtype", torch.float32))
+            for state in program.states
+            for name, shape in zip(state.inputs, state.shapes(num_blocks, block_size), strict=True)
+        }
+
+    def start(self) -> int:
+        """A new, empty sequence; returns its number."""
+        number = max(self._sequences, default=-1) + 1
+        self._sequences[number] = _Sequence()
+        return number
+
+    def finish(self, number: int) -> None:
+        """Gives the blocks of a sequence back, as they are."""
+        self._free += self._sequences.pop(number).blocks
+
+    def length(self, number: int) -> int:
+        """Positions that a sequence has in the cache."""
+        return self._sequences[number].length
+
+    def inputs(
+        self, batch: Sequence[tuple[int, torch.Tensor]], rows: Sequence[int] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Every input of a step that appends tokens (int64 [n]) to sequences; claims their blocks.
+
+        rows: the tokens of the step whose logits are wanted, counted through the batch; None: all.
+        """
+        positions = []
+        for number, tokens in batch:
+            begin = self._sequences[number].length
+            positions.append(torch.arange(begin, begin + len(tokens)))
+            self._grow(number, begin + len(tokens))
+        counts = [len(tokens) for _, tokens in batch]
+        tables = [self._sequences[number].blocks for number, _ in batch]
+        width = max(len(table) for table in tables)
+        wanted = range(sum(counts)) if rows is None else rows
+        return {
+            "tokens": torch.cat([tokens for _, tokens in batch]),
+            "positions": torch.cat(positions),
+            "query_start": torch.tensor([0, *counts]).cumsum(0).int(),
+            "block_table": torch.tensor(
+                [table + [0] * (width - len(table)) for table in tables], dtype=torch.int32
+            ),
+            "sample_rows": torch.tensor(list(wanted), dtype=torch.int32),
+            **self._tensors,
+        }
+
+    def _grow(self, number: int, length: int) -> None:
+        sequence = self._sequences[number]
+        while len(sequence.blocks) * self.block_size < length:
+            if not self._free:
+                raise PassError(
+                    f"the {self._num_blocks} blocks of {self.block_size} positions are all taken; "
+                    f"sequence {number} cannot grow to {length} positions."
+                )
+            sequence.blocks.append(self._free.pop())
+        sequence.length = length

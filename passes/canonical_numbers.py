@@ -1,0 +1,114 @@
+"""Canonical spellings of pointwise ops and reductions. Each rule returns the new node, or None."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphwright.ir.program import Program
+from graphwright.passes.canonical_layout import same_value
+
+__all__ = ["NUMBER_RULES"]
+
+aten = torch.ops.aten
+Rule = Callable[[Program, fx.Node], fx.Node | None]
+
+
+def _to_overload(target: Any) -> Rule:
+    """op.Scalar(x, 2) → op.Tensor(x, 2): the same op with one name fewer."""
+
+    def rule(program: Program, node: fx.Node) -> fx.Node | None:
+        if set(node.kwargs) - {"alpha"} or node.kwargs.get("alpha", 1) != 1 or len(node.args) != 2:
+            return None
+        return same_value(program, node, target, *node.args)
+
+    return rule
+
+
+def _reverse_subtract(program: Program, node: fx.Node) -> fx.Node | None:
+    """rsub(x, y) = y - x."""
+    x, y = node.args[:2]
+    alpha = node.args[2] if len(node.args) > 2 else node.kwargs.get("alpha", 1)
+    assert isinstance(x, fx.Node)
+    if alpha != 1:
+        return None
+    if isinstance(y, fx.Node):
+        return same_value(program, node, aten.sub.Tensor, y, x)
+    minus = program.call(node, aten.neg.default, x)
+    return same_value(program, node, aten.add.Tensor, minus, y)
+
+
+def _square(program: Program, node: fx.Node) -> fx.Node | None:
+    return same_value(program, node, aten.pow.Tensor_Scalar, node.args[0], 2)
+
+
+def _multiply(program: Program, node: fx.Node) -> fx.Node | None:
+    """x * x → pow(x, 2); a number stands on the right."""
+    if node.args[0] is node.args[1] and node.meta["val"].dtype.is_floating_point:
+        return _square(program, node)
+    return None
+
+
+def _power(program: Program, node: fx.Node) -> fx.Node | None:
+    """A whole exponent is an int."""
+    exponent = node.args[1]
+    if isinstance(exponent, float) and exponent.is_integer():
+        x: Any = node.args[0]
+        if x.meta["val"].dtype.is_floating_point:
+            return same_value(program, node, aten.pow.Tensor_Scalar, x, int(exponent))
+    return None
+
+
+def _embedding(program: Program, node: fx.Node) -> fx.Node | None:
+    """What only training looks at (padding, gradients) is dropped."""
+    if len(node.args) == 2 and not node.kwargs:
+        return None
+    return same_value(program, node, aten.embedding.default, *node.args[:2])
+
+
+def _softmax(program: Program, node: fx.Node) -> fx.Node | None:
+    if node.args[2]:
+        return None
+    return same_value(program, node, aten.softmax.int, *node.args[:2])
+
+
+def _reduce(program: Program, node: fx.Node) -> fx.Node | None:
+    """A reduced axis counts from the front, the last axis is -1."""
+    x: Any = node.args[0]
+    rank = x.meta["val"].dim()
+    if len(node.args) < 2 or not isinstance(node.args[1], (list, tuple)):
+        return None
+    dims = [_axis(int(dim), rank) for dim in node.args[1]]  # type: ignore[arg-type]
+    if dims == list(node.args[1]):
+        return None
+    new = same_value(program, node, node.target, x, dims, *node.args[2:])  # type: ignore[arg-type]
+    new.kwargs = node.kwargs
+    return new
+
+
+def _axis(dim: int, rank: int) -> int:
+    dim %= rank
+    return -1 if dim == rank - 1 else dim
+
+
+NUMBER_RULES: dict[Any, Rule] = {
+    aten.add.Scalar: _to_overload(aten.add.Tensor),
+    aten.sub.Scalar: _to_overload(aten.sub.Tensor),
+    aten.mul.Scalar: _to_overload(aten.mul.Tensor),
+    aten.div.Scalar: _to_overload(aten.div.Tensor),
+    aten.rsub.Scalar: _reverse_subtract,
+    aten.rsub.Tensor: _reverse_subtract,
+    aten.square.default: _square,
+    aten.mul.Tensor: _multiply,
+    aten.pow.Tensor_Scalar: _power,
+    aten._softmax.default: _softmax,
+    aten.embedding.default: _embedding,
+    aten.mean.dim: _reduce,
+    aten.sum.dim_IntList: _reduce,
+    aten.amax.default: _reduce,
+    aten.amin.default: _reduce,
+    aten.var.correction: _reduce,
+}

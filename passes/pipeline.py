@@ -1,0 +1,81 @@
+"""The passes in order: the table of contents of the compiler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from graphwright.passes.base import Pass
+from graphwright.passes.canonicalize_ops import CanonicalizeOps
+from graphwright.passes.drop_no_ops import DropNoOps
+from graphwright.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
+from graphwright.passes.fold_constants import FoldConstants
+from graphwright.passes.fold_scales import FoldScales
+from graphwright.passes.form_regions import FormRegions
+from graphwright.passes.fuse_embedding import FuseEmbedding
+from graphwright.passes.fuse_gated_activation import FuseGatedActivation
+from graphwright.passes.fuse_layer_norm import FuseLayerNorm
+from graphwright.passes.fuse_linear import FuseLinear
+from graphwright.passes.fuse_residual_norm import FuseResidualNorm
+from graphwright.passes.fuse_rms_norm import FuseRmsNorm
+from graphwright.passes.insert_kv_cache import InsertKvCache
+from graphwright.passes.lift_reshapes import LiftReshapes
+from graphwright.passes.merge_projections import MergeProjections
+from graphwright.passes.plan_memory import PlanMemory
+from graphwright.passes.quantize_weights import QuantizeWeights
+from graphwright.passes.recipe import Recipe
+from graphwright.passes.recognize_attention import RecognizeAttention
+from graphwright.passes.recognize_rope import RecognizeRope
+from graphwright.passes.rewrite_positions import RewritePositions
+from graphwright.passes.select_sampled_rows import SelectSampledRows
+
+__all__ = ["PipelineOptions", "pipeline"]
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """What a user chooses about the passes.
+
+    recipe: which weights are quantized, and how. decode_tokens, chunk: the most tokens that one
+    step of the decode and of the prefill entry takes.
+    """
+
+    recipe: Recipe = field(default_factory=Recipe)
+    decode_tokens: int = 8
+    chunk: int = 512
+
+
+def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
+    """Every pass, in order. A pass that does not apply makes no rewrites."""
+    options = options or PipelineOptions()
+    return (
+        # normalize: one spelling for everything
+        DropNoOps(),
+        CanonicalizeOps(),
+        FoldConstants(),
+        EliminateCommonSubexpressions(),
+        RewritePositions(),
+        # attention: from one sequence to a ragged batch over a cache
+        RecognizeAttention(),
+        RecognizeRope(),
+        InsertKvCache(),
+        SelectSampledRows(),
+        # fuse: few phases, each one pass over memory. Products are cleared of reshapes and factors
+        # first, for the passes below to see what touches them. Gates come before merging, which
+        # leaves a linear alone that feeds an activation and no gate: that is its epilogue.
+        # A residual is added in a linear's epilogue where it can be (the norm then reads one
+        # tensor); only sums that are left, as behind a norm of the linear's result, join the norm.
+        LiftReshapes(),
+        FoldScales(),
+        FuseRmsNorm(),
+        FuseLayerNorm(),
+        FuseGatedActivation(),
+        MergeProjections(),
+        FuseLinear(),
+        FuseResidualNorm(),
+        FuseEmbedding(),
+        FormRegions(),
+        # quantize
+        QuantizeWeights(options.recipe),
+        # plan_memory
+        PlanMemory(options.decode_tokens, options.chunk),
+    )

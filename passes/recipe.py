@@ -1,0 +1,66 @@
+"""Quantization recipes: which scheme each weight gets, read from text such as `w8g32:head=f32`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from graphwright.ir.errors import PassError
+from graphwright.ir.schemes import Scheme
+
+__all__ = ["Recipe", "Role"]
+
+Role = Literal["linear", "head", "embedding"]
+_ROLES = {"linear": "linear", "head": "head", "embed": "embedding"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`default` for every weight but those an override names; None keeps float32.
+
+    overrides: (pattern, scheme). A pattern is a role (`linear`, `head` for the matrix that makes
+    the logits, `embed` for the token table) or a regular expression searched in the weight's name.
+    The first that fits decides; expressions go before roles. A merged projection has the joined
+    name of its parts (`layers_0_self_attn_q_k_v_proj_weight`).
+    """
+
+    default: Scheme | None = None
+    overrides: tuple[tuple[str, Scheme | None], ...] = ()
+
+    @staticmethod
+    def parse(text: str) -> Recipe:
+        """Reads `SCHEME[:PATTERN=SCHEME,…]`; SCHEME is `f32` or what Scheme.parse knows.
+
+        Raises PassError for an unknown scheme or a pattern that is no regular expression.
+        """
+        default, _, rest = text.partition(":")
+        overrides = []
+        for item in rest.split(",") if rest else ():
+            pattern, equals, scheme = item.rpartition("=")
+            if not equals or not pattern:
+                raise PassError(f"'{item}' in recipe '{text}' is not PATTERN=SCHEME.")
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise PassError(f"'{pattern}' in recipe '{text}': {error}.") from error
+            overrides.append((pattern, _scheme(scheme)))
+        return Recipe(_scheme(default), tuple(overrides))
+
+    def scheme_for(self, name: str, role: Role) -> Scheme | None:
+        """The scheme of the weight `name` in this role; None: it stays float32."""
+        for pattern, scheme in self.overrides:
+            if pattern not in _ROLES and re.search(pattern, name):
+                return scheme
+        for pattern, scheme in self.overrides:
+            if _ROLES.get(pattern) == role:
+                return scheme
+        return self.default
+
+    def __str__(self) -> str:
+        rest = ",".join(f"{pattern}={scheme or 'f32'}" for pattern, scheme in self.overrides)
+        return f"{self.default or 'f32'}" + (f":{rest}" if rest else "")
+
+
+def _scheme(text: str) -> Scheme | None:
+    return None if text in ("f32", "none") else Scheme.parse(text)

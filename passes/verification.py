@@ -1,0 +1,162 @@
+"""Checking a pass by numbers: the program before and after it must give the same logits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from graphwright.ir import Level, PassError, Program, format_graph
+from graphwright.ir.interpreter import WeightCache, run_program
+from graphwright.ir.paging import PagedCache
+from graphwright.ir.tolerance import TOLERANCES, error_ratio
+from graphwright.passes.base import Exactness
+
+__all__ = [
+    "APPROXIMATE_BUDGET",
+    "CHECK_LIMIT_BYTES",
+    "NumericCheck",
+    "numeric_check",
+    "should_check",
+]
+
+CHECK_LIMIT_BYTES = 100 * 2**20
+"""Models with more weights are only checked on request: a check runs them several times."""
+
+APPROXIMATE_BUDGET = 0.25
+"""Root mean square change of the logits, as a share of their standard deviation, that an
+approximate pass may make: 4-bit weights of a random model change them by 0.1 to 0.2 (w8: 0.01),
+while wrong scales or a wrong order of weights give 1 and more."""
+
+# Tokens that each sequence takes in each step. Prefill of 1, 7 and 33 tokens, decoding on the cache
+# of the last, and three sequences in ragged steps.
+_STEPS: tuple[tuple[int, ...], ...] = (
+    (1, 0, 0, 0, 0, 0),
+    (0, 7, 0, 0, 0, 0),
+    (0, 0, 33, 0, 0, 0),
+    (0, 0, 1, 0, 0, 0),
+    (0, 0, 1, 10, 0, 7),
+    (0, 0, 0, 1, 5, 1),
+    (0, 0, 1, 1, 1, 6),
+)
+
+
+def should_check(program: Program, limit_bytes: int = CHECK_LIMIT_BYTES) -> bool:
+    """Check after each pass? Yes for small programs, unless GRAPHWRIGHT_CHECK is 0 or 1."""
+    setting = os.environ.get("GRAPHWRIGHT_CHECK", "")
+    if setting not in ("", "0", "1"):
+        raise PassError(f"GRAPHWRIGHT_CHECK must be 0 or 1, not '{setting}'.")
+    return setting == "1" if setting else program.weights.nbytes <= limit_bytes
+
+
+class NumericCheck:
+    """Use as PassContext.check: probes two programs and compares their logits.
+
+    One instance serves one run of a pipeline; it remembers the logits of the program it saw last,
+    which is the `before` of the next pass.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = seed
+        self._weights = WeightCache()
+        self._seen: tuple[object, list[torch.Tensor]] | None = None
+
+    def __call__(self, before: Program, after: Program, exactness: Exactness) -> float:
+        """The largest error as a share of what `exactness` allows. Raises PassError above 1."""
+        want = self._logits(before)
+        got = self._logits(after)
+        worst, sequence = 0.0, 0
+        for i, (left, right) in enumerate(zip(got, want, strict=True)):
+            ratio = _ratio(left, right, exactness)
+            if not ratio <= worst:
+                worst, sequence = ratio, i
+        if not worst <= 1:
+            difference = float((got[sequence] - want[sequence]).abs().max())
+            raise PassError(
+                f"the pass changed the logits of a sequence of {len(want[sequence])} tokens by up "
+                f"to {difference:.3g}, {worst:.3g} times what '{exactness.value}' allows."
+            )
+        return worst
+
+    def _logits(self, program: Program) -> list[torch.Tensor]:
+        key = (format_graph(program), tuple(id(w) for w in map(program.weights.__getitem__,
+               program.weights)))  # fmt: skip
+        if self._seen is None or self._seen[0] != key:
+            self._seen = (key, self._run(program))
+        return self._seen[1]
+
+    def _run(self, program: Program) -> list[torch.Tensor]:
+        steps = _steps(program)
+        generator = torch.Generator().manual_seed(self._seed)
+        sequences = [
+            torch.randint(program.info.vocab_size, (sum(counts),), generator=generator)
+            for counts in zip(*steps, strict=True)
+        ]
+        if program.level < Level.CACHED:
+            return [self._stateless(program, tokens) for tokens in sequences if len(tokens)]
+        return self._cached(program, sequences, steps)
+
+    def _stateless(self, program: Program, tokens: torch.Tensor) -> torch.Tensor:
+        inputs = {"tokens": tokens, "positions": torch.arange(len(tokens))}
+        return run_program(program, inputs, self._weights)
+
+    def _cached(
+        self,
+        program: Program,
+        sequences: Sequence[torch.Tensor],
+        steps: Sequence[Sequence[int]],
+    ) -> list[torch.Tensor]:
+        """Logits of every token, asked for from the last of each step to the first."""
+        cache = PagedCache(program)
+        numbers = [cache.start() for _ in sequences]
+        parts: list[list[torch.Tensor]] = [[] for _ in sequences]
+        inputs = {node.target for node in program.graph.nodes if node.op == "placeholder"}
+        for counts in steps:
+            members = [i for i, count in enumerate(counts) if count]
+            batch = []
+            for i in members:
+                begin = cache.length(numbers[i])
+                batch.append((numbers[i], sequences[i][begin : begin + counts[i]]))
+            rows = range(sum(counts))[::-1]
+            logits = run_program(program, cache.inputs(batch, rows), self._weights)
+            if "sample_rows" in inputs:
+                logits = logits.flip(0)
+            split = logits.split([counts[i] for i in members])
+            for i, part in zip(members, split, strict=True):
+                parts[i].append(part)
+        return [torch.cat(part) for part in parts if part]
+
+
+def numeric_check(before: Program, after: Program, exactness: Exactness) -> float:
+    """The largest error between two programs as a share of what `exactness` allows.
+
+    Raises PassError above 1.
+    """
+    return NumericCheck()(before, after, exactness)
+
+
+def _steps(program: Program) -> list[tuple[int, ...]]:
+    """The probe's steps, cut to sequences within the model's context."""
+    limit = program.info.max_context
+    done = [0] * len(_STEPS[0])
+    steps = []
+    for counts in _STEPS:
+        step = [
+            count if limit is None else max(0, min(count, limit - have))
+            for count, have in zip(counts, done, strict=True)
+        ]
+        done = [have + count for have, count in zip(done, step, strict=True)]
+        if any(step):
+            steps.append(tuple(step))
+    return steps
+
+
+def _ratio(got: torch.Tensor, want: torch.Tensor, exactness: Exactness) -> float:
+    if exactness is not Exactness.APPROXIMATE:
+        return error_ratio(got, want, TOLERANCES[exactness.value, want.dtype])
+    if got.shape != want.shape:
+        raise PassError(f"shapes differ: got {tuple(got.shape)}, expected {tuple(want.shape)}.")
+    error = (got.double() - want.double()).square().mean().sqrt()
+    ratio = error / (APPROXIMATE_BUDGET * want.double().std())
+    return float(torch.nan_to_num(ratio, nan=float("inf")))

@@ -1,0 +1,194 @@
+"""Reading an artifact: one mapped file, every byte of it checked before any of it is used.
+
+What can be wrong with a file (not an artifact, truncated, bits flipped, too new, made for another
+CPU) is an ArtifactError of one sentence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import platform
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from graphwright.runtime.artifact_writer import (
+    CHUNK,
+    FORMAT_VERSION,
+    ArtifactWriter,
+    check_writable,
+)
+from graphwright.runtime.cpu import cpu_features
+from graphwright.runtime.errors import ArtifactError
+from graphwright.runtime.zip_layout import Range, read_layout, structure_digest
+
+__all__ = ["Artifact", "ArtifactWriter", "Manifest", "check_writable"]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact says about itself. `entries`: name -> bytes, sha256 and perhaps chunks."""
+
+    format_version: int
+    minimum_reader: int
+    graphwright: str
+    target: str
+    cpu_features: tuple[str, ...]
+    entries: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An open artifact: its entries are views of one mapping, which outlives the file's name."""
+
+    path: Path
+    size: int
+    manifest: Manifest
+    _mapping: mmap.mmap
+    _layout: dict[str, Range]
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = True, any_cpu: bool = False) -> Artifact:
+        """Maps `path`. `verify`: check every byte; `any_cpu`: it will be read here, not run.
+
+        Raises ArtifactError.
+        """
+        path = Path(path)
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                layout = read_layout(file, size, path)
+                mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+                manifest = _manifest(path, mapping, layout)
+                artifact = cls(path, size, manifest, mapping, layout)
+                if not any_cpu:
+                    artifact._check_cpu()
+                if verify:
+                    artifact._verify(file)
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from error
+        return artifact
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The entries, in file order."""
+        return tuple(self._layout)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._layout
+
+    def view(self, name: str) -> memoryview:
+        """The bytes of an entry, not copied; page aligned those of weights.bin and libraries."""
+        where = self._layout.get(name)
+        if where is None:
+            raise ArtifactError(f"{self.path} has no entry '{name}'; it is incomplete.")
+        return memoryview(self._mapping)[where.offset : where.offset + where.size]
+
+    def read(self, name: str) -> bytes:
+        """A copy of an entry's bytes."""
+        return bytes(self.view(name))
+
+    def json(self, name: str) -> Any:
+        """An entry as JSON. Raises ArtifactError when it is none."""
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            raise ArtifactError(
+                f"the entry '{name}' of {self.path} is not JSON: {error}."
+            ) from error
+
+    def will_need(self, name: str) -> None:
+        """Asks the system to read an entry ahead."""
+        where = self._layout[name]
+        if hasattr(mmap, "MADV_WILLNEED") and where.size:
+            begin = where.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+            self._mapping.madvise(mmap.MADV_WILLNEED, begin, where.offset + where.size - begin)
+
+    def _check_cpu(self) -> None:
+        missing = sorted(set(self.manifest.cpu_features) - cpu_features())
+        if missing:
+            raise ArtifactError(
+                f"{self.path} was compiled for '{self.manifest.target}'; this {platform.machine()} "
+                f"CPU lacks {', '.join(missing)}. Compile it again with another --target."
+            )
+
+    def _verify(self, file: BinaryIO) -> None:
+        digest = structure_digest(file, self.size, self._layout.values())
+        if digest.encode() != self._mapping[self.size - 64 : self.size]:
+            raise ArtifactError(
+                f"{self.path} is damaged: its zip headers differ from their digest."
+            )
+        parts = list(self._parts())
+        for (name, _, expected), found in zip(parts, _hash_all(parts), strict=True):
+            if found != expected:
+                raise ArtifactError(
+                    f"{self.path} is damaged: the sha256 of '{name}' is {found[:16]}…, "
+                    f"not {expected[:16]}… as its manifest says."
+                )
+
+    def _parts(self) -> Iterator[tuple[str, memoryview, str]]:
+        for name, entry in self.manifest.entries.items():
+            view = self.view(name)
+            if "chunks" not in entry:
+                yield name, view, entry["sha256"]
+                continue
+            for number, expected in enumerate(entry["chunks"]):
+                yield name, view[number * CHUNK : (number + 1) * CHUNK], expected
+
+
+def _hash_all(parts: list[tuple[str, memoryview, str]]) -> list[str]:
+    """The sha256 of each part, on all CPUs when there is more than a moment's work."""
+    if sum(len(view) for _, view, _ in parts) < 2 * CHUNK:
+        return [hashlib.sha256(view).hexdigest() for _, view, _ in parts]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        return list(threads.map(lambda part: hashlib.sha256(part[1]).hexdigest(), parts))
+
+
+def _manifest(path: Path, mapping: mmap.mmap, layout: dict[str, Range]) -> Manifest:
+    where = layout.get("manifest.json")
+    if where is None:
+        raise ArtifactError(f"{path} has no manifest.json; it is not a graphwright artifact.")
+    data = mapping[where.offset : where.offset + where.size]
+    if zlib.crc32(data) != where.crc:
+        raise ArtifactError(f"{path} is damaged: the checksum of its manifest.json is wrong.")
+    try:
+        found = json.loads(data)
+        minimum = int(found["minimum_reader"])
+        if minimum > FORMAT_VERSION:
+            raise ArtifactError(
+                f"{path} needs a newer graphwright: {found.get('graphwright')} wrote it for "
+                f"readers of format {minimum}, this one reads up to {FORMAT_VERSION}."
+            )
+        manifest = Manifest(
+            int(found["format_version"]),
+            minimum,
+            str(found["graphwright"]),
+            str(found["target"]),
+            tuple(found["cpu_features"]),
+            dict(found["entries"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} is damaged: its manifest.json is not one ({error})."
+        ) from error
+    for name, entry in manifest.entries.items():
+        if name not in layout:
+            raise ArtifactError(f"{path} is incomplete: its entry '{name}' is missing.")
+        if entry.get("bytes") != layout[name].size:
+            raise ArtifactError(
+                f"{path} is damaged: '{name}' has {layout[name].size} bytes instead of "
+                f"{entry.get('bytes')}."
+            )
+    unknown = set(layout) - set(manifest.entries) - {"manifest.json"}
+    if unknown:
+        raise ArtifactError(
+            f"{path} was changed after it was written: it has an unknown entry '{min(unknown)}'."
+        )
+    return manifest

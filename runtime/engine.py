@@ -1,0 +1,297 @@
+"""The engine: an artifact that answers. It owns all memory, and runs steps until all is said."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphwright.runtime.artifact import Artifact
+from graphwright.runtime.errors import RequestError
+from graphwright.runtime.kv_cache import BlockPool
+from graphwright.runtime.library import NativeLibrary, StepBuffers, StepLibrary
+from graphwright.runtime.memory import Memory
+from graphwright.runtime.plan import Plan
+from graphwright.runtime.request import Output, Piece, Request
+from graphwright.runtime.sampling_params import SamplingParams
+from graphwright.runtime.scheduler import Chunk, Scheduler, Step
+from graphwright.runtime.scheduler import Sequence as TokenSequence
+from graphwright.runtime.statistics import Statistics
+from graphwright.runtime.threads import choose_threads
+from graphwright.runtime.tokenizer import Tokenizer, read_tokenizer
+
+__all__ = ["DEFAULT_CONTEXT", "Engine"]
+
+DEFAULT_CONTEXT = 2048
+Prompt = str | Sequence[int]
+
+
+class Engine:
+    """Runs an artifact for up to `max_sequences` sequences of `context` tokens at a time.
+
+    context: default the model's own, at most 2048. threads: see runtime/threads.py. verify: check
+    every byte of the file first. library: instead of the artifact's compiled code (tests).
+    Not for several threads at once. Raises ArtifactError, RequestError.
+    """
+
+    def __init__(
+        self,
+        artifact: str | Path | Artifact,
+        *,
+        max_sequences: int = 8,
+        context: int | None = None,
+        threads: int | None = None,
+        verify: bool = True,
+        library: StepLibrary | None = None,
+    ) -> None:
+        start = time.perf_counter()
+        if not isinstance(artifact, Artifact):
+            artifact = Artifact.open(artifact, verify=verify)
+        self.artifact = artifact
+        self.plan = Plan.from_json(artifact.json("plan.json"))
+        self.context = _context(self.plan, context)
+        self.threads = choose_threads(threads)
+        self.tokenizer = read_tokenizer(artifact)
+        self.generation_config = _generation_config(artifact)
+        self.eos_ids = _eos_ids(self.generation_config, self.tokenizer)
+        prefill = self.plan.entries["prefill"]
+        most = min(prefill.max_tokens, prefill.max_rows)
+        if not 1 <= max_sequences <= most:
+            raise RequestError(f"max_sequences must be from 1 to {most}, not {max_sequences}.")
+        blocks_each = -(-self.context // self.plan.block_size)
+        self.memory = Memory(_planned(self.plan, max_sequences, blocks_each))
+        self._buffers = _allocate(self.plan, self.memory, artifact, max_sequences, blocks_each)
+        self._blocks_each = blocks_each
+        self._pool = BlockPool(max_sequences * blocks_each)
+        self._scheduler = Scheduler(
+            self.plan.entries, self._pool, self.plan.block_size, blocks_each, max_sequences
+        )
+        self._library = library or NativeLibrary(artifact, self.threads)
+        self._requests: dict[TokenSequence, Request] = {}
+        self.statistics = Statistics()
+        self.load_seconds = time.perf_counter() - start
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        on_piece: Callable[[int, Piece], None] | None = None,
+        return_logits: bool = False,
+    ) -> list[Output]:
+        """Completes all prompts (texts or token ids), together; one Output each, in order.
+
+        params: one for all, or one each. on_piece(prompt number, piece) is called as text appears.
+        """
+        each = list(params) if isinstance(params, Sequence) else [params] * len(prompts)
+        if len(each) != len(prompts):
+            raise RequestError(f"{len(prompts)} prompts came with {len(each)} SamplingParams.")
+        requests = [
+            self._request(prompt, chosen, return_logits)
+            for prompt, chosen in zip(prompts, each, strict=True)
+        ]
+        try:
+            for request in requests:
+                self._enqueue(request)
+            while not all(request.finished for request in requests):
+                self.step()
+                for number, request in enumerate(requests):
+                    for piece in request.take_pieces():
+                        if on_piece is not None:
+                            on_piece(number, piece)
+        finally:
+            for request in requests:
+                self.cancel(request)
+        return [request.output() for request in requests]
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None
+    ) -> Generator[Piece, None, None]:
+        """Completes one prompt, piece by piece. Closing the iterator early cancels the request."""
+        request = self.submit(prompt, params)
+        try:
+            while True:
+                yield from request.take_pieces()
+                if request.finished:
+                    return
+                self.step()
+        finally:
+            self.cancel(request)
+
+    def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> Request:
+        """Queues a prompt; `step` moves it on. Raises RequestError for a prompt that cannot run."""
+        request = self._request(prompt, params, keep_logits=False)
+        self._enqueue(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request now and frees its cache; nothing happens when it is finished."""
+        self._scheduler.remove(request.sequence)
+        self._requests.pop(request.sequence, None)
+
+    def step(self) -> bool:
+        """One native step over everything that is ready. False: there was nothing to do."""
+        start = time.perf_counter()
+        step = self._scheduler.next_step()
+        if step is None:
+            return False
+        self._run(step)
+        row = 0
+        for chunk in step.chunks:
+            if chunk.rows:
+                self._deliver(chunk, self._buffers.logits[row : row + chunk.rows])
+                row += chunk.rows
+        self.statistics.count(step, time.perf_counter() - start)
+        return True
+
+    def prefill_logits(self, token_ids: Sequence[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """(position of the first row, logits float32 [n, V]) over all positions, chunk by chunk.
+
+        The rows are overwritten by the next step. Other requests must not be running.
+        """
+        sequence = TokenSequence(self._checked(token_ids, room=0), every_row=True)
+        assert not self._scheduler.running, "prefill_logits while other requests are running"
+        self._scheduler.add(sequence)
+        try:
+            while (step := self._scheduler.next_step()) is not None:
+                self._run(step)
+                (chunk,) = step.chunks
+                yield chunk.start, self._buffers.logits[: chunk.count]
+        finally:
+            self._scheduler.remove(sequence)
+
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits float32 [T, V] at every position of `token_ids`."""
+        return np.concatenate([rows.copy() for _, rows in self.prefill_logits(token_ids)])
+
+    def _run(self, step: Step) -> None:
+        _describe(step, self._buffers, self._blocks_each)
+        self._library.run(step.entry, self._buffers)
+        for chunk in step.chunks:
+            chunk.sequence.computed += chunk.count
+
+    def _deliver(self, chunk: Chunk, rows: NDArray[np.float32]) -> None:
+        request = self._requests[chunk.sequence]
+        request.accept(rows[-1])
+        if request.finished:
+            self.cancel(request)
+
+    def _enqueue(self, request: Request) -> None:
+        self._requests[request.sequence] = request
+        self._scheduler.add(request.sequence)
+
+    def _request(self, prompt: Prompt, params: SamplingParams | None, keep_logits: bool) -> Request:
+        sampling = (params or SamplingParams()).resolve(self.generation_config)
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise RequestError("the artifact has no tokenizer: give the prompt as token ids.")
+            prompt = self.tokenizer.encode(prompt) if prompt else ()
+        if sampling.stop and self.tokenizer is None:
+            raise RequestError("the artifact has no tokenizer: stop texts cannot be found.")
+        return Request(
+            self._checked(prompt, room=1),
+            sampling,
+            vocab_size=self.plan.vocab_size,
+            context=self.context,
+            eos_ids=self.eos_ids,
+            decoder=self.tokenizer,
+            keep_logits=keep_logits,
+        )
+
+    def _checked(self, token_ids: Sequence[int], room: int) -> list[int]:
+        ids = [int(each) for each in token_ids]
+        vocab = self.plan.vocab_size
+        if not ids:
+            raise RequestError("the prompt is empty: it needs at least one token.")
+        wrong = next((each for each in ids if not 0 <= each < vocab), None)
+        if wrong is not None:
+            raise RequestError(
+                f"the prompt has the token id {wrong}; this model's ids are 0 to {vocab - 1}."
+            )
+        if len(ids) + room > self.context:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens, but the context holds {self.context}"
+                f"{' with at least one to generate' if room else ''}; shorten it or ask for a "
+                f"longer context (the model's limit: {self.plan.max_context or 'none'})."
+            )
+        return ids
+
+
+def _describe(step: Step, buffers: StepBuffers, blocks_each: int) -> None:
+    """Writes a step's batch into the buffers the compiled code reads."""
+    token = row = 0
+    for number, chunk in enumerate(step.chunks):
+        end = token + chunk.count
+        stop = chunk.start + chunk.count
+        buffers.tokens[token:end] = chunk.sequence.tokens[chunk.start : stop]
+        buffers.positions[token:end] = np.arange(chunk.start, stop)
+        buffers.query_start[number] = token
+        assert chunk.sequence.table is not None
+        blocks = chunk.sequence.table.blocks
+        buffers.block_table[number * blocks_each : number * blocks_each + len(blocks)] = blocks
+        buffers.sample_rows[row : row + chunk.rows] = np.arange(end - chunk.rows, end)
+        token, row = end, row + chunk.rows
+    count = len(step.chunks)
+    buffers.query_start[count] = token
+    buffers.batch[:4] = (token, count, blocks_each, row)
+
+
+def _planned(plan: Plan, max_sequences: int, blocks_each: int) -> dict[str, int]:
+    tokens = max(entry.max_tokens for entry in plan.entries.values())
+    rows = max(entry.max_rows for entry in plan.entries.values())
+    return {
+        "weights": plan.weights_bytes,
+        "arena": max(entry.arena_bytes for entry in plan.entries.values()),
+        "kv": max_sequences * blocks_each * plan.block_bytes,
+        "logits": rows * plan.vocab_size * 4,
+        "batch": 32 + 16 * tokens + 4 * (max_sequences + 1 + max_sequences * blocks_each + rows),
+    }
+
+
+def _allocate(
+    plan: Plan, memory: Memory, artifact: Artifact, max_sequences: int, blocks_each: int
+) -> StepBuffers:
+    tokens = max(entry.max_tokens for entry in plan.entries.values())
+    rows = max(entry.max_rows for entry in plan.entries.values())
+    weights = np.frombuffer(artifact.view("weights.bin"), np.uint8)
+    artifact.will_need("weights.bin")
+    memory.count("weights", weights.nbytes)
+    return StepBuffers(
+        batch=memory.allocate("batch", 8, np.int32),
+        tokens=memory.allocate("batch", tokens, np.int64),
+        positions=memory.allocate("batch", tokens, np.int64),
+        query_start=memory.allocate("batch", max_sequences + 1, np.int32),
+        block_table=memory.allocate("batch", max_sequences * blocks_each, np.int32),
+        sample_rows=memory.allocate("batch", rows, np.int32),
+        logits=memory.allocate("logits", rows * plan.vocab_size, np.float32).reshape(rows, -1),
+        arena=memory.allocate("arena", max(e.arena_bytes for e in plan.entries.values())),
+        weights=weights,
+        kv=memory.allocate("kv", max_sequences * blocks_each * plan.block_bytes),
+    )
+
+
+def _context(plan: Plan, asked: int | None) -> int:
+    limit = plan.max_context
+    if asked is None:
+        return min(limit or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    if asked < 1 or (limit is not None and asked > limit):
+        raise RequestError(
+            f"the context must be from 1 to {limit or 'any number of'} tokens, not {asked}."
+        )
+    return asked
+
+
+def _generation_config(artifact: Artifact) -> dict[str, Any]:
+    name = "generation_config.json"
+    return dict(artifact.json(name)) if name in artifact else {}
+
+
+def _eos_ids(config: dict[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:
+    found = config.get("eos_token_id", tokenizer.eos_id if tokenizer else None)
+    if found is None:
+        return frozenset()
+    return frozenset([found] if isinstance(found, int) else found)

@@ -1,0 +1,60 @@
+"""The compiler's plan, as the runtime reads it from plan.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from graphwright.runtime.errors import ArtifactError
+
+__all__ = ["EntryPlan", "Plan"]
+
+
+@dataclass(frozen=True)
+class EntryPlan:
+    """One entry of the step library: how much it takes in one call, and the arena that needs."""
+
+    max_tokens: int
+    max_rows: int
+    arena_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of everything that the engine allocates. `max_context`: None when there is no limit."""
+
+    entries: dict[str, EntryPlan]
+    block_size: int
+    block_bytes: int
+    weights_bytes: int
+    weight_bytes_per_token: int
+    vocab_size: int
+    max_context: int | None
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Plan:
+        """Raises ArtifactError when something is missing."""
+        try:
+            entries = {
+                name: EntryPlan(
+                    int(entry["max_tokens"]), int(entry["max_rows"]), int(entry["arena_bytes"])
+                )
+                for name, entry in found["entries"].items()
+            }
+            context = found["max_context"]
+            plan = cls(
+                entries,
+                int(found["kv"]["block_size"]),
+                int(found["kv"]["block_bytes"]),
+                int(found["weights"]["bytes"]),
+                int(found["weights"]["bytes_per_token"]),
+                int(found["vocab_size"]),
+                None if context is None else int(context),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(f"the artifact's plan.json is incomplete: {error!r}.") from error
+        if not {"decode", "prefill"} <= set(entries):
+            raise ArtifactError(
+                f"the artifact's plan.json has entries {sorted(entries)}, not decode and prefill."
+            )
+        return plan

@@ -1,0 +1,127 @@
+"""One prompt on its way: it takes logits, chooses tokens, and knows when it is done."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphwright.runtime.sampler import Sampler
+from graphwright.runtime.sampling_params import Sampling
+from graphwright.runtime.scheduler import Sequence
+from graphwright.runtime.stopping import Decoder, Detokenizer, StopTexts
+
+__all__ = ["FinishReason", "Output", "Piece", "Request"]
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one step added: new ids, the text that became certain, and the reason if it ended."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """A finished completion. token_ids: the generated ones, an end-of-text token included.
+
+    finish_reason: "stop" (end-of-text token or stop text) or "length" (max_tokens or the context).
+    logits: float32 [len(token_ids), V], of what was sampled from, when they were asked for.
+    """
+
+    text: str
+    token_ids: list[int]
+    prompt_tokens: int
+    finish_reason: FinishReason
+    logits: NDArray[np.float32] | None = None
+
+
+class Request:
+    """A prompt with its sampler and what it said so far."""
+
+    def __init__(
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        *,
+        vocab_size: int,
+        context: int,
+        eos_ids: frozenset[int],
+        decoder: Decoder | None,
+        keep_logits: bool = False,
+    ) -> None:
+        self.sequence = Sequence(prompt)
+        self.submitted = time.perf_counter()
+        self.first_token: float | None = None
+        self.finish_reason: FinishReason | None = None
+        self._sampling = sampling
+        self._limit = min(sampling.max_tokens, context - len(prompt))
+        self._eos_ids = frozenset() if sampling.ignore_eos else eos_ids
+        self._sampler = Sampler(sampling, vocab_size, prompt)
+        self._detokenizer = Detokenizer(decoder, prompt) if decoder is not None else None
+        self._stop = StopTexts(sampling.stop)
+        self._logits: list[NDArray[np.float32]] | None = [] if keep_logits else None
+        self._pieces: deque[Piece] = deque()
+        self._texts: list[str] = []
+
+    @property
+    def finished(self) -> bool:
+        """Has it ended?"""
+        return self.finish_reason is not None
+
+    @property
+    def generated(self) -> list[int]:
+        """The token ids chosen so far."""
+        return self.sequence.tokens[self.sequence.prompt_length :]
+
+    def accept(self, logits: NDArray[np.float32]) -> None:
+        """Chooses the next token from logits float32 [V] and says what follows from it."""
+        token = self._sampler.choose(logits)
+        if self.first_token is None:
+            self.first_token = time.perf_counter()
+        if self._logits is not None:
+            self._logits.append(logits.copy())
+        self.sequence.tokens.append(token)
+        text, stopped = self._stop.push(self._detokenizer.push(token) if self._detokenizer else "")
+        if stopped or token in self._eos_ids:
+            self.finish_reason = "stop"
+        elif len(self.sequence.tokens) - self.sequence.prompt_length >= self._limit:
+            self.finish_reason = "length"
+        if self.finished and not stopped:
+            text += self._rest()
+        self._texts.append(text)
+        self._pieces.append(Piece(text, (token,), self.finish_reason))
+
+    def _rest(self) -> str:
+        """What was held back; it may complete a stop text after all."""
+        text, stopped = self._stop.push(self._detokenizer.flush() if self._detokenizer else "")
+        if stopped:
+            self.finish_reason = "stop"
+            return text
+        return text + self._stop.flush()
+
+    def take_pieces(self) -> Iterator[Piece]:
+        """The pieces nobody has taken yet."""
+        while self._pieces:
+            yield self._pieces.popleft()
+
+    def output(self) -> Output:
+        """The result. The request must be finished."""
+        assert self.finish_reason is not None
+        logits = None if self._logits is None else np.stack(self._logits)
+        return Output(
+            "".join(self._texts),
+            self.generated,
+            self.sequence.prompt_length,
+            self.finish_reason,
+            logits,
+        )

@@ -1,0 +1,94 @@
+"""What a user may ask of decoding, and how the model's own generation_config fills the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graphwright.runtime.errors import RequestError
+
+__all__ = ["DEFAULT_MAX_TOKENS", "Sampling", "SamplingParams"]
+
+DEFAULT_MAX_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to choose tokens. None: what the model's generation_config.json says, else no effect.
+
+    temperature 0 is greedy. top_k 0, top_p 1, min_p 0 and repetition_penalty 1 do nothing. seed:
+    the same seed and prompt give the same tokens, alone or in a batch. stop: texts that end the
+    output and are not part of it. max_tokens: generated tokens, at most what the context holds.
+    Raises RequestError for values out of range.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | tuple[str, ...] | list[str] = ()
+    max_tokens: int | None = None
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
+        _require("temperature", self.temperature, lambda x: 0 <= x < float("inf"), "0 or more")
+        _require("top_k", self.top_k, lambda x: x >= 0 and x == int(x), "a whole number, 0 for all")
+        _require("top_p", self.top_p, lambda x: 0 < x <= 1, "above 0 and at most 1")
+        _require("min_p", self.min_p, lambda x: 0 <= x <= 1, "from 0 to 1")
+        _require("repetition_penalty", self.repetition_penalty, lambda x: 0 < x < float("inf"),
+                 "above 0")  # fmt: skip
+        _require("seed", self.seed, lambda x: x >= 0 and x == int(x), "a whole number, 0 or more")
+        _require("max_tokens", self.max_tokens, lambda x: x >= 1 and x == int(x), "1 or more")
+        if "" in stop:
+            raise RequestError("a stop text must not be empty.")
+
+    def resolve(self, defaults: Mapping[str, Any]) -> Sampling:
+        """All values, those not given from `defaults`, the content of a generation_config.json."""
+
+        def value(name: str, neutral: float, key: str | None = None) -> Any:
+            asked = getattr(self, name)
+            found = defaults.get(key or name) if asked is None else asked
+            return neutral if found is None else found
+
+        # Naming top_k, top_p or min_p asks for sampling, also of a model whose default is greedy.
+        named = any(each is not None for each in (self.top_k, self.top_p, self.min_p))
+        samples = self.temperature is not None or named or bool(defaults.get("do_sample"))
+        assert isinstance(self.stop, tuple)
+        return Sampling(
+            float(value("temperature", 1.0)) if samples else 0.0,
+            int(value("top_k", 0)),
+            float(value("top_p", 1.0)),
+            float(value("min_p", 0.0)),
+            float(value("repetition_penalty", 1.0)),
+            self.seed,
+            self.stop,
+            int(value("max_tokens", DEFAULT_MAX_TOKENS, "max_new_tokens")),
+            self.ignore_eos,
+        )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """SamplingParams with every value decided."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: tuple[str, ...]
+    max_tokens: int
+    ignore_eos: bool
+
+
+def _require(name: str, value: Any, good: Any, meaning: str) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not good(value):
+        raise RequestError(f"{name} must be {meaning}, not {value!r}.")

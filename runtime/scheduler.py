@@ -1,0 +1,139 @@
+"""Which tokens of which sequences go into the next step: continuous batching with chunked prefill
+(Orca, OSDI 2022; Sarathi-Serve, OSDI 2024). Pure bookkeeping: nothing is computed here."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from graphwright.runtime.kv_cache import BlockPool, BlockTable
+from graphwright.runtime.plan import EntryPlan
+
+__all__ = ["Chunk", "Scheduler", "Sequence", "Step"]
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Token ids known so far, and how many of them the cache holds.
+
+    every_row: logits are wanted at every position, not only at the newest.
+    """
+
+    tokens: list[int]
+    every_row: bool = False
+    computed: int = 0
+    table: BlockTable | None = None
+    prompt_length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prompt_length = len(self.tokens)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that must still be computed: one while decoding."""
+        return len(self.tokens) - self.computed
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """`count` tokens of a sequence from position `start`; logits are wanted of the last `rows`."""
+
+    sequence: Sequence
+    start: int
+    count: int
+    rows: int
+
+    @property
+    def is_prefill(self) -> bool:
+        """Is any of these tokens one of the prompt?"""
+        return self.start < self.sequence.prompt_length
+
+
+@dataclass(frozen=True)
+class Step:
+    """What runs next, and by which entry of the library."""
+
+    entry: str
+    chunks: tuple[Chunk, ...]
+
+
+class Scheduler:
+    """Admits waiting sequences in order and shares each step's token and row budget.
+
+    Decoding sequences come first, one token each; the rest of the budget prefills, oldest first.
+    `pool` has blocks for `max_sequences` sequences of `max_blocks` blocks each.
+    """
+
+    def __init__(
+        self,
+        entries: Mapping[str, EntryPlan],
+        pool: BlockPool,
+        block_size: int,
+        max_blocks: int,
+        max_sequences: int,
+    ) -> None:
+        self._decode, self._prefill = entries["decode"], entries["prefill"]
+        self._pool = pool
+        self._block_size = block_size
+        self._max_blocks = max_blocks
+        self._max_sequences = max_sequences
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that no step has seen yet."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Sequences that hold blocks."""
+        return len(self._running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a sequence."""
+        self._waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forgets a sequence, finished or not, and frees its blocks."""
+        if sequence in self._running:
+            self._running.remove(sequence)
+            assert sequence.table is not None
+            sequence.table.release()
+        elif sequence in self._waiting:
+            self._waiting.remove(sequence)
+
+    def next_step(self) -> Step | None:
+        """The next step; None when no sequence has a pending token. Takes the blocks it needs."""
+        while self._waiting and len(self._running) < self._max_sequences:
+            sequence = self._waiting.popleft()
+            sequence.table = BlockTable(self._pool, self._block_size, self._max_blocks)
+            self._running.append(sequence)
+        tokens, rows = self._prefill.max_tokens, self._prefill.max_rows
+        chunks: list[Chunk] = []
+        for sequence in sorted(self._running, key=lambda each: each.pending != 1):
+            chunk = self._chunk(sequence, tokens, rows)
+            if chunk is not None:
+                chunks.append(chunk)
+                tokens -= chunk.count
+                rows -= chunk.rows
+        if not chunks:
+            return None
+        fits = (
+            self._prefill.max_tokens - tokens <= self._decode.max_tokens
+            and self._prefill.max_rows - rows <= self._decode.max_rows
+        )
+        return Step("decode" if fits else "prefill", tuple(chunks))
+
+    def _chunk(self, sequence: Sequence, tokens: int, rows: int) -> Chunk | None:
+        count = min(sequence.pending, tokens)
+        if sequence.every_row:
+            count = min(count, rows)
+        ends = count == sequence.pending
+        if count == 0 or (ends and rows == 0):
+            return None
+        assert sequence.table is not None
+        sequence.table.grow(sequence.computed + count)
+        wanted = count if sequence.every_row else int(ends)
+        return Chunk(sequence, sequence.computed, count, wanted)

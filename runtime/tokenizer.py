@@ -1,0 +1,62 @@
+"""The artifact's tokenizer: text to ids and back. Imports its package when there is one to read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graphwright.runtime.artifact import Artifact
+from graphwright.runtime.errors import ArtifactError
+
+__all__ = ["Tokenizer", "read_tokenizer"]
+
+
+class Tokenizer:
+    """tokenizer.json with the few settings of tokenizer_config.json that completion needs."""
+
+    def __init__(self, definition: bytes, config: dict[str, Any]) -> None:
+        from tokenizers import Tokenizer as Library
+
+        try:
+            self._library = Library.from_buffer(definition)
+        except Exception as error:  # the package raises bare Exception
+            raise ArtifactError(f"the artifact's tokenizer.json is not usable: {error}.") from error
+        self._library.no_truncation()
+        self._library.no_padding()
+        bos = self.id_of(_content(config.get("bos_token")))
+        start = self._library.encode("", add_special_tokens=True).ids
+        adds = bool(start and start[0] == bos)
+        self._prepend = bos if config.get("add_bos_token") and not adds else None
+        # What every text begins with: None when the tokenizer adds nothing.
+        self.bos_id = self._prepend if self._prepend is not None else (bos if adds else None)
+        self.eos_id = self.id_of(_content(config.get("eos_token")))
+
+    def id_of(self, token: str | None) -> int | None:
+        """The id of a token by its text."""
+        return None if token is None else self._library.token_to_id(token)
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of `text`; `special`: with the BOS (and others) that the tokenizer adds."""
+        ids: list[int] = self._library.encode(text, add_special_tokens=special).ids
+        if special and self._prepend is not None and ids[:1] != [self._prepend]:
+            ids = [self._prepend, *ids]
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids` without special tokens; bytes that are no UTF-8 become U+FFFD."""
+        text: str = self._library.decode(ids, skip_special_tokens=True)
+        return text
+
+
+def read_tokenizer(artifact: Artifact) -> Tokenizer | None:
+    """The tokenizer of an artifact; None when it was compiled without one. Raises ArtifactError."""
+    if "tokenizer.json" not in artifact:
+        return None
+    config = artifact.json("tokenizer_config.json") if "tokenizer_config.json" in artifact else {}
+    return Tokenizer(artifact.read("tokenizer.json"), config)
+
+
+def _content(token: Any) -> str | None:
+    """A token in tokenizer_config.json is a text, or an object with the text in `content`."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None

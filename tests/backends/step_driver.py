@@ -1,0 +1,100 @@
+"""A compiled program in this process: batches of sequences in, logits out, by raw pointers."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tvm  # noqa: F401  (loads TVM's runtime library)
+import tvm_ffi
+
+from graphwright.backends.tvm.build import BuiltProgram
+
+__all__ = ["CompiledProgram"]
+
+BLOCK = 16
+
+
+def aligned(count: int, dtype: Any) -> np.ndarray:
+    """`count` zeros whose memory starts at a multiple of 64."""
+    size = count * np.dtype(dtype).itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    return memory[-memory.ctypes.data % 64 :][:size].view(dtype)
+
+
+class CompiledProgram:
+    """Holds the cache of up to `sequences` sequences of `context` tokens; blocks lie scattered."""
+
+    def __init__(
+        self, built: BuiltProgram, folder: Path, *, sequences: int = 4, context: int = 128
+    ) -> None:
+        path = folder / "step.so"
+        path.write_bytes(built.library)
+        self.library = tvm_ffi.load_module(str(path))
+        self.plan = built.plan
+        self.weights = aligned(built.weight_bytes, np.uint8)
+        end = 0
+        for piece in built.weights():
+            self.weights[end : end + len(piece)] = piece
+            end += len(piece)
+        assert end == built.weight_bytes == built.plan["weights"]["bytes"]
+        self.row = context // BLOCK
+        count = self.row * sequences
+        self.kv = aligned((count + 1) * built.plan["kv"]["block_bytes"] // 4, np.float32)
+        self.kv[:] = np.nan  # what nobody has written must not be read
+        order = np.random.default_rng(0).permutation(count) + 1
+        self.tables = order.reshape(sequences, self.row).astype(np.int32)
+        self.lengths = [0] * sequences
+        arena = max(entry["arena_bytes"] for entry in built.plan["entries"].values())
+        self.arena = aligned(arena // 4, np.float32)
+        self.threads = 2
+
+    def step(
+        self,
+        batch: Sequence[tuple[int, Sequence[int]]],
+        rows: Sequence[int] | None = None,
+        entry: str | None = None,
+    ) -> torch.Tensor:
+        """Appends tokens to sequences, (number, tokens) each; logits of `rows` (None: of all)."""
+        tokens = [token for _, new in batch for token in new]
+        positions = [self.lengths[s] + i for s, new in batch for i in range(len(new))]
+        start = np.cumsum([0, *(len(new) for _, new in batch)])
+        rows = list(range(len(tokens))) if rows is None else list(rows)
+        entry = entry or ("decode" if len(tokens) <= 8 else "prefill")
+        limits = self.plan["entries"][entry]
+        assert len(tokens) <= limits["max_tokens"] and len(rows) <= limits["max_rows"]
+        vocabulary = self.plan["vocab_size"]
+        logits = aligned(max(1, len(rows)) * vocabulary, np.float32)
+        logits[:] = 777.0
+        self.arena[:] = np.nan
+        buffers = [
+            self._filled(
+                [len(tokens), len(batch), self.row, len(rows), 0, 0, 0, 0], np.int32
+            ),
+            self._filled(tokens, np.int64),
+            self._filled(positions, np.int64),
+            self._filled(start, np.int32),
+            self._filled(np.concatenate([self.tables[s] for s, _ in batch]), np.int32),
+            self._filled(rows, np.int32),
+            logits,
+            self.arena,
+            self.weights,
+            self.kv,
+        ]
+        pointers = [ctypes.c_void_p(each.ctypes.data) for each in buffers]
+        assert self.library[entry](*pointers, self.threads) == 0
+        for sequence, new in batch:
+            self.lengths[sequence] += len(new)
+        if not rows:
+            assert (logits == 777.0).all()
+        return torch.from_numpy(logits.copy()).reshape(-1, vocabulary)[: len(rows)]
+
+    @staticmethod
+    def _filled(values: Any, dtype: Any) -> np.ndarray:
+        array = aligned(max(1, len(values)), dtype)
+        array[: len(values)] = values
+        return array

@@ -1,0 +1,104 @@
+"""Whole models: captured, rewritten, compiled, and compared with transformers token by token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from step_driver import CompiledProgram
+from tiny_models import TINY_MODELS, random_tokens, tiny_model
+
+from graphwright.backends.tvm.build import BuiltProgram, build
+from graphwright.backends.tvm.target import host_cpu
+from graphwright.frontend.capture import capture_module
+from graphwright.ir import Program
+from graphwright.ir.tolerance import check_close
+from graphwright.passes.base import run_passes
+from graphwright.passes.pipeline import PipelineOptions, pipeline
+
+CHUNK = 40
+
+
+@dataclass
+class Compiled:
+    """A model with everything that was made of it."""
+
+    model: Any
+    program: Program
+    built: BuiltProgram
+
+    def eager(self, tokens: list[int]) -> torch.Tensor:
+        """Logits of every token of one sequence, [T, V]."""
+        with torch.no_grad():
+            logits: torch.Tensor = self.model(torch.tensor([tokens]), use_cache=False).logits[0]
+        return logits
+
+
+def compile_model(model: Any, options: PipelineOptions | None = None) -> Compiled:
+    program = capture_module(model)
+    run_passes(program, pipeline(options or PipelineOptions(chunk=CHUNK)))
+    return Compiled(model, program, build(program, host_cpu()))
+
+
+@pytest.fixture(scope="module", params=sorted(TINY_MODELS))
+def compiled(request: pytest.FixtureRequest) -> Compiled:
+    return compile_model(tiny_model(request.param))
+
+
+def tokens_of(count: int, seed: int = 0) -> list[int]:
+    found: list[int] = random_tokens(count, seed=seed).tolist()
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 7, 33])
+def test_prefill(compiled: Compiled, tmp_path: Path, count: int) -> None:
+    tokens = tokens_of(count)
+    for entry in ("prefill", "decode") if count <= 8 else ("prefill",):
+        steps = CompiledProgram(compiled.built, tmp_path)
+        check_close(steps.step([(0, tokens)], entry=entry), compiled.eager(tokens))
+
+
+def test_decode(compiled: Compiled, tmp_path: Path) -> None:
+    """32 single-token steps after a prompt of 20, the last row of the prompt alone sampled."""
+    tokens = tokens_of(52)
+    want = compiled.eager(tokens)
+    steps = CompiledProgram(compiled.built, tmp_path)
+    check_close(steps.step([(0, tokens[:20])], rows=[19]), want[19:20])
+    for at in range(20, 52):
+        check_close(steps.step([(0, tokens[at : at + 1])]), want[at : at + 1])
+
+
+def test_chunked_prefill(compiled: Compiled, tmp_path: Path) -> None:
+    tokens = tokens_of(100)
+    want = compiled.eager(tokens)
+    steps = CompiledProgram(compiled.built, tmp_path)
+    first = 0
+    for count in (40, 1, 17, 5, 37):
+        got = steps.step([(0, tokens[first : first + count])])
+        check_close(got, want[first : first + count])
+        first += count
+
+
+def test_ragged_batches(compiled: Compiled, tmp_path: Path) -> None:
+    """Sequences that start, continue and decode in one step; some steps sample nothing."""
+    texts = [tokens_of(60, seed) for seed in range(4)]
+    want = [compiled.eager(text) for text in texts]
+    steps = CompiledProgram(compiled.built, tmp_path)
+    for batch in (
+        {2: 5, 0: 9},
+        {0: 1, 1: 20, 2: 1},
+        {3: 3, 0: 1, 1: 1, 2: 1},
+        {1: 1, 3: 30, 2: 4},
+        {0: 1, 1: 1, 2: 1, 3: 1},
+    ):
+        starts = {s: steps.lengths[s] for s in batch}
+        got = steps.step([(s, texts[s][starts[s] : starts[s] + n]) for s, n in batch.items()])
+        parts = got.split(list(batch.values()))
+        for (s, n), part in zip(batch.items(), parts, strict=True):
+            check_close(part, want[s][starts[s] : starts[s] + n])
+    steps.step([(0, texts[0][steps.lengths[0] :][:2])], rows=[])
+    at = steps.lengths[0]
+    check_close(steps.step([(0, texts[0][at : at + 3])], rows=[2, 0]), want[0][[at + 2, at]])

@@ -1,0 +1,40 @@
+"""Quantization recipes as text."""
+
+from __future__ import annotations
+
+import pytest
+
+from graphwright.ir import PassError
+from graphwright.ir.schemes import Scheme
+from graphwright.passes.recipe import Recipe
+
+
+def test_one_scheme_for_all() -> None:
+    for text, scheme in (("w8", Scheme(8)), ("w8g32", Scheme(8, 32)), ("f32", None)):
+        recipe = Recipe.parse(text)
+        assert all(recipe.scheme_for("w", role) == scheme for role in ("linear", "head"))  # type: ignore[arg-type]
+        assert str(recipe) == text
+
+
+def test_overrides() -> None:
+    recipe = Recipe.parse("w8g32:head=w8,embed=f32,down_proj=f32,_0_.*_proj=w8g64")
+    assert recipe.scheme_for("lm_head", "head") == Scheme(8)
+    assert recipe.scheme_for("embed_tokens", "embedding") is None
+    assert recipe.scheme_for("layers_0_down_proj", "linear") is None
+    assert recipe.scheme_for("layers_0_up_proj", "linear") == Scheme(8, 64)
+    assert recipe.scheme_for("layers_1_up_proj", "linear") == Scheme(8, 32)
+    assert Recipe.parse(str(recipe)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    (
+        ("w3", "'w3' is not a quantization scheme"),
+        ("w8:head", "'head' in recipe 'w8:head' is not PATTERN=SCHEME."),
+        ("w8:(=f32", "'(' in recipe"),
+    ),
+)
+def test_errors(text: str, reason: str) -> None:
+    with pytest.raises(PassError) as error:
+        Recipe.parse(text)
+    assert reason in str(error.value)

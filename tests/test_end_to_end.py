@@ -1,0 +1,106 @@
+"""The whole way by the command line, on trained weights: compile, run, eval, inspect, bench."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from shared_data import shared_path
+
+from graphwright.cli import main_command
+
+DEMO = Path(__file__).parents[1] / "examples" / "demo-model"
+
+
+def cli(*arguments: object) -> str:
+    """Standard output of a verb that must succeed."""
+    words = [str(argument) for argument in arguments]
+    result = CliRunner().invoke(main_command, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def cli_json(*arguments: object) -> dict[str, Any]:
+    """The JSON object that a verb prints."""
+    value: dict[str, Any] = json.loads(cli(*arguments, "--json"))
+    return value
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The demo model in float32 and int8."""
+    folder = tmp_path_factory.mktemp("demo")
+    paths = {quant: folder / f"{quant}.gw" for quant in ("f32", "w8")}
+    for quant, path in paths.items():
+        cli("compile", DEMO, "--quant", quant, "-o", path)
+    return paths
+
+
+def test_the_demo_model_writes_words_and_int8_is_smaller(demo: dict[str, Path]) -> None:
+    for path in demo.values():
+        result = cli_json("run", path, "--prompt", "Once upon a time", "--max-tokens", 40)
+        output = result["outputs"][0]
+        assert len(output["token_ids"]) <= 40
+        assert (output["text"].isascii() and " the " in output["text"]) or " a " in output["text"]
+        assert {"load_s", "ttft_s", "prefill_tps", "decode_tps", "peak_rss_mb"} <= set(result)
+    assert demo["w8"].stat().st_size < demo["f32"].stat().st_size
+
+
+def test_a_ragged_batch_gives_what_each_prompt_gives_alone(demo: dict[str, Path]) -> None:
+    prompts = ["Once upon a time", "The", "One day, a girl named Lily went to the park and"]
+    flags = [word for prompt in prompts for word in ("--prompt", prompt)]
+    together = cli_json("run", demo["f32"], *flags, "--max-tokens", 24)["outputs"]
+    for prompt, output in zip(prompts, together, strict=True):
+        alone = cli_json("run", demo["f32"], "--prompt", prompt, "--max-tokens", 24)["outputs"][0]
+        assert alone["token_ids"] == output["token_ids"]
+
+
+def test_int8_costs_little_likelihood(demo: dict[str, Path], tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(
+        "Once upon a time, there was a little girl named Lily. She loved to play outside in the "
+        "park. One day, she saw a big, red ball. She wanted to play with it. " * 12
+    )
+    exact, quantized = (cli_json("eval", demo[quant], text) for quant in ("f32", "w8"))
+    assert exact["tokens"] == quantized["tokens"] > 200
+    assert abs(quantized["nll"] - exact["nll"]) < 0.02 * exact["nll"]
+
+
+def test_the_views_of_an_artifact(demo: dict[str, Path]) -> None:
+    assert "quant        w8" in cli("inspect", demo["w8"])
+    passes = cli("inspect", demo["w8"], "--passes")
+    assert "recognize-attention" in passes and "of tolerance" in passes
+    graph = cli("inspect", demo["w8"], "--graph", "last")
+    assert "gw.cached_attention" in graph and "gw.quantized_linear" in graph
+    assert "softmax" not in graph
+    assert "arena" in cli("inspect", demo["w8"], "--memory")
+    assert "linear_w8" in cli("inspect", demo["w8"], "--ledger")
+
+
+def test_bench_reports_every_figure(demo: dict[str, Path]) -> None:
+    row = cli_json("bench", demo["w8"], "--prompt-len", 16, "--gen-len", 8, "--reps", 1)
+    wanted = {"prefill_tps", "decode_tps", "ttft_s", "load_s", "peak_rss_mb", "artifact_mb",
+              "weight_bytes_per_token", "effective_gbps"}  # fmt: skip
+    assert wanted <= set(row)
+    assert all(row[name] > 0 for name in wanted)
+
+
+def test_the_same_inputs_give_the_same_bytes(demo: dict[str, Path], tmp_path: Path) -> None:
+    again = tmp_path / "again.gw"
+    cli("compile", DEMO, "--quant", "w8", "-o", again)
+    first, second = (cli_json("inspect", path)["entries"] for path in (demo["w8"], again))
+    differing = [name for name in first if first[name] != second[name]]
+    assert differing == [], f"these entries differ between two runs: {differing}"
+    assert again.read_bytes() == demo["w8"].read_bytes()
+
+
+@pytest.mark.shared
+def test_stories260k_gives_its_golden_tokens(tmp_path: Path) -> None:
+    model = shared_path("models/stories260K-hf")
+    golden = json.loads(shared_path("data/models/stories260K.greedy.json").read_text())
+    cli("compile", model, "-o", tmp_path / "s.gw")
+    result = cli_json("run", tmp_path / "s.gw", "--prompt-ids", "1", "--max-tokens", 256)
+    assert [1, *result["outputs"][0]["token_ids"]] == golden["token_ids"]

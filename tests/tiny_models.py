@@ -1,0 +1,131 @@
+"""Random-weight decoders of a few families, small enough to capture in a second or two.
+
+Every model has two layers (or what `num_layers=` says), a vocabulary of 128 and a context of 256;
+the weights are the same in every process. Keyword arguments replace single configuration values.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["TINY_MODELS", "random_tokens", "save_tiny", "tiny_model"]
+
+_COMMON = {"vocab_size": 128, "max_position_embeddings": 256, "pad_token_id": None}
+_LLAMA = {
+    **_COMMON,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+# family -> (model type in transformers, configuration)
+TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", _LLAMA),
+    "qwen2": ("qwen2", {**_LLAMA, "tie_word_embeddings": True}),
+    "mistral": ("mistral", {**_LLAMA, "sliding_window": 8}),
+    "gpt2": (
+        "gpt2",
+        {"vocab_size": 128, "n_positions": 256, "n_embd": 64, "n_layer": 2, "n_head": 4},
+    ),
+    "gemma2": (
+        "gemma2",
+        {
+            **_LLAMA,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 8,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 3.0,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "opt": (
+        "opt",
+        {
+            "vocab_size": 128,
+            "max_position_embeddings": 256,
+            "hidden_size": 64,
+            "word_embed_proj_dim": 64,
+            "ffn_dim": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        },
+    ),
+    "falcon": (
+        "falcon",
+        {
+            **_COMMON,
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_kv_heads": 2,
+            "new_decoder_architecture": True,
+            "ffn_hidden_size": 128,
+        },
+    ),
+    "falcon-old": (
+        "falcon",
+        {
+            **_COMMON,
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "multi_query": True,
+            "new_decoder_architecture": False,
+            "ffn_hidden_size": 128,
+        },
+    ),
+    "bloom": (
+        "bloom",
+        {"vocab_size": 128, "hidden_size": 64, "n_layer": 2, "n_head": 4},
+    ),
+}
+_LAYER_KEYS = ("num_hidden_layers", "n_layer")
+
+
+def tiny_model(
+    name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any
+) -> nn.Module:
+    """The model called `name` in TINY_MODELS, in eval mode, with weights drawn from `seed`.
+
+    The weights are larger than a fresh model's, so that logits differ clearly from token to token.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    family, settings = TINY_MODELS[name]
+    settings = {**settings, **config}
+    layers = settings.pop("num_layers", None)
+    if layers is not None:
+        settings[next(key for key in _LAYER_KEYS if key in settings)] = layers
+        if "layer_types" in settings and "layer_types" not in config:
+            settings["layer_types"] = [settings["layer_types"][i % 2] for i in range(layers)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings))
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                spread = 0.5 if parameter.dim() == 1 else 3.0 / parameter.shape[-1] ** 0.5
+                noise = torch.randn_like(parameter) * spread
+                is_scale = parameter.dim() == 1 and key.endswith("weight")
+                parameter.copy_(noise * 0.3 + 1.0 if is_scale else noise * 0.5)
+    model = model.to(dtype).eval()
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def save_tiny(name: str, directory: Path | str, **config: Any) -> Path:
+    """Writes `tiny_model(name, **config)` as a checkpoint directory (safetensors); returns it."""
+    directory = Path(directory)
+    tiny_model(name, **config).save_pretrained(directory)  # type: ignore[operator]
+    return directory
+
+
+def random_tokens(length: int, *, seed: int = 0, vocab_size: int = 128) -> torch.Tensor:
+    """`length` token ids, int64, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, vocab_size, (length,), generator=generator)

@@ -1,0 +1,134 @@
+"""A stand-in for compiled code: a model whose logits depend on every earlier token in its cache.
+
+Each position's token and number are written to the paged cache, and the logits of a position are
+pseudo-random numbers seeded by all that the cache holds up to it. A wrong block table, position or
+chunk gives other logits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphwright.runtime.artifact import ArtifactWriter
+from graphwright.runtime.engine import Engine
+from graphwright.runtime.library import StepBuffers
+
+VOCAB = 97
+BLOCK = 4  # positions
+MAX_CONTEXT = 64
+
+
+def toy_logits(history: Sequence[int]) -> NDArray[np.float32]:
+    """Logits float32 [VOCAB] after `history`."""
+    return np.random.default_rng(list(history)).standard_normal(VOCAB).astype(np.float32) * 3
+
+
+def toy_greedy(prompt: Sequence[int], count: int) -> list[int]:
+    """The `count` tokens that greedy decoding says after `prompt`."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(toy_logits(tokens).argmax()))
+    return tokens[len(prompt) :]
+
+
+class ToyLibrary:
+    """A StepLibrary. `steps` records (entry, tokens, sequences, rows) of every call."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, int, int, int]] = []
+
+    def run(self, entry: str, buffers: StepBuffers) -> None:
+        tokens, sequences, stride, rows = (int(each) for each in buffers.batch[:4])
+        assert not buffers.batch[4:].any()
+        limit = PLAN["entries"][entry]
+        assert 0 < tokens <= limit["max_tokens"] and rows <= limit["max_rows"]
+        self.steps.append((entry, tokens, sequences, rows))
+        cache = buffers.kv.view(np.int64).reshape(-1, BLOCK, 2)
+        starts = buffers.query_start[: sequences + 1]
+        assert starts[0] == 0 and starts[-1] == tokens and (np.diff(starts) > 0).all()
+        logits = {}
+        for b in range(sequences):
+            table = buffers.block_table[b * stride : (b + 1) * stride]
+            for t in range(starts[b], starts[b + 1]):
+                position = int(buffers.positions[t])
+                cache[table[position // BLOCK], position % BLOCK] = buffers.tokens[t], position
+                past = np.arange(position + 1)
+                seen = cache[table[past // BLOCK], past % BLOCK]
+                assert (seen[:, 1] == past).all()
+                logits[t] = toy_logits(seen[:, 0].tolist())
+        buffers.logits[:] = np.nan  # what was not asked for must not be read
+        for row, t in enumerate(buffers.sample_rows[:rows].tolist()):
+            buffers.logits[row] = logits[t]
+
+
+PLAN: dict[str, Any] = {
+    "entries": {
+        "decode": {"max_tokens": 4, "max_rows": 4, "arena_bytes": 128, "buffers": []},
+        "prefill": {"max_tokens": 10, "max_rows": 10, "arena_bytes": 4096, "buffers": []},
+    },
+    "kv": {"block_size": BLOCK, "block_bytes": BLOCK * 16, "states": []},
+    "weights": {"bytes": 256, "bytes_per_token": 256, "entries": []},
+    "vocab_size": VOCAB,
+    "max_context": MAX_CONTEXT,
+}
+
+
+def word_tokenizer(bos: bool = True) -> str:
+    """A byte-level tokenizer.json of VOCAB ids: <s>, </s>, printable ASCII, and the bytes of é."""
+    names = ["<s>", "</s>", "Ġ", *(chr(code) for code in range(33, 125)), "Ã", "©"]
+    assert len(names) == VOCAB
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    start = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    definition = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": i, "content": name, "special": True, **flags} for i, name in enumerate(names[:2])
+        ],
+        "pre_tokenizer": {**byte_level, "use_regex": True},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [start, text] if bos else [text],
+            "pair": [start, text],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+        },
+        "decoder": {**byte_level, "use_regex": True},
+        "model": {"type": "BPE", "vocab": {n: i for i, n in enumerate(names)}, "merges": []},
+    }
+    return json.dumps(definition)
+
+
+def write_toy(
+    path: Path,
+    *,
+    tokenizer: str | None = None,
+    generation_config: dict[str, Any] | None = None,
+    cpu_features: Sequence[str] = (),
+    **changes: Any,
+) -> Path:
+    """An artifact at `path` with the toy's plan, `changes` applied to it."""
+    with ArtifactWriter(path, target="toy", cpu_features=cpu_features) as writer:
+        writer.add("lib/step.so", b"not a library")
+        writer.add("weights.bin", bytes(range(256)))
+        writer.add("plan.json", json.dumps({**PLAN, **changes}))
+        if tokenizer is not None:
+            writer.add("tokenizer.json", tokenizer)
+            config = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
+            writer.add("tokenizer_config.json", json.dumps(config))
+        if generation_config is not None:
+            writer.add("generation_config.json", json.dumps(generation_config))
+    return path
+
+
+def toy_engine(folder: Path, **options: Any) -> tuple[Engine, ToyLibrary]:
+    """An engine over a toy artifact without tokenizer, and the library that records its steps."""
+    library = ToyLibrary()
+    path = write_toy(folder / "toy.gw")
+    return Engine(path, library=library, **options), library
