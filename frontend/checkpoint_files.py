@@ -76,7 +76,7 @@ class CheckpointFiles:
         absent = sorted(set(read_json(index)["weight_map"]) - set(self._stored))
         if absent:
             raise FrontendError(
-                f"{index.name} names {len(absent)} tensor(s) that its files do not hold, "
+                f"{index} names {len(absent)} tensor(s) that its files do not hold, "
                 f"the first is '{absent[0]}'."
             )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,15 @@ __all__ = ["Exported", "export_dynamic"]
 _LOG = logging.getLogger("graphwright.frontend")
 _OURS = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
+# What normalizing turns into the vocabulary by itself:
+_SPELLINGS = frozenset(
+    """
+    aten._assert_tensor_metadata.default aten._assert_scalar.default aten.view.default
+    aten.to.dtype aten.to.dtype_layout aten.to.device aten.to.other aten.type_as.default
+    aten.contiguous.default aten.alias.default aten.detach.default aten.dropout.default
+    aten.numpy_T.default aten.broadcast_to.default
+    """.split()
+)
 _CONSTANT_LENGTH = ("static shape", "specialized it to be a constant", "not in VR[")
 
 
@@ -102,8 +112,21 @@ def _export(forward: StatelessForward, tokens: torch.Tensor, rung: Rung) -> Expo
                 f"its code takes another path for fewer than {least} tokens, and one trace must "
                 f"serve every length."
             )
-        exported = exported.run_decompositions(_decompositions())
+        if not _is_plain(exported):
+            exported = exported.run_decompositions(_decompositions())
     return Exported(exported, rung.name, least, most)
+
+
+def _is_plain(exported: ExportedProgram) -> bool:
+    """Only ops that the passes know, and nothing written in place? Then it needs no second trace,
+    which would take longer than the first."""
+    for node in exported.graph.nodes:
+        known = allowed_at(Level.NORMALIZED, node.target) or str(node.target) in _SPELLINGS
+        if node.op == "get_attr":
+            return False
+        if node.op == "call_function" and not known:
+            return False
+    return True
 
 
 @functools.cache
@@ -126,7 +149,8 @@ def _bounds(exported: ExportedProgram) -> tuple[int, int | None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
+    """Without warnings, and without the graphs that torch prints before it raises."""
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
 

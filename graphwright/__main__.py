@@ -15,6 +15,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from graphwright.cli import main_command
 
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows "?"
+            stream.reconfigure(errors="replace")
     try:
         result = main_command.main(
             arguments if arguments is None else list(arguments),

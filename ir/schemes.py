@@ -50,12 +50,21 @@ def _symmetric(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.round(x / divisor[..., None]).clamp(-127, 127).to(torch.int8), scale
 
 
+_ROWS_AT_ONCE = 1 << 22  # elements of a weight quantized together: bounds the temporaries
+
+
 def quantize_weight(weight: torch.Tensor, scheme: str) -> tuple[torch.Tensor, torch.Tensor]:
     """weight [N, K] float -> (int8 [N, K], float32 scale [N, groups])."""
     rows, inputs = weight.shape
     groups = Scheme.parse(scheme).groups(inputs)
-    values, scale = _symmetric(weight.float().reshape(rows, groups, inputs // groups))
-    return values.reshape(rows, inputs), scale
+    values = torch.empty((rows, inputs), dtype=torch.int8, device=weight.device)
+    scale = torch.empty((rows, groups), dtype=torch.float32, device=weight.device)
+    step = max(1, _ROWS_AT_ONCE // inputs)
+    for begin in range(0, rows, step):
+        part = weight[begin : begin + step].float()
+        q, scale[begin : begin + step] = _symmetric(part.reshape(len(part), groups, -1))
+        values[begin : begin + step] = q.reshape(part.shape)
+    return values, scale
 
 
 def quantize_activation(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,10 +22,12 @@ _RESHAPES = frozenset({aten.reshape.default, aten.unsqueeze.default, aten.squeez
 _LAST = 2**63 - 1  # torch's way to say "to the end"
 
 
-def same_value(program: Program, old: fx.Node, target: Callable[..., Any], *args: Any) -> fx.Node:
+def same_value(
+    program: Program, old: fx.Node, target: Callable[..., Any], *args: Any, **kwargs: Any
+) -> fx.Node:
     """A call of `target` in front of `old` that has the same value, so also its meta value."""
     with program.graph.inserting_before(old):
-        new = program.graph.call_function(target, args)
+        new = program.graph.call_function(target, args, kwargs)
     new.meta["val"] = old.meta["val"]
     return new
 
@@ -132,7 +134,7 @@ def _expand(program: Program, node: fx.Node) -> fx.Node | None:
         -1 if i >= added and before[i - added] == size else given[i]
         for i, size in enumerate(after)
     ]  # fmt: skip
-    if sizes == given:
+    if sizes == given and node.target is aten.expand.default:
         return None
     return same_value(program, node, aten.expand.default, source, sizes)
 
@@ -237,6 +239,7 @@ LAYOUT_RULES: dict[Any, Callable[[Program, fx.Node], fx.Node | None]] = {
     aten.t.default: _permute,
     aten.numpy_T.default: _permute,
     aten.expand.default: _expand,
+    aten.broadcast_to.default: _expand,
     aten.slice.Tensor: _slice,
     aten.select.int: _select,
     aten.index.Tensor: _index,

@@ -14,6 +14,10 @@ from graphwright.passes.canonical_layout import same_value
 __all__ = ["NUMBER_RULES"]
 
 aten = torch.ops.aten
+_CASTS = (
+    aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other,
+    aten.type_as.default,
+)  # fmt: skip
 Rule = Callable[[Program, fx.Node], fx.Node | None]
 
 
@@ -69,6 +73,14 @@ def _embedding(program: Program, node: fx.Node) -> fx.Node | None:
     return same_value(program, node, aten.embedding.default, *node.args[:2])
 
 
+def _cast(program: Program, node: fx.Node) -> fx.Node | None:
+    """Another dtype; layouts and devices are not spoken of."""
+    dtype = node.meta["val"].dtype
+    if node.target is aten._to_copy.default and dict(node.kwargs) == {"dtype": dtype}:
+        return None
+    return same_value(program, node, aten._to_copy.default, node.args[0], dtype=dtype)
+
+
 def _softmax(program: Program, node: fx.Node) -> fx.Node | None:
     if node.args[2]:
         return None
@@ -105,6 +117,7 @@ NUMBER_RULES: dict[Any, Rule] = {
     aten.mul.Tensor: _multiply,
     aten.pow.Tensor_Scalar: _power,
     aten._softmax.default: _softmax,
+    **dict.fromkeys(_CASTS, _cast),
     aten.embedding.default: _embedding,
     aten.mean.dim: _reduce,
     aten.sum.dim_IntList: _reduce,

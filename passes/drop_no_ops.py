@@ -124,6 +124,7 @@ def _in_order(node: fx.Node) -> bool:
 _COPIES = (
     aten.alias.default, aten.clone.default, aten.contiguous.default, aten.detach.default,
     aten.lift_fresh_copy.default, aten._to_copy.default, aten.type_as.default,
+    aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other,
     aten.expand.default, aten.reshape.default, aten.flatten.using_ints, aten.squeeze.default,
     aten.squeeze.dim, aten.squeeze.dims,
 )  # fmt: skip

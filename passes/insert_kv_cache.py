@@ -34,6 +34,8 @@ class InsertKvCache(Pass):
     block_size: int = 16
 
     def run(self, program: Program) -> int:
+        if program.level >= Level.CACHED:
+            return 0
         nodes = [n for n in program.graph.nodes if n.target is torch.ops.gw.attention.default]
         if nodes:
             start = program.add_input("query_start", ["B1"], torch.int32, hint=4)
@@ -73,9 +75,7 @@ class InsertKvCache(Pass):
         new.meta["stack_trace"] = node.meta.get("stack_trace")
         program.replace(node, new)
 
-    def _add_state(
-        self, program: Program, k: Any, v: Any, mask: str
-    ) -> tuple[fx.Node, fx.Node]:
+    def _add_state(self, program: Program, k: Any, v: Any, mask: str) -> tuple[fx.Node, fx.Node]:
         number = len(program.states)
         _, heads, head_dim = k.meta["val"].shape
         value_dim = v.meta["val"].shape[2]

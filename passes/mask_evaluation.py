@@ -123,9 +123,7 @@ class RowEvaluator:
         return torch.zeros(self._length, dtype=torch.int64)
 
     def _arguments(self, node: fx.Node) -> tuple[Any, Any]:
-        args, kwargs = pytree.tree_map_only(
-            fx.Node, self._value_or_shape, (node.args, node.kwargs)
-        )
+        args, kwargs = pytree.tree_map_only(fx.Node, self._value_or_shape, (node.args, node.kwargs))
         return args, kwargs
 
     def _value_or_shape(self, node: fx.Node) -> Any:

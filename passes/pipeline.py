@@ -18,13 +18,13 @@ from graphwright.passes.fuse_linear import FuseLinear
 from graphwright.passes.fuse_residual_norm import FuseResidualNorm
 from graphwright.passes.fuse_rms_norm import FuseRmsNorm
 from graphwright.passes.insert_kv_cache import InsertKvCache
-from graphwright.passes.lift_reshapes import LiftReshapes
 from graphwright.passes.merge_projections import MergeProjections
 from graphwright.passes.plan_memory import PlanMemory
 from graphwright.passes.quantize_weights import QuantizeWeights
 from graphwright.passes.recipe import Recipe
 from graphwright.passes.recognize_attention import RecognizeAttention
 from graphwright.passes.recognize_rope import RecognizeRope
+from graphwright.passes.reorder_projections import ReorderProjections
 from graphwright.passes.rewrite_positions import RewritePositions
 from graphwright.passes.select_sampled_rows import SelectSampledRows
 
@@ -59,13 +59,12 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
         RecognizeRope(),
         InsertKvCache(),
         SelectSampledRows(),
-        # fuse: few phases, each one pass over memory. Products are cleared of reshapes and factors
-        # first, for the passes below to see what touches them. Gates come before merging, which
-        # leaves a linear alone that feeds an activation and no gate: that is its epilogue.
+        # fuse: few phases, each one pass over memory. Gates come before merging, which leaves a
+        # linear alone that feeds an activation and no gate: that is its epilogue.
         # A residual is added in a linear's epilogue where it can be (the norm then reads one
         # tensor); only sums that are left, as behind a norm of the linear's result, join the norm.
-        LiftReshapes(),
         FoldScales(),
+        ReorderProjections(),
         FuseRmsNorm(),
         FuseLayerNorm(),
         FuseGatedActivation(),

@@ -201,20 +201,22 @@ def _joined(node: Any) -> list[Any] | None:
 
 
 def _part(node: Any) -> _Part | None:
-    """`node` as a slice of the last axis, or as select of one of two stacked halves."""
+    """`node` as a slice of the last axis."""
     if not _is(node, aten.slice.Tensor):
         return None
     source: Any = node.args[0]
     last = source.meta["val"].dim() - 1
-    dim, start, stop, step = (*node.args[1:5], *(0, 0, None, 1)[len(node.args) - 1 :])
+    given: list[Any] = list(node.args[1:5])
+    given += [0, 0, None, 1][len(given) :]
+    dim, start, stop, step = given
     size = source.meta["val"].shape[-1]
     if dim not in (-1, last) or not isinstance(size, int):
         return None
-    start, stop = start or 0, size if stop is None else stop
-    if not all(isinstance(bound, int) for bound in (start, stop, step)):
+    bounds = [0 if start is None else start, size if stop is None else stop]
+    if not all(isinstance(bound, int) for bound in (*bounds, step)):
         return None
-    start, stop = (bound + size if bound < 0 else min(bound, size) for bound in (start, stop))
-    return _Part(source, start, stop, step)
+    begin, end = (bound + size if bound < 0 else min(bound, size) for bound in bounds)
+    return _Part(source, begin, end, step)
 
 
 def _is(node: Any, target: Any) -> bool:

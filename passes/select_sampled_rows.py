@@ -15,6 +15,7 @@ from graphwright.passes.base import Pass, Stage
 from graphwright.passes.insert_kv_cache import InsertKvCache
 from graphwright.passes.layout_chains import size_of
 from graphwright.passes.token_axis import find_token_axes
+from graphwright.passes.token_rules import TokenAxes
 
 __all__ = ["SelectSampledRows"]
 
@@ -44,7 +45,7 @@ class SelectSampledRows(Pass):
         return 1
 
 
-def _earliest_cut(program: Program, axes: dict[fx.Node, int | None]) -> fx.Node:
+def _earliest_cut(program: Program, axes: TokenAxes) -> fx.Node:
     """The first value laid out in rows that every path from the tokens to the logits takes."""
     graph: nx.DiGraph[Any] = nx.DiGraph()
     for node, axis in axes.items():
@@ -55,14 +56,13 @@ def _earliest_cut(program: Program, axes: dict[fx.Node, int | None]) -> fx.Node:
         if attends or not sources:
             graph.add_edge("root", node)
         graph.add_edges_from((source, node) for source in sources)
-    last = program.output
     parents = nx.immediate_dominators(graph, "root")
-    best, node = last, last
-    while node != "root":
-        value = node.meta["val"]
-        if row_axis(value) is not None and node.op != "placeholder":
-            best = node
-        node = parents[node]
+    best = program.output
+    dominator: Any = best
+    while dominator != "root":
+        if row_axis(dominator.meta["val"]) is not None and dominator.op != "placeholder":
+            best = dominator
+        dominator = parents[dominator]
     return best
 
 

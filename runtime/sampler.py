@@ -3,6 +3,8 @@ repetition penalty, temperature, top-k, top-p, min-p, draw."""
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,8 +25,7 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, vocab_size: int, seen: list[int]) -> None:
         self._sampling = sampling
-        if sampling.temperature > 0:  # greedy decoding does without importing numpy.random
-            self._random = np.random.Generator(np.random.PCG64(sampling.seed))
+        self._random = Random(sampling.seed)  # one number a token; numpy.random is slow to import
         self._seen: NDArray[np.bool_] | None = None
         if sampling.repetition_penalty != 1:
             self._seen = np.zeros(vocab_size, np.bool_)

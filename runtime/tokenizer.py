@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from graphwright.runtime.artifact import Artifact
-from graphwright.runtime.errors import ArtifactError
+from graphwright.runtime.errors import ArtifactError, RequestError
 
 __all__ = ["Tokenizer", "read_tokenizer"]
 
@@ -35,7 +35,16 @@ class Tokenizer:
         return None if token is None else self._library.token_to_id(token)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids of `text`; `special`: with the BOS (and others) that the tokenizer adds."""
+        """Token ids of `text`; `special`: with the BOS (and others) that the tokenizer adds.
+
+        Raises RequestError for lone surrogates, which stray bytes of a command line become.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"the prompt is not valid UTF-8 text: its character {error.start} is a stray byte."
+            ) from error
         ids: list[int] = self._library.encode(text, add_special_tokens=special).ids
         if special and self._prepend is not None and ids[:1] != [self._prepend]:
             ids = [self._prepend, *ids]

@@ -54,7 +54,7 @@ def test_run_streams_text(capsys: pytest.CaptureFixture[str], toy: str) -> None:
     found = run_json(capsys, "run", toy, "--prompt", "Hello", "--max-tokens", "6", "--ignore-eos")
     assert captured.out == found["outputs"][0]["text"] + "\n"
     assert found["outputs"][0]["prompt_tokens"] == 6  # with <s>
-    assert captured.err.startswith("6 tokens; load ")
+    assert captured.err.startswith("6 tokens; import ")
 
 
 def test_run_writes_ids_without_a_tokenizer(capsys: pytest.CaptureFixture[str], bare: str) -> None:
@@ -105,6 +105,22 @@ def test_bad_requests(
     captured = capsys.readouterr()
     assert message in captured.err and captured.out == ""
     assert "Traceback" not in captured.err
+
+
+def test_stray_bytes_in_a_prompt(capsys: pytest.CaptureFixture[str], toy: str) -> None:
+    assert main(["run", toy, "--prompt", "a\udcff"]) == 1
+    assert "not valid UTF-8 text: its character 1" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_exit_code_130(
+    capsys: pytest.CaptureFixture[str], bare: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ToyLibrary, "run", interrupted)
+    assert main(["run", bare, "--prompt-ids", "1"]) == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
 
 
 def test_an_empty_text_is_an_empty_prompt(capsys: pytest.CaptureFixture[str], toy: str) -> None:

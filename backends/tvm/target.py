@@ -1,4 +1,7 @@
-"""The CPUs a program can be compiled for, and which of them this machine is. Imports tvm only when asked."""
+"""The CPUs a program can be compiled for, and which of them this machine is.
+
+tvm is imported only when a target is asked for.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ def cpu_by_name(name: str) -> Cpu:
 
 
 def host_cpu() -> Cpu:
-    """The best level whose features this machine has all of. Raises BackendError if there is none."""
+    """The best level of which this machine has every feature. Raises BackendError without one."""
     features = host_features()
     if platform.machine().lower() in ("aarch64", "arm64"):
         return cpu_by_name("aarch64")
@@ -72,8 +75,8 @@ def host_cpu() -> Cpu:
             return cpu
     missing = ", ".join(sorted(set(V3) - features))
     raise BackendError(
-        f"this {platform.machine()} CPU lacks {missing}; graphwright needs at least x86-64-v3 (AVX2, "
-        "2013 and later) or aarch64. To compile for another machine, name its CPU."
+        f"this {platform.machine()} CPU lacks {missing}; graphwright needs at least x86-64-v3 "
+        "(AVX2, 2013 and later) or aarch64. To compile for another machine, name its CPU."
     )
 
 

@@ -45,12 +45,15 @@ def command(
         raise click.UsageError("nothing to complete: give --prompt TEXT or --prompt-ids 1,2,3.")
     from graphwright.runtime.engine import Engine
     from graphwright.runtime.sampling_params import SamplingParams
+    from graphwright.runtime.statistics import process_seconds
 
     params = SamplingParams(**sampling)
+    import_seconds = process_seconds()
     options["max_sequences"] = min(8, len(requests))
     engine = Engine(artifact, **options)
     live = len(requests) == 1 and not (as_json or no_stream)
     outputs, figures = _complete(engine, requests, params, live)
+    figures = {"import_s": round(import_seconds, 4), **figures}
     if as_json:
         click.echo(json.dumps({"outputs": [_as_json(each) for each in outputs], **figures}))
         return
@@ -108,8 +111,7 @@ def _ids(token_ids: Any) -> str:
 
 def _line(figures: dict[str, float], tokens: int) -> str:
     return (
-        f"{tokens} tokens; load {figures['load_s']:.2f} s, first token after "
-        f"{figures['ttft_s']:.3f} s ({figures['start_to_first_token_s']:.2f} s from process "
-        f"start), prefill {figures['prefill_tps']:.0f} tokens/s, decode "
-        f"{figures['decode_tps']:.1f} tokens/s, peak memory {figures['peak_rss_mb']:.0f} MB"
-    )
+        "{tokens} tokens; import {import_s:.2f} s, load {load_s:.2f} s, first token {ttft_s:.3f} s "
+        "({start_to_first_token_s:.2f} s from process start); prefill {prefill_tps:.0f} tokens/s, "
+        "decode {decode_tps:.1f} tokens/s; peak memory {peak_rss_mb:.0f} MB"
+    ).format(tokens=tokens, **figures)

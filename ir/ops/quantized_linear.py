@@ -12,6 +12,8 @@ from graphwright.ir.schemes import quantize_activation, quantize_weight
 
 __all__ = ["quantized_linear"]
 
+_ELEMENTS_AT_ONCE = 1 << 22  # of the weight, in float64: bounds the temporaries
+
 
 def _meta(x, weight, scale, bias=None, residual=None, *, scheme, activation="none"):  # type: ignore[no-untyped-def]
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
@@ -62,8 +64,12 @@ def quantized_linear(
     """
     groups = scale.shape[1]
     x_q, x_scale = quantize_activation(x, groups)
-    x_g = x_q.reshape(*x.shape[:-1], groups, -1).double()
-    w_g = weight.reshape(weight.shape[0], groups, -1).double()
-    dots = torch.einsum("...gk,ngk->...ng", x_g, w_g).float()
-    y = (dots * x_scale[..., None, :] * scale).sum(-1)
+    x_g = x_q.reshape(*x.shape[:-1], groups, -1).double()  # holds the integer sums exactly
+    y = x_scale.new_empty((*x.shape[:-1], weight.shape[0]))
+    step = max(1, _ELEMENTS_AT_ONCE // weight.shape[1])
+    for begin in range(0, weight.shape[0], step):
+        part = slice(begin, begin + step)
+        w_g = weight[part].reshape(-1, groups, x_g.shape[-1]).double()
+        dots = torch.einsum("...gk,ngk->...ng", x_g, w_g).float()
+        y[..., part] = (dots * x_scale[..., None, :] * scale[part]).sum(-1)
     return epilogue(y, bias, residual, activation).to(x.dtype)

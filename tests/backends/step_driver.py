@@ -32,7 +32,7 @@ class CompiledProgram:
     def __init__(
         self, built: BuiltProgram, folder: Path, *, sequences: int = 4, context: int = 128
     ) -> None:
-        path = folder / "step.so"
+        path = folder / f"step{len(list(folder.iterdir()))}.so"  # a loaded file must not change
         path.write_bytes(built.library)
         self.library = tvm_ffi.load_module(str(path))
         self.plan = built.plan
@@ -72,9 +72,7 @@ class CompiledProgram:
         logits[:] = 777.0
         self.arena[:] = np.nan
         buffers = [
-            self._filled(
-                [len(tokens), len(batch), self.row, len(rows), 0, 0, 0, 0], np.int32
-            ),
+            self._filled([len(tokens), len(batch), self.row, len(rows), 0, 0, 0, 0], np.int32),
             self._filled(tokens, np.int64),
             self._filled(positions, np.int64),
             self._filled(start, np.int32),

@@ -113,9 +113,12 @@ def check(case: Case) -> None:
     pool, block_stride, split = physical(case)
     shape = (case.kv_heads, case.dim, case.value_dim)
     append = append_kv(
-        *shape, k_stride=case.kv_heads * case.dim + gap, v_stride=case.kv_heads * case.value_dim + gap,
-        block_stride=block_stride, cpu=case.cpu,
-    )  # fmt: skip
+        *shape,
+        k_stride=case.kv_heads * case.dim + gap,
+        v_stride=case.kv_heads * case.value_dim + gap,
+        block_stride=block_stride,
+        cpu=case.cpu,
+    )
     attend = attention(
         case.heads, *shape, q_stride=case.heads * case.dim + gap, block_stride=block_stride,
         scale=case.dim**-0.5, mask=Mask.parse(case.mask), softcap=case.softcap, slopes=case.slopes,

@@ -53,6 +53,14 @@ def check(
             assert (out[want.numel() :] == -7.0).all()
 
 
+NORMS: dict[str, Callable[..., Kernel]] = {
+    "rms_norm": rms_norm,
+    "layer_norm": layer_norm,
+    "add_rms_norm": add_rms_norm,
+    "add_layer_norm": add_layer_norm,
+}
+
+
 def norm_case(name: str, rows: int, groups: int, k: int, affine: bool) -> None:
     torch.manual_seed(rows * k)
     adds, biased = name.startswith("add"), "layer" in name
@@ -64,21 +72,12 @@ def norm_case(name: str, rows: int, groups: int, k: int, affine: bool) -> None:
     if adds:
         strides["residual_stride"] = groups * k
     flags = {"weight": affine} | ({"bias": affine} if biased else {})
-    builders: dict[str, Callable[..., Kernel]] = {
-        "rms_norm": rms_norm,
-        "layer_norm": layer_norm,
-        "add_rms_norm": add_rms_norm,
-        "add_layer_norm": add_layer_norm,
-    }
-    kernel = builders[name](k, **strides, **flags, eps=1e-5, groups=groups, cpu=CPU)
+    kernel = NORMS[name](k, **strides, **flags, eps=1e-5, groups=groups, cpu=CPU)
     inputs = [
         strided(each, stride) for each, stride in zip(arguments, strides.values(), strict=True)
     ]
     inputs += [each.numpy() for each in parameters if each is not None]
     check(kernel, rows, inputs, list(wants) if adds else [wants], "reassociating")
-
-
-NORMS = ("rms_norm", "layer_norm", "add_rms_norm", "add_layer_norm")
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -173,11 +172,10 @@ def op_sample(name: str, sample: Sample) -> tuple[Kernel, int, list[Any]]:
         return kernel, len(args[0]), list(args)
     flag = args[-1] is not None
     options |= {"weight": flag, "x_stride": k} | ({"bias": flag} if "layer" in name else {})
-    builder = {"rms_norm": rms_norm, "layer_norm": layer_norm}.get(name)
-    if builder is None:
+    if name.startswith("add"):
         options["residual_stride"] = k
-        builder = {"add_rms_norm": add_rms_norm, "add_layer_norm": add_layer_norm}[name]
-    return builder(k, **options), rows_of(args[0]), [each for each in args if each is not None]
+    inputs = [each for each in args if each is not None]
+    return NORMS[name](k, **options), rows_of(args[0]), inputs
 
 
 @pytest.mark.parametrize("name", [*NORMS, "rope", "gated_act", "select_rows", "embedding"])
@@ -202,9 +200,9 @@ def test_other_vector_width() -> None:
 
 
 def test_equal_parameters_give_equal_names() -> None:
-    make = lambda **changed: rms_norm(  # noqa: E731
-        **{"k": 8, "x_stride": 8, "weight": True, "eps": 1e-5, "cpu": CPU, **changed}
-    )
+    def make(x_stride: int = 8, weight: bool = True, eps: float = 1e-5) -> Kernel:
+        return rms_norm(8, x_stride=x_stride, weight=weight, eps=eps, cpu=CPU)
+
     names = [make().name, make(eps=1e-6).name, make(weight=False).name, make(x_stride=9).name]
     assert make().name == names[0] and len(set(names)) == 4
     assert all(name.isidentifier() for name in names)

@@ -119,9 +119,7 @@ def test_refuses_results_that_are_not_a_step() -> None:
 
 
 def changed(plan: MemoryPlan, name: str, **values: int) -> MemoryPlan:
-    buffers = tuple(
-        dataclasses.replace(b, **values) if b.name == name else b for b in plan.buffers
-    )
+    buffers = tuple(dataclasses.replace(b, **values) if b.name == name else b for b in plan.buffers)
     end = max(b.offset + b.bytes for b in buffers)
     return dataclasses.replace(plan, buffers=buffers, arena_bytes=-(-end // 64) * 64)
 

@@ -14,7 +14,8 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.append_kv import advance, append_kv
-from graphwright.backends.tvm.kernels.attention_tile import AttentionShape, Operands, Tile, compute
+from graphwright.backends.tvm.kernels.attention_shape import AttentionShape, Operands, Tile
+from graphwright.backends.tvm.kernels.attention_tile import compute
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define, registers
 from graphwright.backends.tvm.kernels.loops import kernel_name, quotient, settle
 from graphwright.backends.tvm.target import Cpu

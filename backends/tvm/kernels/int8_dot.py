@@ -5,9 +5,10 @@ x86 multiplies unsigned by signed bytes only. What each class does about the sig
 - `VnniDot` (vpdpbusd): weight + 128 is the unsigned operand; the sum starts from -128 * Σ x, which
   quantize_rows leaves behind each row.
 - `SignDot` (AVX2): |weight| times x with the weight's sign (vpsignb).
-- `FlipDot` (AVX2): |weight| times x, its bits flipped where the weight is negative: -x - 1 for -x. The sum
-  starts from Σ |weight| over the negative ones, worth its own pass when many rows share it. vpsignb
-  competes with the multiplications for two ports, exclusive or does not: 1.25 times faster on Zen 4.
+- `FlipDot` (AVX2): |weight| times x, its bits flipped where the weight is negative: -x - 1 for -x.
+  The sum starts from Σ |weight| over the negative ones, worth its own pass when many rows share it.
+  vpsignb competes with the multiplications for two ports, exclusive or does not: 1.25 times faster
+  on Zen 4.
 
 AVX2 first adds two products in int16: at most 2 * 127 * 128, so nothing saturates.
 """

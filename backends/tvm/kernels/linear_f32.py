@@ -1,17 +1,17 @@
 """y = epilogue(x · weightᵀ) in float32.
 
-Packed weights are tiles of 16 output channels, [ceil(N/16), K, 16]: for each input channel k one cache
-line. The same layout serves decode, where every weight is read once for all (few) rows and memory is the
-limit, and prefill, a register-tiled matrix product.
+Packed weights are tiles of 16 output channels, [ceil(N/16), K, 16]: for each input channel k one
+cache line. The same layout serves decode, where every weight is read once for all (few) rows and
+memory is the limit, and prefill, a register-tiled matrix product.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define, registers
+from graphwright.backends.tvm.kernels.loops import kernel_name, spread
 from graphwright.backends.tvm.kernels.matmul import (
     TILE,
     Epilogue,
@@ -51,15 +51,17 @@ def linear_f32(
     max_rows: int,
     cpu: Cpu,
 ) -> Kernel:
-    """Pointers: x [rows, K] with `x_stride`, weight (pack_f32), (bias [N]), (residual), out [rows, N].
+    """Pointers: x [rows, K] with `x_stride`, weight (pack_f32), (bias), (residual), out [rows, N].
 
-    For `max_rows` <= 8 the kernel is the one for decoding: right for any number of rows, made for 1 to
-    8. `residual_stride` None means no residual; `out` may be the residual itself if its stride is N.
+    For `max_rows` <= 8 the kernel is the one for decoding: right for any number of rows, made for 1
+    to 8. `residual_stride` None means no residual; `out` may be the residual itself if its stride
+    is N.
     """
     epilogue = Epilogue(bias, activation, residual_stride)
     decode = max_rows <= DECODE_ROWS
     tiling = _tiling(cpu, decode)
-    name = f"linear_f32_{'decode' if decode else 'prefill'}_{n}x{k}_s{x_stride}{epilogue.name}_{cpu.name}"
+    kind = "linear_f32_decode" if decode else "linear_f32_prefill"
+    name = kernel_name(kind, cpu, n=n, k=k, x=x_stride, **epilogue.parameters)
 
     def body(thread: Expr, threads: Expr, rows: Expr, x: Expr, weight: Expr, *rest: Expr) -> None:
         sums = stage(tiling.stage_size)
@@ -78,7 +80,7 @@ def linear_f32(
         for_each_block(n, tiling, thread, threads, rows, compute, write)
 
     pointers = [("x", "float32"), ("weight", "float32"), *epilogue.pointers, ("out", "float32")]
-    return define(name.replace("-", "_"), pointers, body)
+    return define(name, pointers, body)
 
 
 def _tiling(cpu: Cpu, decode: bool) -> Tiling:
@@ -99,8 +101,8 @@ def _multiply(
 ) -> None:
     """sums[row][tile][channel] = Σ_k x[row][k] * weight[tile][k][channel].
 
-    Rows that do not fit the registers together take turns of some input channels, so that the weights
-    of a turn are still in the L1 cache for the next rows.
+    Rows that do not fit the registers together take turns of some input channels, so that the
+    weights of a turn are still in the L1 cache for the next rows.
     """
     lanes, whole = cpu.lanes, span(0, cpu.lanes)
     vectors = [(base, part) for base in bases for part in range(0, TILE, lanes)]
@@ -127,7 +129,7 @@ def _multiply(
             values = [T.bind(weight[span(base + line + part, lanes)]) for base, part in vectors]
             accumulators = iter(total[u % chains])
             for offset in ours:
-                scalar = T.bind(tirx.Broadcast(x[offset + (first + i)], lanes))
+                scalar = T.bind(spread(x[offset + (first + i)], lanes))
                 for value in values:
                     accumulator = next(accumulators)
                     product = fma(value, scalar, accumulator[whole], lanes)

@@ -1,13 +1,12 @@
 """y = epilogue(x_q · weight_qᵀ * x_scale * weight_scale): int8 times int8 with exact int32 sums.
 
-Packed weights are tiles of 16 output channels by 4 input channels, int8 [ceil(N/16), K'/4, 16, 4] with K'
-= K padded to 64: a cache line for each 4 input channels is one operand of AVX-512's vpdpbusd and two of
-AVX2's vpmaddubsw. One layout serves decode and prefill on every CPU.
+Packed weights are tiles of 16 output channels by 4 input channels, int8 [ceil(N/16), K'/4, 16, 4]
+with K' = K padded to 64: a cache line for each 4 input channels is one operand of AVX-512's
+vpdpbusd and two of AVX2's vpmaddubsw. One layout serves decode and prefill on every CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.int8_dot import LINE, QUAD, Dot, dot_for
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define, registers
-from graphwright.backends.tvm.kernels.loops import kernel_name, spread
+from graphwright.backends.tvm.kernels.loops import kernel_name, load, spread, store
 from graphwright.backends.tvm.kernels.matmul import (
     TILE,
     Epilogue,
@@ -41,8 +40,8 @@ DECODE_ROWS = 8
 def pack_w8(q: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """int8 [N, K] and float32 [N] or [N, K/G] -> the blobs of weights and scales.
 
-    Weights: int8 [ceil(N/16), K'/4, 16, 4]. Scales: float32 [ceil(N/16), K/G or 1, 16]. Channels behind
-    the last one and inputs behind K are zero.
+    Weights: int8 [ceil(N/16), K'/4, 16, 4]. Scales: float32 [ceil(N/16), K/G or 1, 16]. Channels
+    behind the last one and inputs behind K are zero.
     """
     n, k = q.shape
     tiles = -(-n // TILE)
@@ -67,18 +66,20 @@ def linear_w8(
     max_rows: int,
     cpu: Cpu,
 ) -> Kernel:
-    """Pointers: x_q, x_scale (both quantize_rows), weight, weight_scale (pack_w8), (bias), (residual), out.
+    """Pointers: x_q, x_scale, weight, weight_scale, (bias [N]), (residual), out.
 
-    x_q is int8 [rows, row_size(k, group)], x_scale float32 [rows, K/G or 1], out float32 [rows, N].
-    For `max_rows` <= 8 the kernel is the one for decoding: right for any number of rows, made for 1 to
-    8. `residual_stride` None means no residual; `out` may be the residual itself if its stride is N.
+    x_q and x_scale come from quantize_rows, weight and weight_scale from pack_w8. x_q is int8
+    [rows, row_size(k, group)], x_scale float32 [rows, K/G or 1], out float32 [rows, N]. For
+    `max_rows` <= 8 the kernel is the one for decoding: right for any number of rows, made for 1 to
+    8. `residual_stride` None means no residual; `out` may be the residual itself if its stride is
+    N.
     """
     epilogue = Epilogue(bias, activation, residual_stride)
     decode = max_rows <= DECODE_ROWS
     dot, tiling = dot_for(cpu, many_rows=not decode), _tiling(cpu, decode, group is not None)
-    groups, stride = group_count(k, group), row_size(k, group)
-    scheme = f"w8g{group}" if group else "w8"
-    name = f"linear_{scheme}_{'decode' if decode else 'prefill'}_{n}x{k}{epilogue.name}_{cpu.name}"
+    groups = group_count(k, group)
+    kind = "linear_w8_decode" if decode else "linear_w8_prefill"
+    name = kernel_name(kind, cpu, n=n, k=k, g=group, **epilogue.parameters)
 
     def body(thread: Expr, threads: Expr, rows: Expr, *buffers: Expr) -> None:
         x, x_scale, weight, weight_scale, *operands, out = buffers
@@ -108,7 +109,7 @@ def linear_w8(
         *epilogue.pointers,
         ("out", "float32"),
     ]
-    return define(name.replace("-", "_"), pointers, body)
+    return define(name, pointers, body)
 
 
 def _tiling(cpu: Cpu, decode: bool, grouped: bool) -> Tiling:
@@ -144,12 +145,13 @@ class _Product:
             def step(line: Expr, u: int) -> None:
                 weights = self._weights(bases, number * self._lines + line)
                 for register, each in zip(total, weights, strict=True):
-                    _add(register, lanes, lambda value: self.dot.negatives(value, each))
+                    value = load(register, 0, lanes)
+                    store(register, 0, self.dot.negatives(value, each), lanes)
 
             unrolled(self._lines, 1, step)
             for i, register in enumerate(total):
-                at = span((number * count + i) * lanes, lanes)
-                T.buffer_store(self.starts, register[span(0, lanes)], [at])
+                at = (number * count + i) * lanes
+                store(self.starts, at, load(register, 0, lanes), lanes)
 
     def multiply(self, rows: list[Expr], tiles: list[Expr]) -> None:
         """Sums up the block of these row and tile numbers into `sums`."""
@@ -161,7 +163,7 @@ class _Product:
             else self._dots(offsets, self._bases(tiles), 0)
         )
         for i, value in enumerate(total):
-            T.buffer_store(self.sums, value, [span(i * self.dot.lanes, self.dot.lanes)])
+            store(self.sums, i * self.dot.lanes, value, self.dot.lanes)
 
     def _grouped(self, rows: list[Expr], offsets: list[Expr], tiles: list[Expr]) -> list[Expr]:
         """Σ over groups of dot * x_scale * weight_scale, for each row and vector of channels."""
@@ -179,13 +181,10 @@ class _Product:
             for row in rows:
                 x_scale = T.bind(spread(self.x_scale[row * groups + number], lanes))
                 for scale in scales:
-                    dot = tirx.Cast(real, next(dots)) * x_scale
-                    _add(
-                        next(registers_left),
-                        lanes,
-                        lambda value, dot=dot, scale=scale: fma(dot, scale, value, lanes),
-                    )
-        return [register[span(0, lanes)] for register in total]
+                    register = next(registers_left)
+                    scaled = tirx.Cast(real, next(dots)) * x_scale
+                    store(register, 0, fma(scaled, scale, load(register, 0, lanes), lanes), lanes)
+        return [load(register, 0, lanes) for register in total]
 
     def _dots(self, offsets: list[Expr], bases: list[Expr], number: Expr) -> list[Expr]:
         """The int32 sums of group `number`, for each row and vector of channels.
@@ -195,11 +194,10 @@ class _Product:
         dot, lanes = self.dot, self.dot.lanes
         starts = self._starts(offsets, len(bases) * TILE // lanes, number)
         chains = [
-            _zeros(len(starts), lanes)
-            for _ in range(1 if self.group else max(1, 8 // len(starts)))
+            _zeros(len(starts), lanes) for _ in range(1 if self.group else max(1, 8 // len(starts)))
         ]
         for register, start in zip(chains[0], starts, strict=True):
-            T.buffer_store(register, start, [span(0, lanes)])
+            store(register, 0, start, lanes)
 
         def step(i: Expr, u: int) -> None:
             line = T.bind(number * self._lines + i)
@@ -211,15 +209,13 @@ class _Product:
             for offset in offsets:
                 quad = dot.activations(self.x, offset + line * QUAD)
                 for each in weights:
-                    _add(
-                        next(registers_left),
-                        lanes,
-                        lambda value, each=each, quad=quad: dot.add(value, each, quad),
-                    )
+                    register = next(registers_left)
+                    value = load(register, 0, lanes)
+                    store(register, 0, dot.add(value, each, quad), lanes)
 
         unrolled(self._lines, max(len(chains), dot.unroll), step)
         return [
-            sum((register[span(0, lanes)] for register in rest), first[span(0, lanes)])
+            sum((load(register, 0, lanes) for register in rest), load(first, 0, lanes))
             for first, *rest in zip(*chains, strict=True)
         ]
 
@@ -256,9 +252,5 @@ class _Product:
 def _zeros(count: int, lanes: int, dtype: str = "int32") -> list[Expr]:
     total = registers(count, lanes, dtype)
     for register in total:
-        T.buffer_store(register, constant(0, lanes, dtype), [span(0, lanes)])
+        store(register, 0, constant(0, lanes, dtype), lanes)
     return total
-
-
-def _add(register: Expr, lanes: int, added: Callable[[Expr], Expr]) -> None:
-    T.buffer_store(register, added(register[span(0, lanes)]), [span(0, lanes)])

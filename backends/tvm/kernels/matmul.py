@@ -1,7 +1,7 @@
-"""What every matrix product has around its inner loop: who computes which block, and what follows the sum.
+"""What every matrix product has around its inner loop: who computes what, what follows the sum.
 
-The output is cut into blocks of some rows by some tiles of 16 channels. A block's sums are left in a
-small buffer on the stack, the stage, from where the epilogue takes them to the output.
+The output is cut into blocks of some rows by some tiles of 16 channels. A block's sums are left in
+a small buffer on the stack, the stage, from where the epilogue takes them to the output.
 """
 
 from __future__ import annotations
@@ -55,14 +55,13 @@ class Epilogue:
         return [(name, "float32") for name in names]
 
     @property
-    def name(self) -> str:
-        parts = ["b"] * self.bias + [self.activation or ""]
-        if self.residual_stride is not None:
-            parts.append(f"r{self.residual_stride}")
-        return "".join(f"_{part}" for part in parts if part)
+    def parameters(self) -> dict[str, object]:
+        """What kernel_name needs to know."""
+        activation = None if self.activation == "none" else self.activation
+        return {"bias": self.bias, "act": activation, "residual": self.residual_stride}
 
     def apply(self, value: Expr, row: Expr, n: Expr, lanes: int, operands: list[Expr]) -> Expr:
-        """The finished value of `lanes` channels from `n` on; `operands` are this epilogue's buffers."""
+        """The finished value of `lanes` channels from `n` on; `operands`: what `pointers` lists."""
         remaining = list(operands)
         if self.bias:
             value = value + remaining.pop(0)[span(n, lanes)]
@@ -85,12 +84,12 @@ def for_each_block(
 ) -> None:
     """Emits this thread's share: compute(rows, tiles), then write(first row, rows, first tile).
 
-    `rows` are row numbers, as many as one of tiling.rows; `tiles` tile numbers, int64 as offsets into
-    weights may need it. Those behind the end of the matrix repeat the last one, are computed and never
-    written. `begin(tiles)` goes before the blocks of the same tiles.
+    `rows` are row numbers, as many as one of tiling.rows; `tiles` tile numbers, int64 as offsets
+    into weights may need it. Those behind the end of the matrix repeat the last one, are computed
+    and never written. `begin(tiles)` goes before the blocks of the same tiles.
 
-    Threads divide (tiles x blocks of rows) evenly, in the order of the tiles, so that each reads one
-    contiguous part of the weights, once, and keeps it in its cache for all rows.
+    Threads divide (tiles x blocks of rows) evenly, in the order of the tiles, so that each reads
+    one contiguous part of the weights, once, and keeps it in its cache for all rows.
     """
     tile_count = -(-n // TILE)
     panels, most = -(-tile_count // tiling.tiles), tiling.rows[0]
@@ -145,8 +144,8 @@ def write_block(
 ) -> Callable[[Expr, Expr, Expr], None]:
     """The `write` of for_each_block: epilogue and store of a staged block.
 
-    `value(stage index, row, tile, lane, lanes)` gives the float32 sums. A last tile narrower than 16
-    channels goes channel by channel.
+    `value(stage index, row, tile, lane, lanes)` gives the float32 sums. A last tile narrower than
+    16 channels goes channel by channel.
     """
     tail, tiles = n % TILE, -(-n // TILE)
 

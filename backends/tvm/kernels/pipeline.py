@@ -1,8 +1,9 @@
 """From TIR to machine code by the few TVM passes that hand-written kernels need.
 
-TVM's default pipeline spends 1 to 3 seconds on a matrix kernel of 2000 statements, nearly all of it in
-simplifiers whose work LLVM does again. Functions made by `define` use flat buffers and no blocks: they
-need none of that. Others (TVMScript) get blocks and multi-dimensional buffers lowered and simplified.
+TVM's default pipeline spends 1 to 3 seconds on a matrix kernel of 2000 statements, nearly all of it
+in simplifiers whose work LLVM does again. Functions made by `define` use flat buffers and no
+blocks: they need none of that. Others (TVMScript) get blocks and multi-dimensional buffers lowered
+and simplified.
 """
 
 from __future__ import annotations

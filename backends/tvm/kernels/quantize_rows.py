@@ -1,10 +1,10 @@
-"""Activations to int8, a scale per row or per group of inputs: what the integer matrix kernels read.
+"""Activations to int8 with a scale per row or group of inputs, for integer matrix kernels.
 
 scale = max|x| / 127 and q = round(x / scale), ties to even, in float32: bit for bit what
 graphwright.ir.schemes.quantize_activation computes.
 
-A row of the output is `row_size(k, group)` bytes: K values, zeros up to a multiple of 64, then for each
-group Σ q as int32, which kernels with an unsigned operand need.
+A row of the output is `row_size(k, group)` bytes: K values, zeros up to a multiple of 64, then for
+each group Σ q as int32, which kernels with an unsigned operand need.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define, partition, registers
+from graphwright.backends.tvm.kernels.loops import kernel_name, spread
 from graphwright.backends.tvm.kernels.matmul import unrolled
 from graphwright.backends.tvm.kernels.vector import (
     at_least,
@@ -39,8 +40,8 @@ def group_count(k: int, group: int | None) -> int:
         return 1
     if group not in (32, 64, 128) or k % group:
         raise BackendError(
-            f"{k} input channels cannot be quantized in groups of {group}; groups are 32, 64 or 128 "
-            "channels and must divide them."
+            f"{k} input channels cannot be quantized in groups of {group}; groups are 32, 64 or "
+            "128 channels and must divide them."
         )
     return k // group
 
@@ -51,13 +52,14 @@ def row_size(k: int, group: int | None = None) -> int:
 
 
 def quantize_rows(k: int, *, x_stride: int, group: int | None = None, cpu: Cpu) -> Kernel:
-    """Pointers: x float32 [rows, K] with `x_stride`, x_q int8 [rows, row_size], x_scale [rows, groups].
+    """Pointers: x float32 [rows, K] with `x_stride`, x_q int8 [rows, row_size(k, group)], x_scale
+    float32 [rows, K/G or 1].
 
     Threads share (rows x groups): a single row without groups is quantized by one thread.
     """
     groups, stride, lanes = group_count(k, group), row_size(k, group), cpu.lanes
     length = group or k
-    name = f"quantize_rows_{k}_g{group}_s{x_stride}_{cpu.name}".replace("-", "_")
+    name = kernel_name("quantize_rows", cpu, k=k, g=group, x=x_stride)
 
     def body(thread: Expr, threads: Expr, rows: Expr, x: Expr, x_q: Expr, x_scale: Expr) -> None:
         first, last = partition(rows * groups, thread, threads)
@@ -118,12 +120,14 @@ def _quantize(
     T.buffer_store(rest, T.int32(0), [0])
 
     def piece(at: Expr, width: int, total: Expr) -> None:
-        spread = divisor if width == 1 else tirx.Broadcast(divisor, width)
         real = vector_type("float32", width)
-        nearest = T.call_llvm_pure_intrin(real, "llvm.roundeven", x[span(source + at, width)] / spread)
+        quotient = x[span(source + at, width)] / spread(divisor, width)
+        nearest = T.call_llvm_pure_intrin(real, "llvm.roundeven", quotient)
         bounded = at_most(at_least(nearest, -127.0, width), 127.0, width)
         value = T.bind(tirx.Cast(vector_type("int32", width), bounded))
-        T.buffer_store(x_q, tirx.Cast(vector_type("int8", width), value), [span(target + at, width)])
+        T.buffer_store(
+            x_q, tirx.Cast(vector_type("int8", width), value), [span(target + at, width)]
+        )
         T.buffer_store(total, total[span(0, width)] + value, [span(0, width)])
 
     unrolled(length // lanes, 2, lambda i, _: piece(i * lanes, lanes, partial))

@@ -63,7 +63,7 @@ def cast(value: Expr, dtype: str) -> Expr:
     if value.ty.dtype == dtype:
         return value
     if dtype == "bool":
-        return value != constant(0, str(value.ty.dtype))
+        return tirx.NE(value, constant(0, str(value.ty.dtype)))
     return tirx.Cast(dtype, value)
 
 
@@ -114,7 +114,7 @@ def _mul(g: Given) -> Expr:
 
 def _opposite_signs(r: Expr, b: Expr) -> Expr:
     zero = _like(0, r)
-    return tirx.And(r != zero, tirx.NE(r < zero, b < zero))
+    return tirx.Or(tirx.And(r < zero, b > zero), tirx.And(r > zero, b < zero))
 
 
 def _floor_divide(g: Given) -> Expr:
@@ -125,10 +125,20 @@ def _floor_divide(g: Given) -> Expr:
     return tirx.Select(wrong, T.truncdiv(a, b) - 1, T.truncdiv(a, b))
 
 
-def _remainder(g: Given) -> Expr:
+def _truncated_remainder(g: Given) -> Expr:
     a, b = g["self"], g["other"]
-    rest = T.fmod(a, b) if _is_float(a) else T.truncmod(a, b)
-    return tirx.Select(_opposite_signs(rest, b), rest + b, rest)
+    if not _is_float(a):
+        return T.truncmod(a, b)
+    return T.call_pure_extern(str(a.ty.dtype), "fmodf", a, b)
+
+
+def _remainder(g: Given) -> Expr:
+    b, rest = g["other"], _truncated_remainder(g)
+
+    def corrected(rest: Expr) -> Expr:
+        return tirx.Select(_opposite_signs(rest, b), rest + b, rest)
+
+    return vector.let(rest, corrected)
 
 
 def _div(g: Given) -> Expr:
@@ -165,7 +175,7 @@ def _gelu(g: Given) -> Expr:
 
 def _softplus_of(x: Expr, beta: float, threshold: float) -> Expr:
     scaled = x * _like(beta, x)
-    soft = T.log1p(vector.vexp(scaled, 1)) * _like(1 / beta, x)
+    soft = vector.let(vector.vexp(scaled, 1), T.log1p) * _like(1 / beta, x)
     return tirx.Select(scaled > _like(threshold, x), x, soft)
 
 
@@ -229,7 +239,7 @@ POINTWISE: dict[str, Callable[[Given], Expr]] = {
     "div": _div,
     "floor_divide": _floor_divide,
     "remainder": _remainder,
-    "fmod": lambda g: (T.fmod if _is_float(g["self"]) else T.truncmod)(g["self"], g["other"]),
+    "fmod": _truncated_remainder,
     "pow": _pow,
     "neg": lambda g: (
         tirx.Sub(_like(0, g["self"]), g["self"])

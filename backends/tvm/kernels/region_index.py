@@ -1,8 +1,8 @@
 """Integer index expressions of a region, kept in a normal form so that equal ones compare equal.
 
 An index is Σ coefficient * atom + constant; an atom is a loop variable with a known range, or the
-quotient or remainder of an index by a constant. Index values are never negative. The rules are those
-that undo what reshapes do: flattening what was unflattened gives back the same index.
+quotient or remainder of an index by a constant. Index values are never negative. The rules are
+those that undo what reshapes do: flattening what was unflattened gives back the same index.
 """
 
 from __future__ import annotations

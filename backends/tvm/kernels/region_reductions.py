@@ -117,10 +117,9 @@ def _softmax(scope: Scope, node: fx.Node, given: Arguments, indices: list[Index]
 
 def _var(scope: Scope, node: fx.Node, given: Arguments, indices: list[Index]) -> Expr:
     reduction = _Reduction(node, given, indices)
-    mean = reduction.mean(scope)
 
     def squared(x: Expr) -> Expr:
-        away = scope.bind(x - mean)
+        away = scope.bind(x - reduction.mean(scope))
         return away * away
 
     correction = 1 if given["correction"] is None else given["correction"]

@@ -53,7 +53,7 @@ def broadcast(indices: Indices, shape: Sequence[int | None]) -> Indices:
 
 
 def _axis(node: fx.Node, dim: int) -> int:
-    return int(dim) % max(1, node.meta["val"].dim())
+    return dim % max(1, len(shape_of(node)))
 
 
 def _source(node: fx.Node) -> fx.Node:

@@ -1,8 +1,9 @@
 """The value of one element of a node of a region, as an expression over its inputs.
 
-`Values.of` walks from a node to the inputs and emits what must be computed before: a binding per value,
-a loop per reduction. A loop's body is walked twice. Looking ahead, nothing of the body is emitted, but
-reductions that do not depend on the loop are, in front of it; the second walk then finds them.
+`Values.of` walks from a node to the inputs and emits what must be computed before: a binding per
+value, a loop per reduction. A loop's body is walked twice. Looking ahead, nothing of the body is
+emitted, but reductions that do not depend on the loop are, in front of it; the second walk then
+finds them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.kernel import Expr, registers
+from graphwright.backends.tvm.kernels.loops import settle
 from graphwright.backends.tvm.kernels.region_expressions import (
     COMPARISONS,
     CONDITIONS,
@@ -44,7 +46,6 @@ from graphwright.ir.layout import row_axis
 __all__ = ["Inputs", "Values"]
 
 ACCUMULATORS = 16  # partial results of a long reduction, so that its loop can be vectorized
-_NUMBERS = itertools.count()
 _OPERANDS = frozenset({"self", "other"})  # numbers given for these are constants of the op's type
 _FILLS = {"zeros": 0, "ones": 1, "zeros_like": 0, "ones_like": 1, "new_zeros": 0, "new_ones": 1}
 Key = tuple[Any, ...]
@@ -66,6 +67,7 @@ class Values:
         self.inputs = inputs
         self.used: list[Index] = []  # the indices that were read or compared, for planning
         self.edges: list[tuple[Index, int]] = []  # (index, value at which another input takes over)
+        self._numbers = itertools.count()
         self._known: list[dict[Key, Any]] = [{}]
         self._ahead = False
         self._present = 1  # so many of `_known` are not of the look ahead
@@ -73,7 +75,7 @@ class Values:
 
     def variable(self, low: float, high: float, expr: Expr) -> Index:
         """A new index variable in [low, high]."""
-        made = Variable(next(_NUMBERS), low, high, expr)
+        made = Variable(next(self._numbers), low, high, expr)
         if self._ahead:
             self._future.add(made)
         return Index(frozenset({(made, 1)}))
@@ -97,10 +99,11 @@ class Values:
         self._known.pop()
 
     def bind(self, value: Expr) -> Expr:
-        """`value` under a name, so that it may be used twice."""
+        """`value` computed once and here, so that it may be used twice."""
         if isinstance(value, (tirx.IntImm, tirx.FloatImm, tirx.Var)):
             return value
-        return T.var(str(value.ty.dtype)) if self._ahead else T.bind(value)
+        dtype = str(value.ty.dtype)
+        return T.var(dtype) if self._ahead else settle(value, dtype)
 
     def recall(self, key: Key, compute: Callable[[], Any]) -> Any:
         """compute(), or what it gave for the same key in this scope."""
@@ -162,7 +165,7 @@ class Values:
         T.buffer_store(total, partial[0], [0])
         with T.serial(0, width - 1) as lane:
             T.buffer_store(total, combine(total[0], partial[lane + 1]), [0])
-        return T.bind(total[0])
+        return total[0]
 
     def _compute(self, node: fx.Node, indices: list[Index]) -> Expr:
         if node.op == "placeholder":
@@ -231,7 +234,9 @@ class Values:
         return total
 
     def _gather(self, node: fx.Node, name: str, given: Arguments, indices: list[Index]) -> Expr:
-        source, number, axis = given.get("self"), given.get("index"), int(given.get("dim") or 0)
+        source: Any = given.get("self")
+        number: Any = given.get("index")
+        axis = int(given.get("dim") or 0)
         if name == "embedding":
             source, number = given["weight"], given["indices"]
         elif name == "index":
@@ -287,4 +292,5 @@ class Values:
             side.meta["val"] if isinstance(side, fx.Node) else side
             for side in (given["self"], given["other"])
         ]
-        return dtype_name(torch.result_type(*sides))
+        dtype = dtype_name(torch.result_type(*sides))
+        return "int32" if dtype == "bool" else dtype

@@ -1,4 +1,4 @@
-"""One kernel as a Python function of numpy arrays: for tests, tuning and benchmarks, not for programs."""
+"""One kernel as a Python function of numpy arrays, for tests and benchmarks; not for programs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def standalone(kernel: Kernel, dtypes: Sequence[str], cpu: Cpu) -> Run:
             if array is not None and (str(array.dtype) != dtype or not array.flags.c_contiguous):
                 raise TypeError(f"{kernel.name}: expected contiguous {dtype}, got {array.dtype}")
         used = [None if array is None else aligned(array) for array in arrays]
-        entry(rows, threads, *(ctypes.c_void_p(a.ctypes.data if a is not None else 0) for a in used))
+        entry(
+            rows, threads, *(ctypes.c_void_p(a.ctypes.data if a is not None else 0) for a in used)
+        )
         for array, copy in zip(arrays, used, strict=True):
             if array is not None and copy is not array and array.flags.writeable:
                 array[...] = copy
@@ -48,16 +50,15 @@ def standalone(kernel: Kernel, dtypes: Sequence[str], cpu: Cpu) -> Run:
 def build(kernel: Kernel, dtypes: Sequence[str], cpu: Cpu) -> Any:
     """The compiled module, its entry ``main(rows, threads, *pointers)``."""
     name = ir.GlobalVar(kernel.name)
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name("main")
-            T.func_attr({"global_symbol": "main"})
-            T.func_ret(ir.PrimType("int32"))
-            rows, threads = T.arg("rows", T.int32()), T.arg("threads", T.int32())
-            pointers = [T.arg(f"p{i}", T.handle(dtype)) for i, dtype in enumerate(dtypes)]
-            with T.parallel(0, threads) as thread:
-                T.evaluate(name(thread, threads, rows, *pointers))
-            T.Return(T.int32(0))
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("main")
+        T.func_attr({"global_symbol": "main"})
+        T.func_ret(ir.PrimType("int32"))
+        rows, threads = T.arg("rows", T.int32()), T.arg("threads", T.int32())
+        pointers = [T.arg(f"p{i}", T.handle(dtype)) for i, dtype in enumerate(dtypes)]
+        with T.parallel(0, threads) as thread:
+            T.evaluate(name(thread, threads, rows, *pointers))
+        T.Return(T.int32(0))
     module = tvm.IRModule({name: kernel.func, ir.GlobalVar("main"): builder.get()})
     return compile_module(module, cpu)
 

@@ -1,10 +1,10 @@
-"""Vector math as expressions: exp, tanh, erf and the activations made of them, without calls to libm.
+"""Vector math as expressions: exp, tanh, erf and activations made of them, without libm.
 
-Each function takes and returns a float32 expression of `lanes` lanes (a scalar for 1) and works on any
-target: only generic LLVM intrinsics are used. NaN stays NaN. The rational approximations were fitted to
-minimise the relative error (Sanathanan-Koerner iteration with Lawson's weights); the errors in the
-docstrings are measured in float32. `let` is cheap to compile but not free: TVM's code generator expands
-what it binds, so keep chains of it short, and never bind a tirx.Select (seconds).
+Each function takes and returns a float32 expression of `lanes` lanes (a scalar for 1) and works on
+any target: only generic LLVM intrinsics are used. NaN stays NaN. The rational approximations were
+fitted to minimise the relative error (Sanathanan-Koerner iteration with Lawson's weights); the
+errors in the docstrings are measured in float32. `let` is cheap to compile but not free: TVM's code
+generator expands what it binds, so keep chains of it short, and never bind a tirx.Select (seconds).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def span(first: Expr, lanes: int) -> Expr:
 
 
 def let(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
-    """body(value) with `value` computed once: an expression used twice is otherwise emitted twice."""
+    """body(value) with `value` computed once; an expression used twice is emitted twice."""
     variable = tirx.Var("value", value.ty)
     return tirx.Let(variable, value, body(variable))
 
@@ -98,8 +98,8 @@ def at_most(x: Expr, high: float, lanes: int) -> Expr:
 def vexp(x: Expr, lanes: int) -> Expr:
     """eˣ within 1 ulp; 0 below x = -86.99 (no subnormal results), infinity above 88.72.
 
-    x = n ln 2 + r with |r| <= ln 2 / 2; n + 126 appears in the low bits of a sum with 1.5 * 2²³ + 126
-    and becomes the exponent of 2ⁿ⁻¹, which is 0 for n = -126; 2eʳ is a polynomial of degree 6.
+    x = n ln 2 + r with |r| <= ln 2 / 2; n + 126 appears in the low bits of a sum with 1.5 * 2²³ +
+    126 and becomes the exponent of 2ⁿ⁻¹, which is 0 for n = -126; 2eʳ is a polynomial of degree 6.
     """
     magic = constant(1.5 * 2**23 + 126, lanes)
     ln2_high = struct.unpack("f", struct.pack("f", math.log(2)))[0]
@@ -127,14 +127,14 @@ def vexp(x: Expr, lanes: int) -> Expr:
 
 
 def vtanh(x: Expr, lanes: int) -> Expr:
-    """tanh x within 4e-7 relative; exactly ±1 from |x| = 9.02 on. x P(x²) / Q(x²) of degrees 4, 4."""
+    """tanh x within 4e-7 relative, ±1 from |x| = 9.02 on: x P(x²) / Q(x²) of degrees 4 and 4."""
     numerator = (0.999999979, 0.133797025, 0.00349401615, 2.05831792e-05, 1.33186633e-08)
     denominator = (1.0, 0.467130178, 0.0258710033, 0.000328306271, 7.7618497e-07)
     return _odd_rational(x, 9.02, numerator, denominator, lanes)
 
 
 def verf(x: Expr, lanes: int) -> Expr:
-    """erf x within 4e-7 relative; exactly ±1 from |x| = 3.92 on. x P(x²) / Q(x²) of degrees 6, 4."""
+    """erf x within 4e-7 relative, ±1 from |x| = 3.92 on: x P(x²) / Q(x²) of degrees 6 and 4."""
     numerator = (
         *(1.12837911, 0.199923066, 0.0505731149, 0.00370152847),
         *(0.00014184712, -1.9577936e-06, 1.99237863e-08),

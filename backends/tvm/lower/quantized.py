@@ -9,6 +9,9 @@ from graphwright.backends.tvm.blobs import dense
 from graphwright.backends.tvm.context import LoweringContext, arguments
 from graphwright.backends.tvm.kernels.linear_w8 import linear_w8
 from graphwright.backends.tvm.kernels.quantize_rows import quantize_rows
+from graphwright.backends.tvm.kernels.quantized_embedding import (
+    quantized_embedding as embedding_kernel,
+)
 from graphwright.backends.tvm.layouts import linear_w8_layout, linear_w8_scales
 from graphwright.backends.tvm.lower.linear import epilogue_of, one_vector_a_row
 from graphwright.backends.tvm.lower.tokens import one_id_a_row
@@ -53,8 +56,6 @@ def quantized_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ..
 @lowering(gw.quantized_embedding.default, when=one_id_a_row)
 def quantized_embedding(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
     """As gw.embedding, with the scales of each row."""
-    from graphwright.backends.tvm.kernels.embedding import quantized_embedding as embedding_kernel
-
     given = arguments(node)
     width = int(given["weight"].meta["val"].shape[1])
     groups = int(given["scale"].meta["val"].shape[1])

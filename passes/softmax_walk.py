@@ -1,0 +1,288 @@
+"""Attention written out: from its softmax up to the product of q and k, and down to that with v."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphwright.ir import Program
+from graphwright.passes.layout_chains import size_of
+from graphwright.passes.mask_recognition import MaskTerm
+
+__all__ = ["AttentionCore", "NoCoreError", "SoftmaxWalk"]
+
+aten = torch.ops.aten
+_CASTS = {
+    aten._to_copy.default, aten.clone.default, aten.alias.default, aten.contiguous.default,
+    aten.dropout.default, aten.type_as.default,
+}  # fmt: skip
+_PRODUCTS = {aten.matmul.default, aten.bmm.default}
+_RESHAPES = {aten.reshape.default, aten.view.default, aten._unsafe_view.default}
+_FILLS: dict[Any, int] = {  # where the value stands among the arguments
+    aten.full.default: 1, aten.scalar_tensor.default: 0, aten.new_full.default: 2,
+}  # fmt: skip
+_HIDING = -1e4  # a fill below this hides a key
+
+
+class NoCoreError(Exception):
+    """Why something that looks like attention is none. The message is a miss reason."""
+
+
+@dataclass
+class AttentionCore:
+    """`result` [..., T, Dv] = softmax(scores) · v with scores from q · k.
+
+    q [..., T, D], v [..., T, Dv]; k is [..., T, D], or [..., D, T] when `k_transposed`. The axes in
+    front are heads (and a batch of one).
+    """
+
+    q: fx.Node
+    k: fx.Node
+    v: fx.Node
+    result: fx.Node
+    scale: float
+    k_transposed: bool = False
+    grouped: bool = False  # enable_gqa: k and v may have fewer heads
+    causal: bool = False
+    softcap: float = 0.0
+    sinks: fx.Node | None = None
+    terms: list[MaskTerm] = field(default_factory=list)
+
+
+class SoftmaxWalk:
+    """Up from a softmax to q · kᵀ, and down to the product with v."""
+
+    def __init__(self, program: Program, root: fx.Node, content_free: set[fx.Node]) -> None:
+        self._program = program
+        self._root = root
+        self._free = content_free
+        self._factor = 1.0
+        self._core = AttentionCore(root, root, root, root, 1.0)
+
+    def core(self) -> AttentionCore:
+        node: Any = self._root.args[0]
+        above: fx.Node | None = node
+        while above is not None:
+            node = above
+            above = self._up(node)
+        self._core.scale = self._factor
+        self._core.k_transposed = True
+        self._down()
+        return self._core
+
+    def _fail(self, node: fx.Node, why: str) -> NoCoreError:
+        return NoCoreError(f"the softmax '{self._root.name}' is no attention: '{node.name}' {why}")
+
+    # ---- up
+
+    def _up(self, node: fx.Node) -> fx.Node | None:
+        """One step towards the product; None when `node` is the product of q and k."""
+        target = node.target
+        first: Any = node.args[0] if node.args else None
+        if target in _PRODUCTS:
+            self._core.q, self._core.k = node.args[0], node.args[1]  # type: ignore[assignment]
+            return None
+        if target is aten.baddbmm.default:
+            self._add(first, self._factor * float(node.kwargs.get("beta", 1)))  # type: ignore[arg-type]
+            self._factor *= float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type]
+            self._core.q, self._core.k = node.args[1], node.args[2]  # type: ignore[assignment]
+            return None
+        if target in _CASTS or (target is aten.expand.default and _same_shape(first, node)):
+            return first  # type: ignore[no-any-return]
+        if target in _RESHAPES and _keeps_matrix(first, node):
+            return first  # type: ignore[no-any-return]
+        if target is aten.tanh.default:
+            if self._core.softcap:
+                raise self._fail(node, "caps the scores a second time")
+            self._core.softcap = self._factor
+            return first  # type: ignore[no-any-return]
+        steps = {
+            aten.add.Tensor: self._up_add, aten.sub.Tensor: self._up_sub,
+            aten.mul.Tensor: self._up_mul, aten.div.Tensor: self._up_mul,
+            aten.mul.Scalar: self._up_mul, aten.div.Scalar: self._up_mul,
+            aten.add.Scalar: self._up_shift, aten.sub.Scalar: self._up_shift,
+            aten.cat.default: self._up_sinks,
+            aten.where.self: self._up_where, aten.where.ScalarOther: self._up_where,
+            aten.where.ScalarSelf: self._up_where,
+            aten.masked_fill.Scalar: self._up_fill, aten.masked_fill.Tensor: self._up_fill,
+        }  # fmt: skip
+        if target not in steps:
+            raise self._fail(node, f"({target}) does not lead to a product of queries and keys")
+        return steps[target](node)
+
+    def _up_shift(self, node: fx.Node) -> fx.Node:
+        if self._core.softcap:
+            raise self._fail(node, "shifts the scores inside the cap")
+        return node.args[0]  # type: ignore[return-value]
+
+    def _up_add(self, node: fx.Node) -> fx.Node:
+        left, right = node.args[:2]
+        alpha: Any = node.kwargs.get("alpha", 1)
+        if not isinstance(right, fx.Node):
+            return self._up_shift(node)
+        if alpha == 1 and not self._holds_product(left) and self._holds_product(right):
+            left, right = right, left
+        self._add(right, self._factor * float(alpha))  # type: ignore[arg-type]
+        return left  # type: ignore[return-value]
+
+    def _up_sub(self, node: fx.Node) -> fx.Node:
+        left, right = node.args[:2]
+        if not isinstance(right, fx.Node):
+            return self._up_shift(node)
+        if _is_row_maximum(right, left):
+            return left  # type: ignore[return-value]
+        self._add(right, -self._factor * float(node.kwargs.get("alpha", 1)))  # type: ignore[arg-type]
+        return left  # type: ignore[return-value]
+
+    def _add(self, node: fx.Node, factor: float) -> None:
+        if self._core.softcap:
+            raise self._fail(node, "is added inside the cap")
+        if factor == 0:
+            return
+        if self._holds_product(node):
+            raise self._fail(node, "is a second product among the scores")
+        self._core.terms.append(MaskTerm("add", node, factor))
+
+    def _holds_product(self, root: Any) -> bool:
+        """Is a product over (query, key) computed on the way to `root`, by nodes of that shape?"""
+        stack, seen = [root], set()
+        while stack:
+            node = stack.pop()
+            if node in seen or node in self._free:
+                continue
+            seen.add(node)
+            value = node.meta["val"]
+            if not isinstance(value, torch.Tensor) or value.dim() < 2:
+                continue
+            if size_of(value.shape[-1]) != size_of(value.shape[-2]):
+                continue
+            if node.target in _PRODUCTS or node.target is aten.baddbmm.default:
+                return True
+            stack += node.all_input_nodes
+        return False
+
+    def _up_mul(self, node: fx.Node) -> fx.Node:
+        divides = node.target in (aten.div.Tensor, aten.div.Scalar)
+        left, right = node.args[0], node.args[1]
+        factor = self._number(right)
+        if factor is None and not divides:
+            factor, left = self._number(left), right
+        if factor is None:
+            raise self._fail(node, "multiplies the scores by something that is no constant")
+        self._factor = self._factor / factor if divides else self._factor * factor
+        return left  # type: ignore[return-value]
+
+    def _number(self, value: Any) -> float | None:
+        """`value` as a constant: a number, or a one-element weight or full."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        if not isinstance(value, fx.Node):
+            return None
+        weight = self._program.weight_of(value)
+        if weight is not None and all(size == 1 for size in weight.shape):
+            return float(weight.load().item())
+        if value.target in _FILLS:
+            number: Any = value.args[_FILLS[value.target]]
+            shape: Any = value.meta["val"].shape
+            if isinstance(number, (int, float)) and all(size_of(s) == 1 for s in shape):
+                return float(number)
+        return None
+
+    def _up_where(self, node: fx.Node) -> fx.Node:
+        condition, left, right = node.args[:3]
+        for kind, scores, fill in (("keep", left, right), ("hide", right, left)):
+            number = self._number(fill)
+            if number is not None and number * self._factor <= _HIDING:
+                return self._hide(kind, condition, scores, node)
+        raise self._fail(node, "chooses between two values, neither of which hides a key")
+
+    def _up_fill(self, node: fx.Node) -> fx.Node:
+        number = self._number(node.args[2])
+        if number is None or number * self._factor > _HIDING:
+            raise self._fail(node, f"fills scores with {node.args[2]}, which hides no key")
+        return self._hide("hide", node.args[1], node.args[0], node)
+
+    def _hide(self, kind: str, condition: Any, scores: Any, node: fx.Node) -> fx.Node:
+        if self._core.softcap:
+            raise self._fail(node, "hides keys inside the cap")
+        self._core.terms.append(MaskTerm(kind, condition))
+        return scores  # type: ignore[no-any-return]
+
+    def _up_sinks(self, node: fx.Node) -> fx.Node:
+        parts: Any = node.args[0]
+        dim: Any = node.args[1] if len(node.args) > 1 else 0
+        rank = node.meta["val"].dim()
+        if len(parts) != 2 or dim % rank != rank - 1 or self._core.terms or self._factor != 1:
+            raise self._fail(node, "joins scores in an unknown way")
+        scores, sinks = parts
+        if self._core.sinks is not None or sinks.meta["val"].shape[-1] != 1:
+            raise self._fail(node, "joins scores in an unknown way")
+        self._core.sinks = sinks
+        return scores  # type: ignore[no-any-return]
+
+    # ---- down
+
+    def _down(self) -> None:
+        node, cut = self._root, self._core.sinks is None
+        while True:
+            users = list(node.users)
+            if len(users) != 1:
+                raise self._fail(node, f"has {len(users)} uses after the softmax, not one")
+            user = users[0]
+            if user.target in _PRODUCTS and user.args[0] is node and user.args[1] is not node:
+                break
+            if self._core.sinks is not None and not cut and _drops_last_column(user):
+                cut = True
+            elif not (
+                user.target in _CASTS
+                or (user.target is aten.expand.default and _same_shape(node, user))
+                or (user.target in _RESHAPES and _keeps_matrix(node, user))
+            ):
+                raise self._fail(user, f"({user.target}) stands between the softmax and the values")
+            node = user
+        if not cut:
+            raise self._fail(node, "keeps the column of the sinks")
+        self._core.v, self._core.result = user.args[1], user  # type: ignore[assignment]
+
+
+def _same_shape(left: Any, right: fx.Node) -> bool:
+    shapes = [[size_of(s) for s in node.meta["val"].shape] for node in (left, right)]
+    return shapes[0] == shapes[1]
+
+
+def _keeps_matrix(left: Any, right: fx.Node) -> bool:
+    """Do both have the same last two axes, so that only heads are regrouped?"""
+    shapes = [[size_of(s) for s in node.meta["val"].shape][-2:] for node in (left, right)]
+    return shapes[0] == shapes[1] and len(shapes[0]) == 2
+
+
+def _is_row_maximum(node: fx.Node, scores: Any) -> bool:
+    """Is it max(scores, -1, keepdim), which the softmax takes off anyway?"""
+    maximum: Any = node
+    if node.target is operator.getitem and node.args[1] == 0:
+        maximum = node.args[0]
+    if maximum.target not in (aten.max.dim, aten.amax.default) or maximum.args[0] is not scores:
+        return False
+    args = [*maximum.args, *(None, None)]
+    dims = list(args[1]) if isinstance(args[1], (list, tuple)) else [args[1]]
+    rank = maximum.args[0].meta["val"].dim()
+    keeps = bool(args[2] or maximum.kwargs.get("keepdim"))
+    return dims in ([-1], [rank - 1]) and keeps
+
+
+def _drops_last_column(node: fx.Node) -> bool:
+    """x[..., :-1]"""
+    if node.target is not aten.slice.Tensor:
+        return False
+    source: Any = node.args[0]
+    before, after = source.meta["val"], node.meta["val"]
+    dim, start = (*node.args[1:3], None)[:2]
+    if dim not in (-1, after.dim() - 1) or start not in (None, 0):
+        return False
+    step_is_one = len(node.args) < 5 or node.args[4] == 1
+    dropped = size_of(before.shape[-1]) - size_of(after.shape[-1])
+    return step_is_one and bool(dropped == 1)

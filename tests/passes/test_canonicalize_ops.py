@@ -1,0 +1,183 @@
+"""canonicalize-ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from graphs import build_program, check_pass, fire, rows
+
+from graphwright.ir import format_graph
+from graphwright.passes.canonicalize_ops import CanonicalizeOps
+
+aten = torch.ops.aten
+STEP = CanonicalizeOps()
+
+
+def texts(program: Any) -> list[str]:
+    """The calls of the graph, one line each, without results."""
+    lines = format_graph(program).splitlines()
+    return [line.split(" = ")[1] for line in lines if "aten." in line]
+
+
+# What is written, and the calls it becomes. x is [1, T, 4, 6], y is [1, T, 24].
+SPELLINGS: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
+    "flatten": (
+        lambda x: aten.flatten.using_ints(x, 2),
+        ["aten.reshape(%x, [1, -1, 24])"],
+    ),
+    "reshapes meet": (
+        lambda x: aten.reshape.default(aten.reshape.default(x, [-1, 24]), [1, -1, 8, 3]),
+        ["aten.reshape(%x, [1, -1, 8, 3])"],
+    ),
+    "reshapes cancel": (
+        lambda x: aten.neg.default(
+            aten.reshape.default(aten.reshape.default(x, [-1, 24]), [1, -1, 4, 6])
+        ),
+        ["aten.neg(%x)"],
+    ),
+    "unsqueeze and reshape": (
+        lambda x: aten.reshape.default(aten.unsqueeze.default(x, 2), [1, -1, 24]),
+        ["aten.reshape(%x, [1, -1, 24])"],
+    ),
+    "squeeze": (
+        lambda x: aten.squeeze.dims(aten.slice.Tensor(x, 2, 0, 1), [0, 2]),
+        ["aten.slice.Tensor(%x, 2, 0, 1)", "aten.reshape(%slice_1, [-1, 6])"],
+    ),
+    "transpose": (
+        lambda x: aten.transpose.int(x, 1, -2),
+        ["aten.permute(%x, [0, 2, 1, 3])"],
+    ),
+    "permutations meet": (
+        lambda x: aten.permute.default(aten.transpose.int(x, 1, 2), [0, -1, 1, 2]),
+        ["aten.permute(%x, [0, 3, 2, 1])"],
+    ),
+    "permutations cancel": (
+        lambda x: aten.neg.default(aten.transpose.int(aten.transpose.int(x, 1, 2), 2, 1)),
+        ["aten.neg(%x)"],
+    ),
+    "slice": (
+        lambda x: aten.slice.Tensor(x, -1, -3, 2**63 - 1),
+        ["aten.slice.Tensor(%x, 3, 3, 6)"],
+    ),
+    "select": (lambda x: aten.select.int(x, -1, -2), ["aten.select.int(%x, 3, 4)"]),
+    "expand": (
+        lambda x: aten.expand.default(aten.slice.Tensor(x, 2, 0, 1), [1, -1, 3, 6]),
+        ["aten.slice.Tensor(%x, 2, 0, 1)", "aten.expand(%slice_1, [-1, -1, 3, -1])"],
+    ),
+    "unbind": (
+        lambda x: aten.add.Tensor(aten.unbind.int(x, 2)[0], aten.unbind.int(x, 2)[3]),
+        [
+            "aten.select.int(%x, 2, 0)",
+            "aten.select.int(%x, 2, 3)",
+            "aten.add.Tensor(%select_1, %select_2)",
+        ],
+    ),
+    "split": (
+        lambda x: aten.split.Tensor(x, 4, -1)[1],
+        ["aten.slice.Tensor(%x, 3, 4, 6)"],
+    ),
+    "split with sizes": (
+        lambda x: aten.split_with_sizes.default(x, [1, 2, 3], 3)[1],
+        ["aten.slice.Tensor(%x, 3, 1, 3)"],
+    ),
+    "chunk": (lambda x: aten.chunk.default(x, 2, 2)[1], ["aten.slice.Tensor(%x, 2, 2, 4)"]),
+    "square": (lambda x: aten.square.default(x), ["aten.pow.Tensor_Scalar(%x, 2)"]),
+    "x times x": (lambda x: aten.mul.Tensor(x, x), ["aten.pow.Tensor_Scalar(%x, 2)"]),
+    "whole exponent": (
+        lambda x: aten.pow.Tensor_Scalar(x, 3.0),
+        ["aten.pow.Tensor_Scalar(%x, 3)"],
+    ),
+    "scalar overload": (lambda x: aten.add.Scalar(x, 2), ["aten.add.Tensor(%x, 2)"]),
+    "reverse subtraction": (
+        lambda x: aten.rsub.Scalar(x, 1.0),
+        ["aten.neg(%x)", "aten.add.Tensor(%neg_1, 1.0)"],
+    ),
+    "reduced axis": (lambda x: aten.mean.dim(x, [3], True), ["aten.mean.dim(%x, [-1], True)"]),
+    "softmax": (
+        lambda x: aten._softmax.default(x, -1, False),
+        ["aten.softmax.int(%x, -1)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_one_spelling(name: str) -> None:
+    function, expected = SPELLINGS[name]
+    program = build_program(function, x=rows(4, 6))
+    before = program.copy()
+    (count,), _ = fire(program, STEP)
+    assert count > 0
+    assert texts(program) == expected
+    check_pass(before, STEP, count)
+
+
+def test_a_product_by_a_weight_is_linear() -> None:
+    """addmm between reshapes, as in models that store weights transposed."""
+
+    def function(x: Any, w: Any, b: Any) -> Any:
+        flat = aten.addmm.default(b, aten.reshape.default(x, [-1, 6]), w)
+        return aten.reshape.default(flat, [1, -1, 5])
+
+    program = build_program(function, x=rows(6), w=torch.randn(6, 5), b=torch.randn(5))
+    check_pass(program, STEP, 3)
+    expected = ["aten.permute(%w, [1, 0])", "aten.linear(%x, %permute_1, %b)"]
+    assert texts(program) == expected
+
+
+@pytest.mark.parametrize("op", [aten.matmul.default, aten.mm.default])
+def test_a_matmul_by_a_transposed_weight_is_linear(op: Any) -> None:
+    program = build_program(
+        lambda x, w: op(x, aten.t.default(w)), x=rows(6, batch=False), w=torch.randn(5, 6)
+    )
+    check_pass(program, STEP, 3)
+    assert texts(program) == ["aten.linear(%x, %w)"]
+
+
+def test_an_outer_product_is_a_multiplication() -> None:
+    program = build_program(lambda x, w: aten.matmul.default(x, w), x=rows(1), w=torch.randn(1, 8))
+    check_pass(program, STEP, 1, "exact")
+    assert texts(program) == ["aten.mul.Tensor(%x, %w)"]
+
+
+def test_the_batch_axis_stays_through_a_block_without_it() -> None:
+    def function(x: Any, w: Any, g: Any) -> Any:
+        flat = aten.reshape.default(x, [-1, 6])
+        hidden = aten.relu.default(aten.linear.default(aten.layer_norm.default(flat, [6], g), w))
+        return aten.reshape.default(aten.add.Tensor(flat, hidden), [1, -1, 6])
+
+    program = build_program(function, x=rows(6), w=torch.randn(6, 6), g=torch.randn(6))
+    (count,), _ = fire(program, STEP)
+    assert count > 0
+    assert not any("reshape" in text for text in texts(program))
+
+
+def test_consecutive_constants_are_a_slice() -> None:
+    index = torch.tensor([-2, -1])
+    program = build_program(
+        lambda x, i: aten.index.Tensor(x, [None, None, i]), x=rows(4, 6), i=index
+    )
+    check_pass(program, STEP, 1, "exact")
+    assert texts(program) == ["aten.slice.Tensor(%x, 2, 2, 4)"]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w: aten.matmul.default(x, aten.transpose.int(x, 1, 2)),  # no weight
+        lambda x, w: aten.addmm.default(aten.slice.Tensor(w, 0, 0, 1), aten.squeeze.dim(x, 0), w),
+        lambda x, w: aten.split.Tensor(x, 2, 1)[0],  # along the tokens
+        lambda x, w: aten.pow.Tensor_Scalar(x, 2.5),
+        lambda x, w: aten.mul.Tensor(x, aten.neg.default(x)),
+        lambda x, w: aten.sub.Tensor(x, aten.select.int(w, 0, 0), alpha=2),
+    ],
+)
+def test_near_misses_stay(function: Any) -> None:
+    program = build_program(function, x=rows(6), w=torch.randn(6, 6))
+    keep = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    fire(program, STEP)
+    after = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    spelled = {aten.transpose.int: aten.permute.default}
+    assert after == [spelled.get(target, target) for target in keep]

@@ -1,0 +1,94 @@
+"""numeric_check: what it lets pass and what it stops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from small_decoders import Masks, small_decoder
+
+from graphwright.ir import ConstantTensor, PassError, Program
+from graphwright.passes.base import Exactness, run_passes
+from graphwright.passes.insert_kv_cache import InsertKvCache
+from graphwright.passes.recognize_attention import RecognizeAttention
+from graphwright.passes.select_sampled_rows import SelectSampledRows
+from graphwright.passes.verification import numeric_check, should_check
+
+aten = torch.ops.aten
+
+
+def decoder() -> Program:
+    def attend(q: Any, k: Any, v: Any, m: Masks) -> Any:
+        return aten.scaled_dot_product_attention.default(q, k, v, m.window(8))
+
+    return small_decoder(attend)
+
+
+def cached() -> Program:
+    passes = (RecognizeAttention(), InsertKvCache(), SelectSampledRows())
+    return run_passes(decoder(), passes)
+
+
+def change(program: Program, weight: str, factor: float) -> Program:
+    other = program.copy()
+    old = other.weights[weight].load()
+    noise = torch.randn(old.shape, generator=torch.Generator().manual_seed(0))
+    other.weights[weight] = ConstantTensor.of(old * (1 + factor * noise))
+    return other
+
+
+def test_across_the_border_to_the_cache_and_to_sampled_rows() -> None:
+    assert numeric_check(decoder(), cached(), Exactness.REASSOCIATING) < 0.5
+
+
+@pytest.mark.parametrize("program", [decoder, cached])
+def test_a_changed_weight_is_noticed(program: Any) -> None:
+    before = program()
+    assert numeric_check(before, before, Exactness.EXACT) == 0
+    after = change(before, "q_w", 1e-2)
+    for exactness in (Exactness.EXACT, Exactness.REASSOCIATING):
+        with pytest.raises(PassError, match="times what"):
+            numeric_check(before, after, exactness)
+    assert 0 < numeric_check(before, after, Exactness.APPROXIMATE) < 0.5
+
+
+def test_an_approximate_pass_has_a_budget() -> None:
+    before = cached()
+    with pytest.raises(PassError, match="'approximate' allows"):
+        numeric_check(before, change(before, "head", 1.0), Exactness.APPROXIMATE)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("mask", "causal & window(9)"), ("mask", "causal & window(32)"), ("scale", 0.36)],
+)
+def test_a_wrong_attention_is_noticed(argument: str, value: object) -> None:
+    before = cached()
+    after = before.copy()
+    (node,) = [n for n in after.graph.nodes if "cached_attention" in n.name]
+    node.kwargs = {**node.kwargs, argument: value}
+    with pytest.raises(PassError, match="changed the logits of a sequence of"):
+        numeric_check(before, after, Exactness.REASSOCIATING)
+
+
+def test_a_cache_that_is_not_written_is_noticed() -> None:
+    before = cached()
+    after = before.copy()
+    (node,) = [n for n in after.graph.nodes if "cached_attention" in n.name]
+    node.args = (node.args[0], None, None, *node.args[3:])
+    with pytest.raises(PassError, match="times what"):
+        numeric_check(before, after, Exactness.APPROXIMATE)
+
+
+def test_small_programs_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = decoder()
+    monkeypatch.delenv("GRAPHWRIGHT_CHECK", raising=False)
+    assert should_check(program) and not should_check(program, limit_bytes=100)
+    monkeypatch.setenv("GRAPHWRIGHT_CHECK", "0")
+    assert not should_check(program)
+    monkeypatch.setenv("GRAPHWRIGHT_CHECK", "1")
+    assert should_check(program, limit_bytes=100)
+    monkeypatch.setenv("GRAPHWRIGHT_CHECK", "yes")
+    with pytest.raises(PassError, match="must be 0 or 1, not 'yes'"):
+        should_check(program)
