@@ -55,7 +55,7 @@ class DropNoOps(Pass):
                 program.graph.erase_node(node)
                 count += 1
             elif changes_nothing(node):
-                program.replace(node, node.args[0])  # type: ignore[arg-type]
+                program.replace(node, node.args[0])
                 count += 1
         return count
 
@@ -78,7 +78,7 @@ def same_kind(first: Any, second: Any) -> bool:
 
 def changes_nothing(node: fx.Node) -> bool:
     """Is the value of `node` that of its first argument?"""
-    check = _CHECKS.get(node.target)  # type: ignore[arg-type]
+    check = _CHECKS.get(node.target)
     source = node.args[0] if node.args else None
     if check is None or not isinstance(source, fx.Node):
         return False

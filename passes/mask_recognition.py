@@ -90,7 +90,14 @@ def _evaluate(
     evaluator = RowEvaluator(program, length, rows)
     total = torch.zeros(1, len(rows), length, dtype=torch.float64)
     for term in terms:
-        value = evaluator.matrix(term.node)
+        try:
+            value = evaluator.matrix(term.node)
+        except (RuntimeError, IndexError) as error:
+            raise PassError(
+                f"the attention mask '{term.node.name}' cannot be evaluated for {length} tokens "
+                f"({str(error).splitlines()[0]}). If the model's context is shorter, say so by "
+                "max_context."
+            ) from error
         while value.dim() > 3 and value.shape[0] == 1:
             value = value[0]
         if value.dim() > 3:

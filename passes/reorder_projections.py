@@ -1,4 +1,4 @@
-"""Projections whose parts are interleaved head by head, reordered so that each part is contiguous."""
+"""Projections whose parts are interleaved head by head, reordered: each part contiguous."""
 
 from __future__ import annotations
 
@@ -40,8 +40,10 @@ class ReorderProjections(Pass):
             cuts = list(_cuts(node))
             if all(is_view(cut) for cut in cuts if cut.target in _CUTS):
                 continue
-            rows = [_channels(node, cut) for cut in cuts if cut.target in _CUTS]
-            reason = _problem(program, node, cuts, rows)
+            reason = _cut_problem(cuts) or _parameter_problem(program, node)
+            rows = [] if reason else [_channels(node, cut) for cut in cuts]
+            if rows and len(torch.cat(rows).unique()) != sum(len(part) for part in rows):
+                reason = "its cuts overlap."
             if reason:
                 self.miss(f"'{node.name}': {reason}")
                 continue
@@ -62,7 +64,7 @@ def _cuts(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _channels(linear: fx.Node, cut: fx.Node) -> torch.Tensor:
-    """Which outputs of `linear` the cut takes, in its order: the chain of views run on their numbers."""
+    """Which outputs of `linear` the cut takes, in its order: its views, run on their numbers."""
     chain: list[fx.Node] = [cut]
     while chain[-1] is not linear:
         chain.append(chain[-1].args[0])  # type: ignore[arg-type]
@@ -74,9 +76,7 @@ def _channels(linear: fx.Node, cut: fx.Node) -> torch.Tensor:
     return values.flatten()
 
 
-def _problem(
-    program: Program, linear: fx.Node, cuts: list[fx.Node], rows: list[torch.Tensor]
-) -> str | None:
+def _cut_problem(cuts: list[fx.Node]) -> str | None:
     for cut in cuts:
         if cut.target not in _CUTS:
             return f"'{cut.name}' reads its whole result."
@@ -85,8 +85,12 @@ def _problem(
         inner = row_axis(source.meta["val"])
         if inner is None or axis % source.meta["val"].dim() <= inner:
             return f"'{cut.name}' cuts the tokens."
-    if len(torch.cat(rows).unique()) != sum(len(part) for part in rows):
-        return "its cuts overlap."
+        if len(cut.all_input_nodes) > 1:
+            return f"'{cut.name}' cuts at a computed size."
+    return None
+
+
+def _parameter_problem(program: Program, linear: fx.Node) -> str | None:
     for parameter in linear.args[1:]:
         if parameter is None:
             continue

@@ -285,4 +285,4 @@ def _drops_last_column(node: fx.Node) -> bool:
         return False
     step_is_one = len(node.args) < 5 or node.args[4] == 1
     dropped = size_of(before.shape[-1]) - size_of(after.shape[-1])
-    return step_is_one and bool(dropped == 1)
+    return bool(step_is_one and dropped == 1)

@@ -83,6 +83,6 @@ def add_layer_norm(
     *,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(s, layer_norm(s, weight, bias)) with s = x + residual. All [..., K] but weight and bias [K]."""
+    """(s, layer_norm(s, weight, bias)), s = x + residual; [..., K] but weight and bias [K]."""
     total = x + residual
     return total, layer_norm.reference(total, weight, bias, eps=eps)

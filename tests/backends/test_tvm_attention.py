@@ -10,7 +10,7 @@ import torch
 
 from graphwright.backends.tvm.kernels.append_kv import append_kv
 from graphwright.backends.tvm.kernels.attention import attention
-from graphwright.backends.tvm.kernels.standalone import standalone
+from graphwright.backends.tvm.kernels.standalone import assembly, standalone
 from graphwright.backends.tvm.target import Cpu, cpu_by_name, host_cpu
 from graphwright.ir.masks import Mask
 from graphwright.ir.op import get_op
@@ -205,3 +205,23 @@ def test_scores_far_apart_stay_finite() -> None:
     case = Case(2, 2, 16, 16, [(60, 9)])
     case.q *= 200
     check(case)
+
+
+def test_nothing_is_allocated_on_the_heap() -> None:
+    kernel = attention(
+        64,
+        8,
+        128,
+        256,
+        q_stride=8192,
+        block_stride=2**16,
+        scale=0.1,
+        mask=Mask(window=40, first=4),
+        softcap=3.0,
+        slopes=True,
+        sinks=True,
+        cpu=CPU,
+    )
+    index = ["int64", "int32", "int32"]
+    text = assembly(kernel, ["int32", *["float32"] * 3, *index, *["float32"] * 3], CPU)
+    assert "AllocWorkspace" not in text

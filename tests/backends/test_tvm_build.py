@@ -84,7 +84,7 @@ def test_library_computes_what_the_references_say(
 
 
 def test_quantized_program(tmp_path: Path) -> None:
-    """Two products of one input share its int8 form; the table is tied to the head in int8 as well."""
+    """Products of one input share its int8 form; table and head are one weight."""
 
     def model(tokens: Any, table: Any, table_scale: Any, a: Any, a_scale: Any, b: Any,
               b_scale: Any, bias: Any) -> Any:  # fmt: skip

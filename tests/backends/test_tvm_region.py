@@ -408,6 +408,14 @@ def test_taking_rows_apart_is_refused() -> None:
         region(module, (4,), cpu=CPU)
 
 
+def test_inputs_must_have_the_same_rows() -> None:
+    module = trace(lambda x, y: (x * 2, y * 2), [rows(4), rows(4)])
+    x, y, *_ = module.graph.nodes
+    y.meta["val"] = x.meta["val"].new_empty((x.meta["val"].shape[0] * 2, 4))
+    with pytest.raises(BackendError, match="different numbers of rows"):
+        region(module, (4, 4), cpu=CPU)
+
+
 def test_equal_graphs_have_equal_names_and_code() -> None:
     def make(scale: float, stride: int) -> Kernel:
         module = trace(lambda x: (x.reshape(-1, 4, 6) * scale).tanh(), [rows(24)])

@@ -99,8 +99,8 @@ MIXERS = {
     ),
     "cumsum.default) works along the token axis": lambda x: aten.cumsum.default(x, 1),
     "softmax.int) works along the token axis": lambda x: aten.softmax.int(x, 1),
-    "constant_pad_nd.default) pads or shifts the tokens": (
-        lambda x: aten.constant_pad_nd.default(x, [0, 0, 1, 0])
+    "cat.default) joins values along the token axis": lambda x: aten.slice.Tensor(
+        aten.cat.default([aten.mul.Tensor(x, 0), x], 1), 1, 0, aten.sym_size.int(x, 1)
     ),
     "flip.default) works along the token axis": lambda x: aten.flip.default(x, [1]),
     "reshape.default) reshapes tokens into another axis": lambda x: aten.reshape.default(

@@ -69,6 +69,15 @@ def test_a_window_that_no_constant_gives_away() -> None:
     assert recognised(mask, bias=table, max_context=512) == "causal & window(100)"
 
 
+def test_a_table_that_is_shorter_than_the_context_is_an_error() -> None:
+    def mask(m: Masks, bias: Any) -> Any:
+        return aten.slice.Tensor(aten.slice.Tensor(bias, 0, 0, m.length), 1, 0, m.length)
+
+    table = torch.ones(512, 512, dtype=torch.bool).tril()
+    reason = refusal(lambda m, bias: both(m.causal, mask(m, bias)), bias=table, max_context=None)
+    assert "cannot be evaluated for 8192 tokens" in reason and "max_context" in reason
+
+
 def test_triangles() -> None:
     def mask(m: Masks) -> Any:
         ones = aten.new_ones.default(m.key, [m.length, m.length], dtype=torch.bool)

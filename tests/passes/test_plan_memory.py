@@ -143,7 +143,7 @@ def test_verifier_finds_every_kind_of_mistake() -> None:
         ),
     ]
     for wrong, words in mistakes:
-        with pytest.raises(PassError, match="plan|step") as error:
+        with pytest.raises(PassError) as error:
             verify_plan(graph, wrong)
         assert words in str(error.value)
 

@@ -46,9 +46,7 @@ return %mul_1
 def test_near_misses() -> None:
     def overlapping(x: Any, w: Any) -> Any:
         heads = reshape(linear(x, w), [1, -1, 2, 3, 4])
-        return aten.add.Tensor(
-            aten.slice.Tensor(heads, 3, 0, 2), aten.slice.Tensor(heads, 3, 1, 3)
-        )
+        return aten.add.Tensor(aten.slice.Tensor(heads, 3, 0, 2), aten.slice.Tensor(heads, 3, 1, 3))
 
     def whole(x: Any, w: Any) -> Any:
         y = linear(x, w)

@@ -72,8 +72,8 @@ def quantize_rows(k: int, *, x_stride: int, group: int | None = None, cpu: Cpu) 
             T.buffer_store(x_scale, scale, [unit])
             divisor = T.bind(tirx.Select(scale == T.float32(0), T.float32(1), scale))
             total = _quantize(x, source, x_q, target, length, lanes, divisor)
-            if k % 64 and group is None:
-                for at in range(k, padded(k)):
+            if k % 64:
+                with T.If(number == groups - 1), T.Then(), T.serial(k, padded(k)) as at:
                     T.buffer_store(x_q, T.int8(0), [row * stride + at])
             at = row * stride + padded(k) + number * 4
             T.buffer_store(x_q, tirx.reinterpret("int8x4", total), [span(at, 4)])

@@ -54,6 +54,9 @@ def region(module: fx.GraphModule, strides: Sequence[int], *, cpu: Cpu) -> Kerne
     outputs = list(result) if isinstance(result, (tuple, list)) else [result]
     if len(strides) != len(inputs):
         raise BackendError(f"region: {len(inputs)} inputs but {len(strides)} strides.")
+    counts = {str(size) for node in inputs for size in _row_counts(node)}
+    if len(counts) > 1:
+        raise BackendError(f"region: the inputs have different numbers of rows, {sorted(counts)}.")
     pointers = [(f"in{i}", _stored(node)) for i, node in enumerate(inputs)]
     pointers += [(f"out{i}", _stored(node)) for i, node in enumerate(outputs)]
 
@@ -65,6 +68,10 @@ def region(module: fx.GraphModule, strides: Sequence[int], *, cpu: Cpu) -> Kerne
             _write(_Output.of(node), buffer, places, thread, threads, rows)
 
     return define(_name(module, strides, cpu), pointers, body)
+
+
+def _row_counts(node: fx.Node) -> list[torch.SymInt]:
+    return [size for size in node.meta["val"].shape if isinstance(size, torch.SymInt)]
 
 
 def _stored(node: fx.Node) -> str:
