@@ -11,7 +11,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from graphwright.ir.program import Program
-from graphwright.ir.weights import CheckpointTensor, ConstantTensor, Expression, Weight
+from graphwright.ir.weights import ConstantTensor, Expression, Weight
 from graphwright.passes.base import Exactness, Pass, Stage
 from graphwright.passes.canonicalize_ops import CanonicalizeOps
 
@@ -88,7 +88,6 @@ def _is_foldable(node: fx.Node) -> bool:
 
 def _fold(node: fx.Node, values: dict[fx.Node, Weight]) -> Weight:
     args, kwargs = pytree.tree_map_only(fx.Node, values.__getitem__, (node.args, node.kwargs))
-    args = pytree.tree_map(lambda leaf: leaf, tuple(args))
     value: Any = node.meta["val"]
     shape = tuple(int(size) for size in value.shape)
     assert callable(node.target)
@@ -146,11 +145,3 @@ def _number(program: Program, operand: Any) -> float | int | bool | None:
         return None
     value: float | int | bool = weight.tensor.item()
     return value
-
-
-def reads_checkpoint(weight: Weight) -> bool:
-    """Does loading `weight` read a checkpoint file?"""
-    if isinstance(weight, Expression):
-        leaves = pytree.tree_leaves((weight.args, weight.kwargs))
-        return any(reads_checkpoint(leaf) for leaf in leaves if isinstance(leaf, Weight))
-    return isinstance(weight, CheckpointTensor)

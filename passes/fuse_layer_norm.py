@@ -67,6 +67,7 @@ REWRITES = (
         _whole,
         lambda x, weight, bias, eps: gw.layer_norm.default(x, weight, bias, eps=eps),
         _whole_check,
+        required=True,
     ),
     *(_spelled(square, divide) for square in SQUARES for divide in inverse_roots()),
     Rewrite(

@@ -113,6 +113,7 @@ REWRITES = (
         _plain,
         lambda x, weight, bias: gw.linear.default(x, weight, bias, None, activation="none"),
         _plain_check,
+        required=True,
     ),
     Rewrite(
         _shifted,

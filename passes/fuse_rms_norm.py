@@ -89,7 +89,7 @@ def _weight_check(match: Match) -> str | None:
 
 REWRITES = (
     *(_spelled(square, divide) for square in SQUARES for divide in inverse_roots()),
-    Rewrite(_whole, _whole_replacement, _whole_check),
+    Rewrite(_whole, _whole_replacement, _whole_check, required=True),
     Rewrite(
         _weighted,
         lambda x, weight, eps: gw.rms_norm.default(x, weight, eps=eps),

@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from graphwright.ir import KVState, Level, Mask, Program
+from graphwright.ir import KVState, Level, Mask, PassError, Program
+from graphwright.passes.attention_core import NoCoreError, find_core, is_core_root
 from graphwright.passes.base import Pass, Stage
+from graphwright.passes.content_free import content_free_nodes
 from graphwright.passes.layout_chains import trace
 from graphwright.passes.recognize_attention import RecognizeAttention
 from graphwright.passes.token_axis import find_token_axes
@@ -44,6 +46,7 @@ class InsertKvCache(Pass):
             for node in nodes:
                 self._rewrite(program, node, (start, table), states)
         program.graph.eliminate_dead_code()
+        _refuse_other_attention(program)
         find_token_axes(program)
         return len(nodes)
 
@@ -94,6 +97,19 @@ class InsertKvCache(Pass):
             for name, letter, shape in zip(state.inputs, "KV", shapes, strict=True)
         ]
         return inputs[0], inputs[1]
+
+
+def _refuse_other_attention(program: Program) -> None:
+    """Says why attention that is left was not recognised: clearer than the op the proof stops at."""
+    roots = [node for node in program.graph.nodes if is_core_root(program, node)]
+    content_free = content_free_nodes(program) if roots else set()
+    for root in roots:
+        try:
+            find_core(program, root, content_free)
+            reason = f"'{root.name}' is attention that was not recognised"
+        except NoCoreError as error:
+            reason = str(error)
+        raise PassError(f"{reason}. It looks at other tokens and cannot be given a cache.")
 
 
 def _origin(node: Any) -> tuple[Any, ...]:

@@ -61,11 +61,13 @@ class Rewrite:
     `check` gives the reason, with the offending value, why a match is left alone; None rewrites it.
     `replacement` takes the same parameters (or fewer) and returns as many values as the pattern.
     Nodes inside the match may have no users outside of it, unless the pattern returns them.
+    A `required` rewrite is made without fuel too: what it replaces cannot be lowered.
     """
 
     pattern: Callable[..., Any]
     replacement: Callable[..., Any]
     check: Callable[[Match], str | None] = _no_check
+    required: bool = False
 
     def match(self, node: fx.Node) -> Match | str | None:
         """The match that ends in `node`; the reason of a near miss; None if nothing looks alike."""
@@ -109,11 +111,10 @@ def apply_rewrites(step: Pass, program: Program, rewrites: Sequence[Rewrite]) ->
         for rewrite in rewrites:
             found = rewrite.match(node)
             if isinstance(found, Match):
-                if not step.allowed():
-                    return count
-                rewrite.apply(program, found)
-                count += 1
                 misses = []
+                if rewrite.required or step.allowed():
+                    rewrite.apply(program, found)
+                    count += 1
                 break
             if found is not None:
                 misses.append(found)

@@ -26,6 +26,7 @@ _FILLS: dict[Any, int] = {  # where the value stands among the arguments
     aten.full.default: 1, aten.scalar_tensor.default: 0, aten.new_full.default: 2,
 }  # fmt: skip
 _HIDING = -1e4  # a fill below this hides a key
+_FLOOR = -1e30  # no score that counts is below this
 
 
 class NoCoreError(Exception):
@@ -109,6 +110,7 @@ class SoftmaxWalk:
             aten.where.self: self._up_where, aten.where.ScalarOther: self._up_where,
             aten.where.ScalarSelf: self._up_where,
             aten.masked_fill.Scalar: self._up_fill, aten.masked_fill.Tensor: self._up_fill,
+            aten.maximum.default: self._up_floor, aten.clamp_min.default: self._up_floor,
         }  # fmt: skip
         if target not in steps:
             raise self._fail(node, f"({target}) does not lead to a product of queries and keys")
@@ -205,6 +207,13 @@ class SoftmaxWalk:
         if number is None or number * self._factor > _HIDING:
             raise self._fail(node, f"fills scores with {node.args[2]}, which hides no key")
         return self._hide("hide", node.args[1], node.args[0], node)
+
+    def _up_floor(self, node: fx.Node) -> fx.Node:
+        """max(scores, lowest): keeps a sum of two lowest values finite, and changes nothing else."""
+        number = self._number(node.args[1])
+        if number is None or number * self._factor > _FLOOR or self._core.softcap:
+            raise self._fail(node, f"bounds the scores by {node.args[1]}")
+        return node.args[0]  # type: ignore[return-value]
 
     def _hide(self, kind: str, condition: Any, scores: Any, node: fx.Node) -> fx.Node:
         if self._core.softcap:

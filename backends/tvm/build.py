@@ -13,6 +13,7 @@ All buffers start at multiples of 64 bytes.
 
 from __future__ import annotations
 
+import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -43,11 +44,16 @@ class BuiltProgram:
     """What an artifact is written from. `plan` is the content of plan.json."""
 
     library: bytes
-    runtime_library: Path
+    cpu: Cpu
     plan: dict[str, Any]
     ledger: tuple[LedgerEntry, ...]
     phases: dict[str, list[Phase]]
     blobs: BlobTable
+
+    @property
+    def runtime_library(self) -> Path:
+        """libtvm_runtime.so for the target. Raises BackendError as `runtime_library` does."""
+        return runtime_library(self.cpu)
 
     @property
     def weight_bytes(self) -> int:
@@ -78,7 +84,7 @@ def build(program: Program, cpu: Cpu, *, on_progress: Progress | None = None) ->
         "vocab_size": int(program.output.meta["val"].shape[-1]),
         "max_context": program.info.max_context,
     }
-    return BuiltProgram(library, runtime_library(), plan, tuple(ledger), phases, blobs)
+    return BuiltProgram(library, cpu, plan, tuple(ledger), phases, blobs)
 
 
 def lower_program(
@@ -100,10 +106,16 @@ def lower_program(
     return phases, ledger
 
 
-def runtime_library() -> Path:
-    """libtvm_runtime.so of the installed apache-tvm. Raises BackendError when it is not there."""
+def runtime_library(cpu: Cpu) -> Path:
+    """libtvm_runtime.so of the installed apache-tvm, for `cpu`. Raises BackendError."""
     import tvm
 
+    machine = platform.machine()
+    if cpu.mtriple and cpu.mtriple.partition("-")[0] != machine:
+        raise BackendError(
+            f"an artifact for {cpu.name} needs libtvm_runtime.so of apache-tvm's {cpu.name} wheel; "
+            f"the installed one is for {machine}. Compile on such a machine."
+        )
     path = Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so"
     if not path.is_file():
         raise BackendError(f"apache-tvm has no runtime library at {path}.")

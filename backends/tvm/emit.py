@@ -17,6 +17,7 @@ from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.kernel import Kernel
 from graphwright.backends.tvm.phases import PARAMETERS, Operand, Phase
+from graphwright.ir.errors import BackendError
 
 __all__ = ["emit_entries", "emit_kernels", "kernels_of"]
 
@@ -25,11 +26,19 @@ _CALLED_BY_C = 1  # a calling convention given keeps TVM from wrapping the funct
 
 
 def kernels_of(entries: Mapping[str, Sequence[Phase]]) -> list[Kernel]:
-    """The kernels that the entries call, each once, in the order of first use."""
+    """The kernels that the entries call, each once, in the order of first use.
+
+    Raises BackendError when two different ones have the same name.
+    """
     found: dict[str, Kernel] = {}
     for phases in entries.values():
         for phase in phases:
-            found.setdefault(phase.kernel.name, phase.kernel)
+            kernel = phase.kernel
+            known = found.setdefault(kernel.name, kernel)
+            if known is not kernel and not ir.structural_equal(known.func, kernel.func):
+                raise BackendError(
+                    f"step '{phase.step}': two different kernels are called '{kernel.name}'."
+                )
     return list(found.values())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from graphwright.backends.tvm import registry
 from graphwright.backends.tvm.blobs import BlobTable, dense
 from graphwright.backends.tvm.build import BuiltProgram, build, runtime_library
 from graphwright.backends.tvm.context import LoweringContext
+from graphwright.backends.tvm.emit import kernels_of
 from graphwright.backends.tvm.layouts import linear_f32_layout
 from graphwright.backends.tvm.link import find_linker, link
 from graphwright.backends.tvm.phases import PARAMETERS, Phase
 from graphwright.backends.tvm.registry import lowering, lowerings_of
-from graphwright.backends.tvm.target import host_cpu
+from graphwright.backends.tvm.target import cpu_by_name, host_cpu
 from graphwright.ir import BackendError, Level, Program
 from graphwright.ir.interpreter import run_program
 from graphwright.ir.schemes import quantize_weight
@@ -170,7 +172,6 @@ def test_library_loads_without_tvm_and_torch(built: BuiltProgram, tmp_path: Path
     command = [sys.executable, "-c", ALONE, runtime, library, str(len(PARAMETERS))]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.stdout == "answered 0\n", result.stderr
-    assert built.runtime_library == runtime_library()
 
 
 def test_blobs_are_shared_by_weight_and_layout() -> None:
@@ -198,6 +199,22 @@ def test_large_weights_are_packed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "PIECE", 320)
     pieces = list(table.chunks())
     assert len(pieces) == 5 and b"".join(pieces) == whole
+
+
+def test_the_runtime_library_of_another_architecture_is_refused() -> None:
+    if host_cpu().name == "aarch64":
+        pytest.skip("this machine is no x86-64")
+    with pytest.raises(
+        BackendError, match=r"needs libtvm_runtime\.so of apache-tvm's aarch64 wheel"
+    ):
+        runtime_library(cpu_by_name("aarch64"))
+
+
+def test_two_kernels_of_one_name_are_an_error(built: BuiltProgram) -> None:
+    one, other = built.phases["decode"][0], built.phases["decode"][1]
+    impostor = replace(other, kernel=replace(other.kernel, name=one.kernel.name))
+    with pytest.raises(BackendError, match=f"different kernels are called '{one.kernel.name}'"):
+        kernels_of({"decode": [one, impostor]})
 
 
 # ---- the registry

@@ -118,12 +118,6 @@ MIXERS = {
     "mul.Tensor) computes with the number of tokens": lambda x: aten.mul.Tensor(
         x, aten.sym_size.int(x, 1)
     ),
-    "scaled_dot_product_attention.default) is attention that was not": lambda x: (
-        aten.reshape.default(
-            aten.scaled_dot_product_attention.default(per_head(x), per_head(x), per_head(x)),
-            [1, -1, HEADS * SIZE],
-        )
-    ),
     "tril.default) is an op whose effect on the token axis is not": aten.tril.default,
 }
 
@@ -132,6 +126,23 @@ MIXERS = {
 def test_ops_that_mix_tokens_are_refused(reason: str) -> None:
     text = refusal(MIXERS[reason])
     assert f"aten.{reason}" in text and "in pass 'insert-kv-cache'" in text
+
+
+def test_attention_that_was_not_recognised_is_refused_with_the_reason() -> None:
+    def scores(x: Any) -> Any:
+        s = aten.matmul.default(x, aten.permute.default(x, [0, 2, 1]))
+        return aten.matmul.default(aten.softmax.int(aten.exp.default(s), -1), x)
+
+    text = refusal(scores)
+    assert "(aten.exp.default) does not lead to a product of queries and keys" in text
+    assert "cannot be given a cache" in text
+    heads = refusal(
+        lambda x: aten.reshape.default(
+            aten.scaled_dot_product_attention.default(per_head(x), per_head(x), per_head(x)),
+            [1, -1, HEADS * SIZE],
+        )
+    )
+    assert "does not attend over tokens: the attended axis of q" in heads
 
 
 def test_numbering_the_tokens_of_a_step_is_refused() -> None:

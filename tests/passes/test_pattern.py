@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -136,3 +137,6 @@ def test_fuel_stops_it() -> None:
     run_passes(program, (Apply((MULTIPLY_ADD,)),), PassContext(fuel=1))
     assert program.log[-1].rewrites == 1
     assert str(program.output.target) == "aten.add.Tensor"
+    required = dataclasses.replace(MULTIPLY_ADD, required=True)
+    run_passes(program, (Apply((required,)),), PassContext(fuel=0))
+    assert str(program.output.target) == "aten.sub.Tensor"

@@ -86,9 +86,9 @@ def test_steps_that_read_the_same_rows_share_their_int8_form() -> None:
     )
     fire(program, PlanMemory())
     buffers = {b.name: (b.bytes, b.first, b.last) for b in program.plans["decode"].buffers}
-    assert buffers["rms_norm_default.int8g1"] == (8 * 64, 1, 3)
+    assert buffers["rms_norm_default.int8g1"] == (8 * (64 + 64), 1, 3)
     assert buffers["rms_norm_default.int8g1.scale"] == (8 * 4, 1, 3)
-    assert buffers["rms_norm_default.int8g2"] == (8 * 64, 2, 2)
+    assert buffers["rms_norm_default.int8g2"] == (8 * (64 + 64), 2, 2)
 
 
 def refused(function: Any, **parameters: Any) -> str:

@@ -106,6 +106,12 @@ def chosen(q: Any, k: Any, v: Any, m: Masks) -> Any:
     return weighted(aten.sub.Tensor(s, maximum), v)
 
 
+def floored(q: Any, k: Any, v: Any, m: Masks) -> Any:
+    s = aten.add.Tensor(aten.mul.Tensor(scores(q, k), 0.5), zeros_or_lowest(m.causal))
+    lowest = aten.new_full.default(m.query, [], LOWEST, dtype=torch.float32)
+    return weighted(aten.maximum.default(s, lowest), v)
+
+
 def batched(q: Any, k: Any, v: Any, m: Masks) -> Any:
     q, k, v = (aten.reshape.default(x, [HEADS, -1, SIZE]) for x in (q, k, v))
     bias = aten.expand.default(zeros_or_lowest(m.causal), [HEADS, m.length, m.length])
@@ -115,7 +121,7 @@ def batched(q: Any, k: Any, v: Any, m: Masks) -> Any:
     return aten.unsqueeze.default(o, 0)
 
 
-@pytest.mark.parametrize("core", [capped, filled, chosen, batched])
+@pytest.mark.parametrize("core", [capped, filled, chosen, floored, batched])
 def test_decomposed_forms(core: Any) -> None:
     program = small_decoder(core)
     assert check_decoder(program, RecognizeAttention()) == [1]
