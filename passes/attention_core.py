@@ -69,6 +69,8 @@ def _from_sdpa(root: fx.Node) -> AttentionCore:
         grouped=bool(given.get("enable_gqa")),
         causal=bool(given.get("is_causal")),
     )
+    if mask is not None and core.causal:
+        raise NoCoreError(f"'{root.name}' has a mask and is causal as well")
     if mask is not None:
         kind = "keep" if mask.meta["val"].dtype == torch.bool else "add"
         core.terms.append(MaskTerm(kind, mask))

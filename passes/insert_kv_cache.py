@@ -100,7 +100,7 @@ class InsertKvCache(Pass):
 
 
 def _refuse_other_attention(program: Program) -> None:
-    """Says why attention that is left was not recognised: clearer than the op the proof stops at."""
+    """Says why attention that is left was not recognised: clearer than where the proof stops."""
     roots = [node for node in program.graph.nodes if is_core_root(program, node)]
     content_free = content_free_nodes(program) if roots else set()
     for root in roots:

@@ -38,10 +38,14 @@ class MaskTerm:
 
 @dataclass(frozen=True)
 class RecognizedMask:
-    """The mask, and the ALiBi slopes [H] (or [1] for all heads) in float32 when there are any."""
+    """The mask, and the ALiBi slopes [H] (or [1] for all heads) in float32 when there are any.
+
+    shifted: the scores of some query also move by a constant, which a softmax over keys takes off.
+    """
 
     mask: Mask
     slopes: torch.Tensor | None
+    shifted: bool
 
 
 def recognize_mask(
@@ -77,10 +81,11 @@ def recognize_mask(
     if fitted is None:
         raise PassError(_unknown(names, terms, program))
     slopes = _slopes(bias, torch.arange(_SMALL), fitted)
+    shifted = False
     for length, rows in _confirmations(constants, longest):
         bias = _evaluate(program, terms, length, rows)
-        _confirm(f"'{names}'{_rounding(terms)}", bias, rows, fitted, slopes)
-    return RecognizedMask(fitted, None if slopes is None else slopes.float())
+        shifted |= _confirm(f"'{names}'{_rounding(terms)}", bias, rows, fitted, slopes)
+    return RecognizedMask(fitted, None if slopes is None else slopes.float(), shifted)
 
 
 def _evaluate(
@@ -210,8 +215,11 @@ def _slopes(bias: torch.Tensor, rows: torch.Tensor, mask: Mask) -> torch.Tensor 
 
 def _confirm(
     names: str, bias: torch.Tensor, rows: torch.Tensor, mask: Mask, slopes: torch.Tensor | None
-) -> None:
-    """Raises PassError unless `bias` is what `mask` and `slopes` say, up to a shift of each row."""
+) -> bool:
+    """Raises PassError unless `bias` is what `mask` and `slopes` say, up to a shift of each row.
+
+    Returns whether there is such a shift.
+    """
     length = bias.shape[2]
     keys = torch.arange(length)
     expected = mask.visible(rows[:, None], keys[None, :])
@@ -239,6 +247,7 @@ def _confirm(
             f"key, and {float(fit[min(head, len(slope) - 1), row, key]):.6g} was expected from the "
             f"first {_SMALL} tokens."
         )
+    return bool((own.abs() > 1e-6).any())
 
 
 # ---- showing

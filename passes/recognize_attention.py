@@ -74,6 +74,11 @@ class _Masks:
         if key not in self._known:
             self._known[key] = (recognize_mask(self._program, key, self._content_free), {})
         found, nodes = self._known[key]
+        if found.shifted and core.sinks is not None:
+            raise PassError(
+                f"the attention bias of '{core.result.name}' moves all scores of a query, which "
+                "its sinks would notice."
+            )
         if found.slopes is None:
             return found.mask, None
         if len(found.slopes) not in (1, heads):

@@ -209,7 +209,7 @@ class SoftmaxWalk:
         return self._hide("hide", node.args[1], node.args[0], node)
 
     def _up_floor(self, node: fx.Node) -> fx.Node:
-        """max(scores, lowest): keeps a sum of two lowest values finite, and changes nothing else."""
+        """max(scores, lowest): keeps sums of lowest values finite, and changes nothing else."""
         number = self._number(node.args[1])
         if number is None or number * self._factor > _FLOOR or self._core.softcap:
             raise self._fail(node, f"bounds the scores by {node.args[1]}")

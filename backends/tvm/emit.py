@@ -14,6 +14,7 @@ from tvm import ir, tirx
 from tvm.ir import IRModule
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
+from tvm_ffi import structural_equal
 
 from graphwright.backends.tvm.kernels.kernel import Kernel
 from graphwright.backends.tvm.phases import PARAMETERS, Operand, Phase
@@ -35,7 +36,7 @@ def kernels_of(entries: Mapping[str, Sequence[Phase]]) -> list[Kernel]:
         for phase in phases:
             kernel = phase.kernel
             known = found.setdefault(kernel.name, kernel)
-            if known is not kernel and not ir.structural_equal(known.func, kernel.func):
+            if known is not kernel and not structural_equal(known.func, kernel.func):
                 raise BackendError(
                     f"step '{phase.step}': two different kernels are called '{kernel.name}'."
                 )

@@ -143,6 +143,20 @@ def test_sinks_are_one_more_column_that_is_dropped_again() -> None:
     assert attention_of(program).args[5].target == "sinks"
 
 
+def test_sinks_forbid_a_bias_that_moves_whole_rows() -> None:
+    def core(q: Any, k: Any, v: Any, m: Masks, sinks: Any) -> Any:
+        s = aten.add.Tensor(scores(q, k), zeros_or_lowest(m.causal))
+        s = aten.add.Tensor(s, aten.mul.Scalar(m.key, 0.5))
+        column = aten.expand.default(
+            aten.reshape.default(sinks, [1, -1, 1, 1]), [1, HEADS, m.length, 1]
+        )
+        p = aten.softmax.int(aten.cat.default([s, column], -1), -1)
+        return aten.matmul.default(aten.slice.Tensor(p, 3, 0, -1), v)
+
+    with pytest.raises(PassError, match="which its sinks would notice"):
+        fire(small_decoder(core, sinks=torch.randn(HEADS)), RecognizeAttention())
+
+
 def test_two_nodes_with_one_mask() -> None:
     def core(q: Any, k: Any, v: Any, m: Masks) -> Any:
         return sdpa(sdpa(q, k, v, m.causal), k, v, m.causal)
