@@ -105,7 +105,7 @@ def compile(
     from graphwright.passes.base import PassContext, run_passes
     from graphwright.passes.pipeline import PipelineOptions, pipeline
     from graphwright.passes.recipe import Recipe
-    from graphwright.passes.verification import numeric_check, should_check
+    from graphwright.passes.verification import NumericCheck, should_check
 
     options = CompileOptions(quant, target, chunk, check)
     progress = progress or Progress()
@@ -127,7 +127,7 @@ def compile(
     wanted = should_check(program) if check is None else check
     graphs: list[tuple[str, str]] = []
     context = PassContext(
-        check=numeric_check if wanted else None,
+        check=NumericCheck() if wanted else None,
         on_graph=lambda name, text: graphs.append((name, text)),
         on_record=progress.record,
         fuel=PassContext.fuel_from_environment(),

@@ -55,8 +55,9 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
         EliminateCommonSubexpressions(),
         RewritePositions(),
         # attention: from one sequence to a ragged batch over a cache
-        RecognizeAttention(),
+        # Rotations first: what is left between them and the core is then only head repetition.
         RecognizeRope(),
+        RecognizeAttention(),
         InsertKvCache(),
         SelectSampledRows(),
         # fuse: few phases, each one pass over memory. Gates come before merging, which leaves a

@@ -15,6 +15,7 @@ from graphwright.passes.base import Pass, Stage
 from graphwright.passes.content_free import content_free_nodes
 from graphwright.passes.layout_chains import Atom, Chain, arrange, collapse_chains, size_of, trace
 from graphwright.passes.mask_recognition import MaskTerm, RecognizedMask, recognize_mask
+from graphwright.passes.recognize_rope import RecognizeRope
 
 __all__ = ["RecognizeAttention"]
 
@@ -29,6 +30,8 @@ class RecognizeAttention(Pass):
     """
 
     stage: ClassVar[Stage] = Stage.ATTENTION
+    after: ClassVar = (RecognizeRope,)
+    optional: ClassVar = False  # the cache cannot go in without it
 
     def run(self, program: Program) -> int:
         content_free = content_free_nodes(program)

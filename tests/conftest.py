@@ -1,0 +1,13 @@
+"""Settings for all tests: two processes share two cores, so nobody may spin."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TVM_BIND_THREADS", "0")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+
+torch.set_num_threads(1)
