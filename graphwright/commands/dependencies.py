@@ -8,7 +8,7 @@ import click
 
 __all__ = ["COMPILER_PACKAGES", "require_compiler"]
 
-COMPILER_PACKAGES = ("torch", "transformers", "safetensors", "tvm", "networkx")
+COMPILER_PACKAGES = ("torch", "transformers", "safetensors", "tvm", "networkx", "rich")
 
 
 def require_compiler() -> None:

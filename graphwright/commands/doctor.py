@@ -16,8 +16,8 @@ import click
 __all__ = ["command"]
 
 _PURPOSES = {
-    "run": ("numpy", "tokenizers", "apache-tvm-ffi", "click", "rich"),
-    "compile": ("torch", "transformers", "safetensors", "apache-tvm", "networkx"),
+    "run": ("numpy", "tokenizers", "apache-tvm-ffi", "click"),
+    "compile": ("torch", "transformers", "safetensors", "apache-tvm", "networkx", "rich"),
     "compile for a GPU": ("triton",),
 }
 

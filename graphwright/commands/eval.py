@@ -60,22 +60,19 @@ class _Progress:
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._task: Any = None
+        self._done = 0
 
     def __enter__(self) -> _Progress:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("tokens scored", total=None)
-            self._bar.start()
         return self
 
     def update(self, done: int, total: int) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total)
+        if not sys.stderr.isatty():
+            return
+        if self._bar is None:
+            self._bar = click.progressbar(length=total, label="tokens scored", file=sys.stderr)
+        self._bar.update(done - self._done)
+        self._done = done
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.render_finish()

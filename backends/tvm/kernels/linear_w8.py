@@ -15,26 +15,25 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.int8_dot import LINE, QUAD, Dot, dot_for
-from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define, registers
+from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define
 from graphwright.backends.tvm.kernels.loops import kernel_name, load, spread, store
 from graphwright.backends.tvm.kernels.matmul import (
     TILE,
     Epilogue,
     Tiling,
+    few_or_many,
     for_each_block,
-    prefetch,
+    prefetch_ahead,
     stage,
     unrolled,
     write_block,
+    zeros,
 )
 from graphwright.backends.tvm.kernels.quantize_rows import group_count, padded, row_size
 from graphwright.backends.tvm.kernels.vector import constant, fma, span, vector_type
 from graphwright.backends.tvm.target import Cpu
 
 __all__ = ["linear_w8", "pack_w8"]
-
-AHEAD = 64  # lines that decode prefetches ahead: 4 KB
-DECODE_ROWS = 8
 
 
 def pack_w8(q: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -68,38 +67,46 @@ def linear_w8(
 ) -> Kernel:
     """Pointers: x_q, x_scale, weight, weight_scale, (bias [N]), (residual), out.
 
-    x_q and x_scale come from quantize_rows, weight and weight_scale from pack_w8. x_q is int8
-    [rows, row_size(k, group)], x_scale float32 [rows, K/G or 1], out float32 [rows, N]. For
-    `max_rows` <= 8 the kernel is the one for decoding: right for any number of rows, made for 1 to
-    8. `residual_stride` None means no residual; `out` may be the residual itself if its stride is
-    N.
+    x_q [rows, row_size(k, group)] and x_scale [rows, K/G or 1] come from quantize_rows, weight and
+    weight_scale from pack_w8; out is float32 [rows, N]. A call may have up to `max_rows` rows.
+    `residual_stride` None means no residual; `out` may be the residual itself if its stride is N.
     """
-    epilogue = Epilogue(bias, activation, residual_stride)
-    decode = max_rows <= DECODE_ROWS
-    dot, tiling = dot_for(cpu, many_rows=not decode), _tiling(cpu, decode, group is not None)
-    groups = group_count(k, group)
-    kind = "linear_w8_decode" if decode else "linear_w8_prefill"
-    name = kernel_name(kind, cpu, n=n, k=k, g=group, **epilogue.parameters)
+    epilogue, groups = Epilogue(bias, activation, residual_stride), group_count(k, group)
+    few, many = _tilings(cpu, group is not None)
+    limit = few.rows[0]
+    only_few = limit if max_rows <= limit else None
+    name = kernel_name("linear_w8", cpu, n=n, k=k, g=group, rows=only_few, **epilogue.parameters)
 
     def body(thread: Expr, threads: Expr, rows: Expr, *buffers: Expr) -> None:
         x, x_scale, weight, weight_scale, *operands, out = buffers
-        sums = stage(tiling.stage_size, "float32" if group else "int32")
-        starts = None
-        if dot.starts_from_channels:
-            starts = stage(groups * tiling.tiles * TILE, "int32")
-        ahead = AHEAD if decode else 0
-        product = _Product(x, x_scale, weight, weight_scale, sums, starts, k, group, dot, ahead)
 
-        def value(at: Expr, row: Expr, tile: Expr, lane: Expr, lanes: int) -> Expr:
-            if group:
-                return sums[span(at, lanes)]
-            exact = tirx.Cast(vector_type("float32", lanes), sums[span(at, lanes)])
-            scale = weight_scale[span(tile * TILE + lane, lanes)]
-            return exact * spread(x_scale[row], lanes) * scale
+        def emit(tiling: Tiling, dot: Dot) -> None:
+            sums = stage(tiling.stage_size, "float32" if group else "int32")
+            starts = None
+            if dot.starts_from_channels:
+                starts = stage(groups * tiling.tiles * TILE, "int32")
+            product = _Product(
+                x, x_scale, weight, weight_scale, sums, starts, k, group, dot, tiling.ahead
+            )
 
-        write = write_block(n, tiling, epilogue, cpu.lanes, value, operands, out)
-        begin = product.begin if dot.starts_from_channels else None
-        for_each_block(n, tiling, thread, threads, rows, product.multiply, write, begin)
+            def value(at: Expr, row: Expr, tile: Expr, lane: Expr, lanes: int) -> Expr:
+                if group:
+                    return load(sums, at, lanes)
+                exact = tirx.Cast(vector_type("float32", lanes), load(sums, at, lanes))
+                scale = load(weight_scale, tile * TILE + lane, lanes)
+                return exact * spread(x_scale[row], lanes) * scale
+
+            write = write_block(n, tiling, epilogue, cpu.lanes, value, operands, out)
+            begin = product.begin if dot.starts_from_channels else None
+            for_each_block(n, tiling, thread, threads, rows, product.multiply, write, begin)
+
+        few_or_many(
+            rows,
+            limit,
+            max_rows,
+            lambda: emit(few, dot_for(cpu, many_rows=False)),
+            lambda: emit(many, dot_for(cpu, many_rows=True)),
+        )
 
     pointers = [
         ("x_q", "int8"),
@@ -112,12 +119,16 @@ def linear_w8(
     return define(name, pointers, body)
 
 
-def _tiling(cpu: Cpu, decode: bool, grouped: bool) -> Tiling:
-    if decode:
-        return Tiling((DECODE_ROWS, 4, 2, 1) if cpu.vnni else (4, 2, 1), 1)
+def _tilings(cpu: Cpu, grouped: bool) -> tuple[Tiling, Tiling]:
+    """For few rows, where memory is the limit, and for many, where arithmetic is.
+
+    With groups, each sum also needs a float32 register: smaller blocks, and no slots for
+    prefetches.
+    """
     if not cpu.vnni:
-        return Tiling((4, 2, 1), 1)
-    return Tiling((4, 2), 4) if grouped else Tiling((8, 4, 2), 2)
+        return Tiling((4, 2, 1), 1), Tiling((4, 2, 1), 1)
+    many = Tiling((4, 2), 4, ahead=False) if grouped else Tiling((8, 4, 2), 2)
+    return Tiling((8, 4, 2, 1), 1), many
 
 
 @dataclass(frozen=True)
@@ -133,14 +144,14 @@ class _Product:
     k: int
     group: int | None
     dot: Dot
-    ahead: int  # lines to prefetch ahead, or 0
+    ahead: bool  # whether to prefetch weights
 
     def begin(self, tiles: list[Expr]) -> None:
         """Fills `starts` for the blocks of `tiles` that follow."""
         lanes, bases = self.dot.lanes, self._bases(tiles)
         count = len(tiles) * TILE // lanes
         with T.serial(0, group_count(self.k, self.group)) as number:
-            total = _zeros(count, lanes)
+            total = zeros(count, lanes, "int32")
 
             def step(line: Expr, u: int) -> None:
                 weights = self._weights(bases, number * self._lines + line)
@@ -170,7 +181,7 @@ class _Product:
         lanes, groups = self.dot.lanes, group_count(self.k, self.group)
         real, bases = vector_type("float32", lanes), self._bases(tiles)
         parts = [(tile, part) for tile in tiles for part in range(0, TILE, lanes)]
-        total = _zeros(len(rows) * len(parts), lanes, "float32")
+        total = zeros(len(rows) * len(parts), lanes)
         with T.serial(0, groups) as number:
             dots = iter(self._dots(offsets, bases, number))
             scales = [
@@ -193,17 +204,15 @@ class _Product:
         """
         dot, lanes = self.dot, self.dot.lanes
         starts = self._starts(offsets, len(bases) * TILE // lanes, number)
-        chains = [
-            _zeros(len(starts), lanes) for _ in range(1 if self.group else max(1, 8 // len(starts)))
-        ]
+        count = 1 if self.group else max(1, 8 // len(starts))
+        chains = [zeros(len(starts), lanes, "int32") for _ in range(count)]
         for register, start in zip(chains[0], starts, strict=True):
             store(register, 0, start, lanes)
 
         def step(i: Expr, u: int) -> None:
             line = T.bind(number * self._lines + i)
             if self.ahead:
-                for base in bases:
-                    prefetch(self.weight, base + (line + self.ahead) * LINE)
+                prefetch_ahead(self.weight, bases, line, LINE, len(offsets))
             weights = self._weights(bases, line)
             registers_left = iter(chains[u % len(chains)])
             for offset in offsets:
@@ -247,10 +256,3 @@ class _Product:
             for base in bases
             for part in range(0, TILE, self.dot.lanes)
         ]
-
-
-def _zeros(count: int, lanes: int, dtype: str = "int32") -> list[Expr]:
-    total = registers(count, lanes, dtype)
-    for register in total:
-        store(register, 0, constant(0, lanes, dtype), lanes)
-    return total

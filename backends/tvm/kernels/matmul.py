@@ -12,18 +12,21 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from graphwright.backends.tvm.kernels.kernel import Expr, partition
-from graphwright.backends.tvm.kernels.vector import activate, span
+from graphwright.backends.tvm.kernels.kernel import Expr, partition, registers
+from graphwright.backends.tvm.kernels.loops import store
+from graphwright.backends.tvm.kernels.vector import activate, constant, span
 
 __all__ = [
     "TILE",
     "Epilogue",
     "Tiling",
+    "few_or_many",
     "for_each_block",
-    "prefetch",
+    "prefetch_ahead",
     "stage",
     "unrolled",
     "write_block",
+    "zeros",
 ]
 
 TILE = 16  # output channels that lie side by side in packed weights
@@ -35,6 +38,7 @@ class Tiling:
 
     rows: tuple[int, ...]
     tiles: int
+    ahead: bool = True  # whether to prefetch weights
 
     @property
     def stage_size(self) -> int:
@@ -70,6 +74,20 @@ class Epilogue:
             index = tirx.Cast("int64", row) * self.residual_stride + n
             value = value + remaining.pop(0)[span(index, lanes)]
         return value
+
+
+def few_or_many(
+    rows: Expr, limit: int, max_rows: int, few: Callable[[], None], many: Callable[[], None]
+) -> None:
+    """Emits `few` for calls of at most `limit` rows and, if there can be more, `many` for those."""
+    if max_rows <= limit:
+        few()
+        return
+    with T.If(rows <= limit):
+        with T.Then():
+            few()
+        with T.Else():
+            many()
 
 
 def for_each_block(
@@ -179,6 +197,14 @@ def stage(size: int, dtype: str = "float32") -> Expr:
     return T.alloc_buffer((size,), dtype, annotations={"disable_lower_builtin": True})
 
 
+def zeros(count: int, lanes: int, dtype: str = "float32") -> list[Expr]:
+    """`count` registers that hold zeros."""
+    total = registers(count, lanes, dtype)
+    for register in total:
+        store(register, 0, constant(0, lanes, dtype), lanes)
+    return total
+
+
 def unrolled(count: int, unroll: int, step: Callable[[Expr, int], None]) -> None:
     """Emits step(i, i % unroll) for i in [0, count), `unroll` to an iteration of a loop."""
     if count >= unroll:
@@ -189,15 +215,22 @@ def unrolled(count: int, unroll: int, step: Callable[[Expr, int], None]) -> None
         step(count // unroll * unroll + u, u)
 
 
-def prefetch(buffer: Expr, index: Expr) -> None:
-    """Asks for the cache line of `buffer[index]`, which may lie behind its end."""
-    T.evaluate(
-        T.call_llvm_intrin(
-            "void",
-            "llvm.prefetch.p0",
-            T.address_of(buffer[index]),
-            T.int32(0),
-            T.int32(3),
-            T.int32(1),
+def prefetch_ahead(weight: Expr, bases: list[Expr], line: Expr, size: int, rows: int) -> None:
+    """Asks for a cache line of each tile that follows `line`; lines are `size` elements.
+
+    For one or two rows the processor's own prefetching does nearly as well. For more, the next 16
+    KB go to the L2 cache: L1 is full of x (measured on Zen 4: 0.95 of a read-only loop against
+    0.78).
+    """
+    ahead, locality = (64, 3) if rows <= 2 else (256, 2)
+    for base in bases:
+        T.evaluate(
+            T.call_llvm_intrin(
+                "void",
+                "llvm.prefetch.p0",
+                T.address_of(weight[base + (line + ahead) * size]),
+                T.int32(0),
+                T.int32(locality),
+                T.int32(1),
+            )
         )
-    )
