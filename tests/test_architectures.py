@@ -1,0 +1,80 @@
+"""Checkpoints of several architectures, from a directory to an artifact, against transformers.
+
+Everything goes through the file and the engine: prefill, 32 decode steps, a ragged batch of three,
+chunked against one-shot prefill. Architectures are named here and nowhere in the product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import TINY_MODELS, random_tokens, save_tiny
+from transformers import AutoModelForCausalLM
+
+import graphwright
+from graphwright.ir.tolerance import check_close
+from graphwright.runtime.engine import Engine
+from graphwright.runtime.sampling_params import SamplingParams
+
+STEPS = 32
+GREEDY = SamplingParams(temperature=0.0, max_tokens=STEPS, ignore_eos=True)
+
+
+@dataclass
+class Subject:
+    """A checkpoint run by transformers, and the path of its artifact."""
+
+    eager: Any
+    artifact: Path
+
+    def logits(self, tokens: list[int]) -> torch.Tensor:
+        """Eager logits [T, V] of one sequence."""
+        with torch.no_grad():
+            result: torch.Tensor = self.eager(torch.tensor([tokens]), use_cache=False).logits[0]
+        return result
+
+    def check_generation(self, prompt: list[int], output: graphwright.Output) -> None:
+        """Greedy tokens and the logits behind each of them equal eager's."""
+        wanted = self.logits([*prompt, *output.token_ids])[len(prompt) - 1 : -1]
+        assert output.logits is not None
+        check_close(torch.from_numpy(output.logits.copy()), wanted)
+        assert output.token_ids == wanted.argmax(-1).tolist()
+
+
+@pytest.fixture(scope="module", params=sorted(TINY_MODELS))
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    folder = tmp_path_factory.mktemp(request.param)
+    checkpoint = save_tiny(request.param, folder / "checkpoint")
+    compiled = graphwright.compile(checkpoint, chunk=16, check=False)
+    eager = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    return Subject(eager, compiled.save(folder / "model.gw"))
+
+
+def prompt_of(length: int, seed: int) -> list[int]:
+    tokens: list[int] = random_tokens(length, seed=seed).tolist()
+    return tokens
+
+
+def test_prefill_and_decode_equal_eager(subject: Subject) -> None:
+    prompt = prompt_of(11, seed=1)
+    output = Engine(subject.artifact).generate([prompt], GREEDY, return_logits=True)[0]
+    assert len(output.token_ids) == STEPS
+    subject.check_generation(prompt, output)
+
+
+def test_a_ragged_batch_of_three_equals_eager(subject: Subject) -> None:
+    prompts = [prompt_of(length, seed=length) for length in (13, 1, 7)]
+    outputs = Engine(subject.artifact).generate(prompts, GREEDY, return_logits=True)
+    for prompt, output in zip(prompts, outputs, strict=True):
+        subject.check_generation(prompt, output)
+
+
+def test_chunked_prefill_equals_one_shot(subject: Subject) -> None:
+    """Chunks of at most 16 tokens here; transformers reads all 45 at once."""
+    prompt = prompt_of(45, seed=3)
+    got = torch.from_numpy(Engine(subject.artifact).logits(prompt))
+    check_close(got, subject.logits(prompt))
