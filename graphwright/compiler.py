@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,7 +133,8 @@ def compile(
         on_record=progress.record,
         fuel=PassContext.fuel_from_environment(),
     )
-    run_passes(program, steps, context)
+    with _one_thread():
+        run_passes(program, steps, context)
     clock = timed("passes", clock)
 
     progress.stage("golden tokens")
@@ -143,6 +145,19 @@ def compile(
     built = build(program, cpu)
     timed("native code", clock)
     return Compiled(program, built, cpu, options, graphs, files, golden, seconds, progress)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch on one thread: probes are small, and threads that spin cost more than they bring."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _capture(

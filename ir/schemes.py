@@ -30,7 +30,7 @@ class Scheme:
         """Reads ``w8`` or ``w8g32``. Raises PassError for a scheme that does not exist yet."""
         match = re.fullmatch(r"w(8)(?:g(32|64|128))?", text)
         if match is None:
-            known = "w8, w8g32, w8g64, w8g128"
+            known = "f32 (none), w8, w8g32, w8g64, w8g128"
             raise PassError(f"'{text}' is not a quantization scheme; there are {known}.")
         return Scheme(int(match[1]), int(match[2]) if match[2] else None)
 

@@ -102,9 +102,11 @@ def _text(compiled: Compiled, output: Path, seconds: float) -> str:
     ]
     if checked:
         lines.append(f"{len(checked)} rewriting passes checked against the graph before them")
+    prompt = "--prompt 'Once upon a time'"
     if "tokenizer.json" not in compiled.files:
-        lines.append("note: no tokenizer.json beside the model: run it with --prompt-ids")
-    lines.append(f"next: graphwright run {output} --prompt 'Once upon a time'")
+        lines.append("note: there is no tokenizer.json beside the model; prompts are token ids")
+        prompt = "--prompt-ids 1,2,3"
+    lines.append(f"next: graphwright run {output} {prompt}")
     return "\n".join(lines)
 
 
