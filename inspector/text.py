@@ -81,8 +81,11 @@ def graph_text(artifact: Readable, stage: str) -> str:
     raise KeyError(f"there is no graph '{stage}'; there are: {', '.join(stages)}.")
 
 
-def memory_table(artifact: Readable) -> str:
-    """The arena of each entry, buffer by buffer with a bar for its place, and the other regions."""
+def memory_table(artifact: Readable, limit: int | None = None) -> str:
+    """The arena of each entry, buffer by buffer with a bar for its place, and the other regions.
+
+    At most `limit` buffers of an entry are shown.
+    """
     plan = _json(artifact, "plan.json")
     lines = []
     for name, entry in plan["entries"].items():
@@ -91,15 +94,18 @@ def memory_table(artifact: Readable) -> str:
             f"{name}: up to {entry['max_tokens']} tokens, arena {_mb(entry['arena_bytes'])}"
         )
         lines.append(f"  {'buffer':30} {'offset':>12} {'bytes':>12} {'live':>11}")
-        for buffer in entry["buffers"]:
+        for buffer in entry["buffers"][:limit]:
             start = int(40 * buffer["offset"] / total)
             width = max(1, round(40 * buffer["bytes"] / total))
             bar = (" " * start + "█" * width)[:40]
             live = f"{buffer['first']}-{buffer['last']}"
+            shown = buffer["name"].replace("_default", "")
             lines.append(
-                f"  {buffer['name']:30} {buffer['offset']:12d} {buffer['bytes']:12d} {live:>11} "
-                f"|{bar:40}|"
+                f"  {shown:30} {buffer['offset']:12d} {buffer['bytes']:12d} {live:>11} |{bar:40}|"
             )
+        left = len(entry["buffers"]) - len(entry["buffers"][:limit])
+        if left:
+            lines.append(f"  … and {left} more: --all")
     kv = plan["kv"]
     lines.append(
         f"kv cache: blocks of {kv['block_size']} positions, {kv['block_bytes']} bytes each"

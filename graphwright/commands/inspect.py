@@ -17,8 +17,11 @@ __all__ = ["command"]
               help="The graph after a pass: its name or number, or 'last'.")  # fmt: skip
 @click.option("--memory", "what", flag_value="memory", help="The memory plan.")
 @click.option("--ledger", "what", flag_value="ledger", help="Who lowered each node.")
+@click.option("--all", "everything", is_flag=True, help="With --memory: every buffer.")
 @click.option("--json", "as_json", is_flag=True, help="The raw data as JSON.")
-def command(artifact: Path, what: str | None, stage: str | None, as_json: bool) -> None:
+def command(
+    artifact: Path, what: str | None, stage: str | None, everything: bool, as_json: bool
+) -> None:
     """Print a summary of ARTIFACT, or one view of it."""
     from graphwright import inspector
     from graphwright.runtime.artifact import Artifact
@@ -37,7 +40,7 @@ def command(artifact: Path, what: str | None, stage: str | None, as_json: bool) 
     elif what == "passes":
         click.echo(inspector.pass_table(opened))
     elif what == "memory":
-        click.echo(inspector.memory_table(opened))
+        click.echo(inspector.memory_table(opened, limit=None if everything else 16))
     elif what == "ledger":
         click.echo(inspector.ledger_table(opened))
     else:

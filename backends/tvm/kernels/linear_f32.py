@@ -56,8 +56,7 @@ def linear_f32(
     """
     assert x_stride >= k, f"rows of {k} elements cannot be {x_stride} apart"
     epilogue = Epilogue(bias, activation, residual_stride)
-    few, many = _tilings(cpu)
-    limit = few.rows[0]
+    few, many, limit = _tilings(cpu)
     only_few = limit if max_rows <= limit else None
     name = kernel_name(
         "linear_f32", cpu, n=n, k=k, x=x_stride, rows=only_few, **epilogue.parameters
@@ -86,14 +85,14 @@ def linear_f32(
     return define(name, pointers, body)
 
 
-def _tilings(cpu: Cpu) -> tuple[Tiling, Tiling]:
-    """For few rows, where memory is the limit, and for many, where arithmetic is.
+def _tilings(cpu: Cpu) -> tuple[Tiling, Tiling, int]:
+    """For few rows, where memory is the limit, for many, where arithmetic is, and up to where few.
 
     The blocks for many rows reach 0.9 of the peak on Zen 4; 12 or 14 rows by 2 tiles did no better.
     """
     if cpu.lanes == 16:
-        return Tiling((8, 4, 2, 1), 1), Tiling((8, 4, 2), 2)
-    return Tiling((4, 2, 1), 1), Tiling((6, 3, 1), 1)
+        return Tiling((8, 4, 2, 1), 1), Tiling((8, 4, 2), 2), 8
+    return Tiling((4, 2, 1), 1), Tiling((6, 3, 1), 1), 4
 
 
 def _multiply(

@@ -72,8 +72,7 @@ def linear_w8(
     `residual_stride` None means no residual; `out` may be the residual itself if its stride is N.
     """
     epilogue, groups = Epilogue(bias, activation, residual_stride), group_count(k, group)
-    few, many = _tilings(cpu, group is not None)
-    limit = few.rows[0]
+    few, many, limit = _tilings(cpu, group is not None)
     only_few = limit if max_rows <= limit else None
     name = kernel_name("linear_w8", cpu, n=n, k=k, g=group, rows=only_few, **epilogue.parameters)
 
@@ -119,16 +118,15 @@ def linear_w8(
     return define(name, pointers, body)
 
 
-def _tilings(cpu: Cpu, grouped: bool) -> tuple[Tiling, Tiling]:
-    """For few rows, where memory is the limit, and for many, where arithmetic is.
+def _tilings(cpu: Cpu, grouped: bool) -> tuple[Tiling, Tiling, int]:
+    """For few rows, where memory is the limit, for many, where arithmetic is, and up to where few.
 
-    With groups, each sum also needs a float32 register: smaller blocks, and no slots for
-    prefetches.
+    With groups, each sum needs a float32 register as well: smaller blocks, no slots for prefetches.
     """
     if not cpu.vnni:
-        return Tiling((4, 2, 1), 1), Tiling((4, 2, 1), 1)
+        return Tiling((4, 2, 1), 1), Tiling((4, 2, 1), 1), 16
     many = Tiling((4, 2), 4, ahead=False) if grouped else Tiling((8, 4, 2), 2)
-    return Tiling((8, 4, 2, 1), 1), many
+    return Tiling((8, 4, 2, 1), 1), many, 8
 
 
 @dataclass(frozen=True)
@@ -153,8 +151,10 @@ class _Product:
         with T.serial(0, group_count(self.k, self.group)) as number:
             total = zeros(count, lanes, "int32")
 
-            def step(line: Expr, u: int) -> None:
-                weights = self._weights(bases, number * self._lines + line)
+            def step(i: Expr, u: int) -> None:
+                line = T.bind(number * self._lines + i)
+                prefetch_ahead(self.weight, bases, line, LINE, 1)
+                weights = self._weights(bases, line)
                 for register, each in zip(total, weights, strict=True):
                     value = load(register, 0, lanes)
                     store(register, 0, self.dot.negatives(value, each), lanes)

@@ -1,0 +1,1 @@
+"""Kernels as private TIR functions, one idea a file. `kernel.py` says what a kernel is."""
