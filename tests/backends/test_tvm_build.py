@@ -244,8 +244,8 @@ def test_what_nobody_lowers_is_named_with_the_reasons() -> None:
         x = gw.embedding.default(table, tokens)
         return gw.linear.default(aten.unsqueeze.default(x, 1), weight)
 
-    weights = {"table": torch.randn(9, 8), "weight": torch.randn(16, 8)}
-    program = planned(model, tokens=TOKENS, **weights)
+    table, weight = torch.randn(9, 8), torch.randn(16, 8)
+    program = planned(model, tokens=TOKENS, table=table, weight=weight)
     node = program.output
     node.args = (node.args[0], program.add_weight("odd", ConstantTensor.of(torch.randn(16, 4))))
     with pytest.raises(BackendError) as error:
@@ -258,7 +258,8 @@ def test_what_nobody_lowers_is_named_with_the_reasons() -> None:
 
 
 def test_an_unplanned_program_is_refused() -> None:
-    program = build_program(feed_forward, tokens=TOKENS, **feed_forward_weights())
+    weights: dict[str, Any] = feed_forward_weights()
+    program = build_program(feed_forward, tokens=TOKENS, **weights)
     with pytest.raises(BackendError, match="level 'normalized', not 'planned'"):
         build(program, host_cpu())
 

@@ -45,7 +45,7 @@ class Masks:
         return aten.bitwise_and.Tensor(self.causal, near)
 
 
-Attention = Callable[[Any, Any, Any, Masks], Any]
+Attention = Callable[..., Any]
 
 
 def small_decoder(

@@ -9,7 +9,7 @@ import torch
 from graphs import fire
 from small_decoders import HEADS, KV_HEADS, SIZE, Masks, check_decoder, small_decoder
 
-from graphwright.ir import Level, PassError, format_graph
+from graphwright.ir import KVState, Level, PassError, format_graph
 from graphwright.passes.insert_kv_cache import InsertKvCache
 from graphwright.passes.recognize_attention import RecognizeAttention
 from graphwright.passes.select_sampled_rows import SelectSampledRows
@@ -27,6 +27,7 @@ def test_attention_gets_a_cache() -> None:
     assert check_decoder(program, *PASSES) == [1, 1]
     assert program.level is Level.CACHED
     (state,) = program.states
+    assert isinstance(state, KVState)
     assert (state.name, state.heads, state.head_dim, str(state.mask)) == (
         "kv0", KV_HEADS, SIZE, "causal & window(5)",
     )  # fmt: skip

@@ -58,6 +58,7 @@ CHAINS = {
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_shorter_chains(name: str) -> None:
+    function: Any
     function, expected = CHAINS[name]
     program = build_program(lambda x: aten.neg.default(function(x)), x=rows(24))
     before = program.copy()

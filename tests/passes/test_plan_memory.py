@@ -118,7 +118,7 @@ def test_refuses_results_that_are_not_a_step() -> None:
     assert "a part of 'linear_default'" in refused(part, x=rows(4), w=torch.randn(16, 4))
 
 
-def changed(plan: MemoryPlan, name: str, **values: int) -> MemoryPlan:
+def changed(plan: MemoryPlan, name: str, **values: Any) -> MemoryPlan:
     buffers = tuple(dataclasses.replace(b, **values) if b.name == name else b for b in plan.buffers)
     end = max(b.offset + b.bytes for b in buffers)
     return dataclasses.replace(plan, buffers=buffers, arena_bytes=-(-end // 64) * 64)
