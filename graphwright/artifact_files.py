@@ -40,8 +40,22 @@ def write_artifact(compiled: Compiled, path: Path, on_packed: Callable[[int, int
         writer.add("plan.json", json.dumps(built.plan, indent=1))
         writer.add("log.json", log_as_json(compiled.program))
         writer.add("options.json", json.dumps(vars(compiled.options), indent=1))
+        writer.add("versions.json", json.dumps(_versions(), indent=1))
         writer.add("ledger.json", json.dumps([vars(entry) for entry in built.ledger], indent=1))
         for name, content in compiled.files.items():
             writer.add(name, content)
         if compiled.golden is not None:
             writer.add("golden.json", json.dumps(compiled.golden))
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what made the artifact."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("graphwright", "torch", "transformers", "apache-tvm", "apache-tvm-ffi"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found

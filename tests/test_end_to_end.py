@@ -84,6 +84,13 @@ def test_the_views_of_an_artifact(demo: dict[str, Path]) -> None:
     assert "linear_w8" in cli("inspect", demo["w8"], "--ledger")
 
 
+def test_golden_tokens_of_the_reference_are_replayed(demo: dict[str, Path]) -> None:
+    for path in demo.values():
+        result = cli_json("verify", path)
+        assert result["passed"] and result["positions"] == 12
+        assert result["worst"] < 0.05
+
+
 def test_bench_reports_every_figure(demo: dict[str, Path]) -> None:
     row = cli_json("bench", demo["w8"], "--prompt-len", 16, "--gen-len", 8, "--reps", 1)
     wanted = {"prefill_tps", "decode_tps", "ttft_s", "load_s", "peak_rss_mb", "artifact_mb",
