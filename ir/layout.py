@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["VIEW_OPS", "RowView", "is_view", "row_axis", "row_size", "row_view"]
+__all__ = ["VIEW_OPS", "RowView", "is_view", "row_axis", "row_size", "row_view", "size_of"]
 
 aten = torch.ops.aten
 VIEW_OPS = frozenset(
@@ -43,6 +43,11 @@ class RowView:
     def dense(self) -> bool:
         """Do the rows follow each other without gaps?"""
         return self.row_stride == self.row_size
+
+
+def size_of(size: Any) -> Any:
+    """An int as it is, a symbolic size as its expression: comparing those adds no guards."""
+    return size.node.expr if isinstance(size, torch.SymInt) else int(size)
 
 
 def row_axis(value: Any) -> int | None:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from graphwright.ir.layout import size_of
 from graphwright.ir.program import Program
 from graphwright.ir.weights import ConstantTensor
 from graphwright.passes.drop_no_ops import same_kind
-from graphwright.passes.layout_chains import size_of
 
 __all__ = ["LAYOUT_RULES", "reshape_like", "same_value"]
 

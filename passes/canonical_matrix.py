@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphwright.ir.layout import row_axis
+from graphwright.ir.layout import row_axis, size_of
 from graphwright.ir.levels import POINTWISE
 from graphwright.ir.program import Program
 from graphwright.passes.canonical_layout import reshape_like, same_value
-from graphwright.passes.layout_chains import size_of
 
 __all__ = ["MATRIX_RULES"]
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from graphwright.ir.layout import size_of
 from graphwright.ir.program import Program
 from graphwright.passes.base import Exactness, Pass, Stage
-from graphwright.passes.layout_chains import size_of
 
 __all__ = ["DropNoOps", "changes_nothing", "same_kind"]
 

@@ -15,8 +15,9 @@ import torch
 from torch import fx
 
 from graphwright.ir import Program
+from graphwright.ir.layout import size_of
 
-__all__ = ["Atom", "Chain", "arrange", "collapse_chains", "is_layout_op", "size_of", "trace"]
+__all__ = ["Atom", "Chain", "arrange", "collapse_chains", "is_layout_op", "trace"]
 
 aten = torch.ops.aten
 _SAME = {aten.clone.default, aten.alias.default, aten.contiguous.default, aten.detach.default}
@@ -45,11 +46,6 @@ class Chain:
     axes: list[list[Atom]]
     repeated: set[Atom]
     length: int
-
-
-def size_of(size: Any) -> Any:
-    """An int as it is, a symbolic size as its expression: comparing those adds no guards."""
-    return size.node.expr if isinstance(size, torch.SymInt) else int(size)
 
 
 def is_layout_op(node: Any) -> bool:

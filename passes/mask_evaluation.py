@@ -15,9 +15,9 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from graphwright.ir import PassError, Program
+from graphwright.ir.layout import size_of
 from graphwright.ir.levels import POINTWISE
 from graphwright.passes.content_free import concrete_shape, is_shape_only
-from graphwright.passes.layout_chains import size_of
 
 __all__ = ["FULL_LENGTH", "RowEvaluator"]
 

@@ -10,10 +10,11 @@ import torch
 from torch import fx
 
 from graphwright.ir import ConstantTensor, Mask, PassError, Program
+from graphwright.ir.layout import size_of
 from graphwright.passes.attention_core import AttentionCore, NoCoreError, find_core, is_core_root
 from graphwright.passes.base import Pass, Stage
 from graphwright.passes.content_free import content_free_nodes
-from graphwright.passes.layout_chains import Atom, Chain, arrange, collapse_chains, size_of, trace
+from graphwright.passes.layout_chains import Atom, Chain, arrange, collapse_chains, trace
 from graphwright.passes.mask_recognition import MaskTerm, RecognizedMask, recognize_mask
 from graphwright.passes.recognize_rope import RecognizeRope
 

@@ -9,8 +9,9 @@ import torch
 from torch import fx
 
 from graphwright.ir import Program
+from graphwright.ir.layout import size_of
 from graphwright.passes.base import Pass, Stage
-from graphwright.passes.layout_chains import Atom, Chain, arrange, collapse_chains, size_of, trace
+from graphwright.passes.layout_chains import Atom, Chain, arrange, collapse_chains, trace
 from graphwright.passes.rope_pattern import NoRopeError, Rotation, looks_like_rope, match_rope
 
 __all__ = ["RecognizeRope"]

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from graphwright.ir.layout import size_of
 from graphwright.ir.program import Level, Program
 from graphwright.passes.base import Exactness, Pass, Stage
 from graphwright.passes.canonical_layout import reshape_like
 from graphwright.passes.content_free import content_free_nodes, evaluate, is_shape_only
 from graphwright.passes.fold_constants import FoldConstants
-from graphwright.passes.layout_chains import size_of
 
 __all__ = ["RewritePositions"]
 

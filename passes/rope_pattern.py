@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphwright.passes.layout_chains import size_of
+from graphwright.ir.layout import size_of
 
 __all__ = ["NoRopeError", "Rotation", "looks_like_rope", "match_rope"]
 

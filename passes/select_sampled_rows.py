@@ -10,10 +10,9 @@ import torch
 from torch import fx
 
 from graphwright.ir import PassError, Program
-from graphwright.ir.layout import row_axis
+from graphwright.ir.layout import row_axis, size_of
 from graphwright.passes.base import Pass, Stage
 from graphwright.passes.insert_kv_cache import InsertKvCache
-from graphwright.passes.layout_chains import size_of
 from graphwright.passes.token_axis import find_token_axes
 from graphwright.passes.token_rules import TokenAxes
 

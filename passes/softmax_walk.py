@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from graphwright.ir import Program
-from graphwright.passes.layout_chains import size_of
+from graphwright.ir.layout import size_of
 from graphwright.passes.mask_recognition import MaskTerm
 
 __all__ = ["AttentionCore", "NoCoreError", "SoftmaxWalk"]

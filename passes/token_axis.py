@@ -15,8 +15,8 @@ import torch
 from torch import fx
 
 from graphwright.ir import PassError, Program
+from graphwright.ir.layout import size_of
 from graphwright.passes.content_free import is_shape_only
-from graphwright.passes.layout_chains import size_of
 from graphwright.passes.token_rules import MixesTokensError, TokenAxes, token_rule
 
 __all__ = ["find_token_axes"]

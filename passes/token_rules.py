@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from graphwright.ir.layout import size_of
 from graphwright.ir.levels import POINTWISE
 from graphwright.ir.op import is_gw_op
-from graphwright.passes.layout_chains import size_of
 
 __all__ = ["MixesTokensError", "TokenAxes", "TokenRule", "token_rule"]
 

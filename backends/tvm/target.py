@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from graphwright.ir.errors import BackendError
+from graphwright.runtime.cpu import cpu_features as host_features
 
 __all__ = ["CPU_NAMES", "Cpu", "cpu_by_name", "host_cpu", "host_features"]
 
@@ -78,14 +78,3 @@ def host_cpu() -> Cpu:
         f"this {platform.machine()} CPU lacks {missing}; graphwright needs at least x86-64-v3 "
         "(AVX2, 2013 and later) or aarch64. To compile for another machine, name its CPU."
     )
-
-
-def host_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """The feature names this machine reports; empty where there is no /proc/cpuinfo."""
-    if not cpuinfo.exists():
-        return frozenset()
-    for line in cpuinfo.read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()
