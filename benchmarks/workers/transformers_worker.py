@@ -40,6 +40,7 @@ class Transformers:
         self.position += count
         return int(logits[0, -1].argmax())
 
+    @torch.inference_mode()
     def prefill(self, tokens: Sequence[int]) -> int:
         """See Model."""
         if isinstance(self.cache, StaticCache):
@@ -58,6 +59,7 @@ if __name__ == "__main__":
     directory, threads, mode = sys.argv[1:4]
     dtype = getattr(torch, sys.argv[4] if len(sys.argv) > 4 else "float32")
     torch.set_num_threads(int(threads))
+    transformers.utils.logging.disable_progress_bar()
     begin = time.perf_counter()
     model = Transformers(directory, mode == "compile", dtype)
     if mode == "compile":
