@@ -18,7 +18,6 @@ __all__ = ["command"]
 _PURPOSES = {
     "run": ("numpy", "tokenizers", "apache-tvm-ffi", "click"),
     "compile": ("torch", "transformers", "safetensors", "apache-tvm", "networkx", "rich"),
-    "compile for a GPU": ("triton",),
 }
 
 
