@@ -50,10 +50,11 @@ def main() -> None:
     print(
         f"""
 go on with
+  source .venv/bin/activate
   graphwright run {artifacts["w8"]} --prompt 'The dragon' --temperature 0.8 --seed 1
   graphwright inspect {artifacts["w8"]} --graph last      # the graph that became code
   graphwright compile PATH/TO/CHECKPOINT --quant w8       # your own model
-  .venv/bin/graphwright doctor                            # what this machine has"""
+  graphwright doctor                                      # what this machine has"""
     )
 
 
