@@ -152,9 +152,9 @@ class _Report(AbstractContextManager["_Report"]):
 
 
 def pass_line(record: PassRecord) -> str:
-    """One pass as one line: name, rewrites, nodes, time, how far the numbers moved."""
-    verified = "" if record.verified is None else f"  checked, {record.verified:.0%} of tolerance"
+    """One pass in under 80 columns: rewrites, nodes, time, error as a share of the tolerance."""
+    checked = "" if record.verified is None else f"  error {record.verified:.0%}"
     return (
-        f"  {record.name:32} {record.rewrites:5d} rewrites  {record.nodes_before:5d} -> "
-        f"{record.nodes_after:<5d} nodes {record.seconds * 1e3:8.1f} ms{verified}"
+        f"  {record.name:31} {record.rewrites:4d} x {record.nodes_before:5d} -> "
+        f"{record.nodes_after:<5d} {record.seconds * 1e3:6.0f} ms{checked}"
     )
