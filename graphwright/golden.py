@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from graphwright.ir.interpreter import run_program
+from graphwright.ir.paging import PagedCache
 from graphwright.ir.program import Program
 
 __all__ = ["GOLDEN_LENGTH", "golden_tokens"]
 
-GOLDEN_LENGTH = 12
-_BLOCK = 16
+GOLDEN_LENGTH = 12  # fits into one block of the cache
 
 
 class _Uncached:
@@ -32,16 +32,8 @@ def golden_tokens(program: Program) -> dict[str, Any]:
     length = min(GOLDEN_LENGTH, program.info.max_context or GOLDEN_LENGTH)
     vocab = program.info.vocab_size
     prompt = [(7919 * (i + 1) + 13) % vocab for i in range(length)]
-    inputs: dict[str, torch.Tensor] = {
-        "tokens": torch.tensor(prompt),
-        "positions": torch.arange(length),
-        "query_start": torch.tensor([0, length], dtype=torch.int32),
-        "block_table": torch.zeros((1, 1), dtype=torch.int32),
-        "sample_rows": torch.arange(length, dtype=torch.int32),
-    }
-    for state in program.states:
-        for name, shape in zip(state.inputs, state.shapes(1, _BLOCK), strict=True):
-            inputs[name] = torch.zeros(shape)
+    cache = PagedCache(program, num_blocks=1)
+    inputs = cache.inputs([(cache.start(), torch.tensor(prompt))])
     logits = run_program(program, inputs, _Uncached())
     top = logits.topk(2, dim=-1)
     return {

@@ -60,7 +60,6 @@ class Request:
         keep_logits: bool = False,
     ) -> None:
         self.sequence = Sequence(prompt)
-        self.submitted = time.perf_counter()
         self.first_token: float | None = None
         self.finish_reason: FinishReason | None = None
         self._sampling = sampling

@@ -82,11 +82,6 @@ class Scheduler:
         self._running: list[Sequence] = []
 
     @property
-    def waiting(self) -> int:
-        """Sequences that no step has seen yet."""
-        return len(self._waiting)
-
-    @property
     def running(self) -> int:
         """Sequences that hold blocks."""
         return len(self._running)
