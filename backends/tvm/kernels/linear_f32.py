@@ -27,7 +27,7 @@ from graphwright.backends.tvm.kernels.matmul import (
 from graphwright.backends.tvm.kernels.vector import fma
 from graphwright.backends.tvm.target import Cpu
 
-__all__ = ["linear_f32", "pack_f32"]
+__all__ = ["f32_tilings", "linear_f32", "multiply_f32", "pack_f32"]
 
 
 def pack_f32(weight: np.ndarray) -> np.ndarray:
@@ -56,7 +56,7 @@ def linear_f32(
     """
     assert x_stride >= k, f"rows of {k} elements cannot be {x_stride} apart"
     epilogue = Epilogue(bias, activation, residual_stride)
-    few, many, limit = _tilings(cpu)
+    few, many, limit = f32_tilings(cpu)
     only_few = limit if max_rows <= limit else None
     name = kernel_name(
         "linear_f32", cpu, n=n, k=k, x=x_stride, rows=only_few, **epilogue.parameters
@@ -74,7 +74,7 @@ def linear_f32(
             def compute(row_numbers: list[Expr], tiles: list[Expr]) -> None:
                 offsets = [T.bind(row * x_stride) for row in row_numbers]
                 bases = [T.bind(tile * (k * TILE)) for tile in tiles]
-                _multiply(x, offsets, weight, bases, sums, k, cpu)
+                multiply_f32(x, offsets, weight, bases, sums, k, cpu)
 
             write = write_block(n, tiling, epilogue, cpu.lanes, value, operands, out)
             for_each_block(n, tiling, thread, threads, rows, compute, write)
@@ -85,7 +85,7 @@ def linear_f32(
     return define(name, pointers, body)
 
 
-def _tilings(cpu: Cpu) -> tuple[Tiling, Tiling, int]:
+def f32_tilings(cpu: Cpu) -> tuple[Tiling, Tiling, int]:
     """For few rows, where memory is the limit, for many, where arithmetic is, and up to where few.
 
     The blocks for many rows reach 0.9 of the peak on Zen 4; 12 or 14 rows by 2 tiles did no better.
@@ -95,7 +95,7 @@ def _tilings(cpu: Cpu) -> tuple[Tiling, Tiling, int]:
     return Tiling((4, 2, 1), 1), Tiling((6, 3, 1), 1), 4
 
 
-def _multiply(
+def multiply_f32(
     x: Expr,
     offsets: list[Expr],
     weight: Expr,

@@ -33,7 +33,7 @@ from graphwright.backends.tvm.kernels.quantize_rows import group_count, padded, 
 from graphwright.backends.tvm.kernels.vector import constant, fma, span, vector_type
 from graphwright.backends.tvm.target import Cpu
 
-__all__ = ["linear_w8", "pack_w8"]
+__all__ = ["ProductW8", "linear_w8", "pack_w8", "w8_tilings"]
 
 
 def pack_w8(q: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -71,8 +71,8 @@ def linear_w8(
     weight_scale from pack_w8; out is float32 [rows, N]. A call may have up to `max_rows` rows.
     `residual_stride` None means no residual; `out` may be the residual itself if its stride is N.
     """
-    epilogue, groups = Epilogue(bias, activation, residual_stride), group_count(k, group)
-    few, many, limit = _tilings(cpu, group is not None)
+    epilogue = Epilogue(bias, activation, residual_stride)
+    few, many, limit = w8_tilings(cpu, group is not None)
     only_few = limit if max_rows <= limit else None
     name = kernel_name("linear_w8", cpu, n=n, k=k, g=group, rows=only_few, **epilogue.parameters)
 
@@ -80,22 +80,8 @@ def linear_w8(
         x, x_scale, weight, weight_scale, *operands, out = buffers
 
         def emit(tiling: Tiling, dot: Dot) -> None:
-            sums = stage(tiling.stage_size, "float32" if group else "int32")
-            starts = None
-            if dot.starts_from_channels:
-                starts = stage(groups * tiling.tiles * TILE, "int32")
-            product = _Product(
-                x, x_scale, weight, weight_scale, sums, starts, k, group, dot, tiling.ahead
-            )
-
-            def value(at: Expr, row: Expr, tile: Expr, lane: Expr, lanes: int) -> Expr:
-                if group:
-                    return load(sums, at, lanes)
-                exact = tirx.Cast(vector_type("float32", lanes), load(sums, at, lanes))
-                scale = load(weight_scale, tile * TILE + lane, lanes)
-                return exact * spread(x_scale[row], lanes) * scale
-
-            write = write_block(n, tiling, epilogue, cpu.lanes, value, operands, out)
+            product = ProductW8.staged(x, x_scale, weight, weight_scale, k, group, dot, tiling)
+            write = write_block(n, tiling, epilogue, cpu.lanes, product.value, operands, out)
             begin = product.begin if dot.starts_from_channels else None
             for_each_block(n, tiling, thread, threads, rows, product.multiply, write, begin)
 
@@ -118,7 +104,7 @@ def linear_w8(
     return define(name, pointers, body)
 
 
-def _tilings(cpu: Cpu, grouped: bool) -> tuple[Tiling, Tiling, int]:
+def w8_tilings(cpu: Cpu, grouped: bool) -> tuple[Tiling, Tiling, int]:
     """For few rows, where memory is the limit, for many, where arithmetic is, and up to where few.
 
     With groups, each sum needs a float32 register as well: smaller blocks, no slots for prefetches.
@@ -130,7 +116,7 @@ def _tilings(cpu: Cpu, grouped: bool) -> tuple[Tiling, Tiling, int]:
 
 
 @dataclass(frozen=True)
-class _Product:
+class ProductW8:
     """The operands of a kernel, and the code that sums up one block of them."""
 
     x: Expr
@@ -143,6 +129,17 @@ class _Product:
     group: int | None
     dot: Dot
     ahead: bool  # whether to prefetch weights
+
+    @classmethod
+    def staged(
+        cls, x: Expr, x_scale: Expr, weight: Expr, weight_scale: Expr, k: int, group: int | None,
+        dot: Dot, tiling: Tiling,
+    ) -> ProductW8:  # fmt: skip
+        """With buffers on the stack for blocks of `tiling`."""
+        sums, starts = stage(tiling.stage_size, "float32" if group else "int32"), None
+        if dot.starts_from_channels:
+            starts = stage(group_count(k, group) * tiling.tiles * TILE, "int32")
+        return cls(x, x_scale, weight, weight_scale, sums, starts, k, group, dot, tiling.ahead)
 
     def begin(self, tiles: list[Expr]) -> None:
         """Fills `starts` for the blocks of `tiles` that follow."""
@@ -175,6 +172,14 @@ class _Product:
         )
         for i, value in enumerate(total):
             store(self.sums, i * self.dot.lanes, value, self.dot.lanes)
+
+    def value(self, at: Expr, row: Expr, tile: Expr, lane: Expr, lanes: int) -> Expr:
+        """The float32 product of `lanes` channels whose sums are at `at`; for write_block."""
+        if self.group:
+            return load(self.sums, at, lanes)
+        exact = tirx.Cast(vector_type("float32", lanes), load(self.sums, at, lanes))
+        scale = load(self.weight_scale, tile * TILE + lane, lanes)
+        return exact * spread(self.x_scale[row], lanes) * scale
 
     def _grouped(self, rows: list[Expr], offsets: list[Expr], tiles: list[Expr]) -> list[Expr]:
         """Σ over groups of dot * x_scale * weight_scale, for each row and vector of channels."""

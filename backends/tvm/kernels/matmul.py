@@ -20,9 +20,12 @@ __all__ = [
     "TILE",
     "Epilogue",
     "Tiling",
+    "block_count",
     "few_or_many",
     "for_each_block",
+    "panel_count",
     "prefetch_ahead",
+    "share_of_blocks",
     "stage",
     "unrolled",
     "write_block",
@@ -109,10 +112,37 @@ def for_each_block(
     Threads divide (tiles x blocks of rows) evenly, in the order of the tiles, so that each reads
     one contiguous part of the weights, once, and keeps it in its cache for all rows.
     """
-    tile_count = -(-n // TILE)
-    panels, most = -(-tile_count // tiling.tiles), tiling.rows[0]
-    blocks = T.bind(T.truncdiv(rows + (most - 1), most))
-    first, last = partition(panels * blocks, thread, threads)
+    blocks = T.bind(block_count(rows, tiling))
+    first, last = partition(panel_count(n, tiling) * blocks, thread, threads)
+    share_of_blocks(n, tiling, rows, blocks, first, last, compute, write, begin)
+
+
+def panel_count(n: int, tiling: Tiling) -> int:
+    """How many times `tiling.tiles` tiles it takes to cover N channels."""
+    return -(-n // (tiling.tiles * TILE))
+
+
+def block_count(rows: Expr, tiling: Tiling) -> Expr:
+    """How many blocks it takes to cover `rows` rows."""
+    return T.truncdiv(rows + (tiling.rows[0] - 1), tiling.rows[0])
+
+
+def share_of_blocks(
+    n: int,
+    tiling: Tiling,
+    rows: Expr,
+    blocks: Expr,
+    first: Expr,
+    last: Expr,
+    compute: Callable[[list[Expr], list[Expr]], None],
+    write: Callable[[Expr, Expr, Expr], None],
+    begin: Callable[[list[Expr]], None] | None = None,
+) -> None:
+    """The blocks [first, last) of panels x `blocks` of for_each_block, which says what is called.
+
+    `blocks` is block_count(rows, tiling); they are counted along the rows first.
+    """
+    tile_count, most = -(-n // TILE), tiling.rows[0]
     panel_first = T.bind(T.truncdiv(first, blocks))
     panel_last = T.bind(T.truncdiv(last + blocks - 1, blocks))
 
@@ -159,11 +189,13 @@ def write_block(
     value: Callable[[Expr, Expr, Expr, Expr, int], Expr],
     operands: list[Expr],
     out: Expr,
+    place: Callable[[Expr], Expr] = lambda row: row,
 ) -> Callable[[Expr, Expr, Expr], None]:
     """The `write` of for_each_block: epilogue and store of a staged block.
 
     `value(stage index, row, tile, lane, lanes)` gives the float32 sums. A last tile narrower than
-    16 channels goes channel by channel.
+    16 channels goes channel by channel. `place(row)`: the row of `out` (and of `value`'s and the
+    epilogue's operands) that row belongs to.
     """
     tail, tiles = n % TILE, -(-n // TILE)
 
@@ -180,7 +212,7 @@ def write_block(
 
     def write(first_row: Expr, count: Expr, first_tile: Expr) -> None:
         with T.serial(0, count) as i, T.serial(0, tiling.tiles) as j:
-            row, tile = T.bind(first_row + i), T.bind(first_tile + j)
+            row, tile = T.bind(place(first_row + i)), T.bind(first_tile + j)
             staged = T.bind((i * tiling.tiles + j) * TILE)
             with T.If(tile < n // TILE):
                 with T.Then():

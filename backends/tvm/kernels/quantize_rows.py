@@ -13,7 +13,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define, partition, registers
-from graphwright.backends.tvm.kernels.loops import kernel_name, spread
+from graphwright.backends.tvm.kernels.loops import kernel_name, quotient, remainder, spread
 from graphwright.backends.tvm.kernels.matmul import unrolled
 from graphwright.backends.tvm.kernels.vector import (
     at_least,
@@ -26,7 +26,7 @@ from graphwright.backends.tvm.kernels.vector import (
 from graphwright.backends.tvm.target import Cpu
 from graphwright.ir.errors import BackendError
 
-__all__ = ["group_count", "padded", "quantize_rows", "row_size"]
+__all__ = ["group_count", "padded", "quantize_rows", "row_size", "vector_start"]
 
 
 def padded(k: int) -> int:
@@ -51,22 +51,27 @@ def row_size(k: int, group: int | None = None) -> int:
     return padded(padded(k) + 4 * group_count(k, group))
 
 
-def quantize_rows(k: int, *, x_stride: int, group: int | None = None, cpu: Cpu) -> Kernel:
+def quantize_rows(
+    k: int, *, x_stride: int, group: int | None = None, vectors: int = 1, cpu: Cpu
+) -> Kernel:
     """Pointers: x float32 [rows, K] with `x_stride`, x_q int8 [rows, row_size(k, group)], x_scale
     float32 [rows, K/G or 1].
 
-    Threads share (rows x groups): a single row without groups is quantized by one thread.
+    A row of x may hold several `vectors` of K elements; each is a row of x_q and x_scale. Threads
+    share (vectors x groups): a single one without groups is quantized by one thread.
     """
     groups, stride, lanes = group_count(k, group), row_size(k, group), cpu.lanes
     length = group or k
-    name = kernel_name("quantize_rows", cpu, k=k, g=group, x=x_stride)
+    several = vectors if vectors > 1 else None
+    name = kernel_name("quantize_rows", cpu, k=k, g=group, x=x_stride, vectors=several)
 
     def body(thread: Expr, threads: Expr, rows: Expr, x: Expr, x_q: Expr, x_scale: Expr) -> None:
-        first, last = partition(rows * groups, thread, threads)
+        first, last = partition(rows * (vectors * groups), thread, threads)
         with T.serial(first, last) as unit:
             row = T.bind(T.truncdiv(unit, groups))
             number = T.bind(unit - row * groups)
-            source = T.bind(row * x_stride + number * length)
+            start = vector_start(row, k, x_stride, vectors)
+            source = T.bind(start + number * length)
             target = T.bind(row * stride + number * length)
             scale = T.bind(_largest(x, source, length, lanes) / T.float32(127))
             T.buffer_store(x_scale, scale, [unit])
@@ -80,6 +85,13 @@ def quantize_rows(k: int, *, x_stride: int, group: int | None = None, cpu: Cpu) 
 
     pointers = [("x", "float32"), ("x_q", "int8"), ("x_scale", "float32")]
     return define(name, pointers, body)
+
+
+def vector_start(number: Expr, k: int, stride: int, vectors: int) -> Expr:
+    """Where vector `number` starts in rows that are `stride` apart and hold `vectors` of K each."""
+    if vectors == 1:
+        return number * stride
+    return quotient(number, vectors) * stride + remainder(number, vectors) * k
 
 
 def _largest(x: Expr, source: Expr, length: int, lanes: int) -> Expr:
