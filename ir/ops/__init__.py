@@ -7,8 +7,12 @@ from graphwright.ir.ops.gated_act import gated_act
 from graphwright.ir.ops.linear import linear
 from graphwright.ir.ops.norms import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from graphwright.ir.ops.quantized_linear import quantized_linear
+from graphwright.ir.ops.quantized_routed_linear import quantized_routed_linear
 from graphwright.ir.ops.rope import rope
+from graphwright.ir.ops.routed_linear import routed_linear
 from graphwright.ir.ops.select_rows import select_rows
+from graphwright.ir.ops.top_k import top_k
+from graphwright.ir.ops.weighted_sum import weighted_sum
 
 __all__ = [
     "add_layer_norm",
@@ -21,7 +25,11 @@ __all__ = [
     "linear",
     "quantized_embedding",
     "quantized_linear",
+    "quantized_routed_linear",
     "rms_norm",
     "rope",
+    "routed_linear",
     "select_rows",
+    "top_k",
+    "weighted_sum",
 ]

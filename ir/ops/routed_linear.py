@@ -1,0 +1,63 @@
+"""gw.routed_linear: each token's rows times the matrices of the experts it is routed to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from graphwright.ir.op import Sample, declare
+
+__all__ = ["rows_of_slots", "routed_linear"]
+
+
+def rows_of_slots(x: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+    """The row that each slot reads, [T, S, K]: a token's only row serves all its slots."""
+    return x if x.dim() == 3 else x[:, None].expand(-1, experts.shape[1], -1)
+
+
+def _meta(x, experts, weight, bias=None):  # type: ignore[no-untyped-def]
+    return x.new_empty((*experts.shape, weight.shape[1]))
+
+
+def _samples() -> Iterator[Sample]:
+    torch.manual_seed(0)
+    for tokens, slots, count, n, k, per_slot, bias in (
+        (1, 2, 4, 48, 64, False, False),
+        (5, 3, 8, 33, 17, False, True),
+        (7, 2, 4, 16, 40, True, True),
+        (3, 1, 5, 20, 24, True, False),
+        (40, 2, 3, 24, 32, False, False),
+    ):
+        yield Sample(
+            (
+                torch.randn(tokens, slots, k) if per_slot else torch.randn(tokens, k),
+                torch.randint(0, count, (tokens, slots)),
+                torch.randn(count, n, k) * k**-0.5,
+                torch.randn(count, n) if bias else None,
+            ),
+            {},
+            f"{tokens}x{slots}x{count}x{n}x{k}",
+        )
+
+
+@declare(
+    "routed_linear(Tensor x, Tensor experts, Tensor weight, Tensor? bias=None) -> Tensor",
+    meta=_meta,
+    samples=_samples,
+)
+def routed_linear(
+    x: torch.Tensor, experts: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x[t, s] · weight[experts[t, s]]ᵀ + bias[experts[t, s]].
+
+    x [T, K] (one row for all slots of a token) or [T, S, K]; experts int64 [T, S], each in
+    0..E-1, with repetitions; weight [E, N, K]; bias [E, N] -> [T, S, N].
+    """
+    rows = rows_of_slots(x, experts).float()
+    y = rows.new_empty((*experts.shape, weight.shape[1]))
+    for expert in experts.unique().tolist():
+        routed = experts == expert
+        part = torch.nn.functional.linear(rows[routed], weight[expert].float())
+        y[routed] = part if bias is None else part + bias[expert].float()
+    return y.to(x.dtype)
