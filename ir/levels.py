@@ -9,15 +9,16 @@ POINTWISE = frozenset(
     """
     add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar mul.Tensor mul.Scalar div.Tensor
     div.Scalar div.Tensor_mode div.Scalar_mode pow.Tensor_Scalar pow.Scalar pow.Tensor_Tensor
-    neg.default abs.default exp.default log.default log2.default log1p.default sqrt.default
-    rsqrt.default reciprocal.default sin.default cos.default tanh.default sigmoid.default
+    neg.default abs.default exp.default expm1.default exp2.default log.default log10.default
+    log2.default log1p.default sqrt.default rsqrt.default reciprocal.default sin.default cos.default tanh.default sigmoid.default
     erf.default silu.default gelu.default relu.default relu6.default softplus.default
     leaky_relu.default elu.default hardtanh.default mish.default square.default floor.default
     ceil.default round.default trunc.default sign.default clamp.default clamp.Tensor
     clamp_min.default clamp_max.default maximum.default minimum.default where.self
     where.ScalarSelf where.ScalarOther where.Scalar masked_fill.Scalar masked_fill.Tensor
     eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor
-    gt.Scalar ge.Tensor ge.Scalar logical_and.default logical_or.default logical_not.default
+    gt.Scalar ge.Tensor ge.Scalar logical_and.default logical_or.default logical_xor.default
+    logical_not.default isnan.default isinf.default
     bitwise_and.Tensor bitwise_or.Tensor bitwise_not.default __and__.Tensor __or__.Tensor
     _to_copy.default addcmul.default remainder.Scalar remainder.Tensor floor_divide.default
     fmod.Scalar
@@ -60,6 +61,7 @@ INDEXING = frozenset(
 # What may look at other tokens; gone once the cache is in:
 TOKEN_MIXING = frozenset(
     """
-    scaled_dot_product_attention.default cumsum.default diff.default
+    scaled_dot_product_attention.default cumsum.default diff.default convolution.default
+    conv1d.default
     """.split()
 )

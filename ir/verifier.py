@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 
 import torch
@@ -19,6 +20,13 @@ _NORMALIZED = (
     levels.POINTWISE | levels.SHAPE | levels.REDUCTION | levels.NORMALIZATION
     | levels.MATRIX | levels.INDEXING | levels.TOKEN_MIXING
 )  # fmt: skip
+# Arithmetic on sizes; it is gone when the cache is in, with the masks that it was for.
+_SIZES = frozenset({
+    operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg,
+    operator.truediv, operator.lt, operator.le, operator.gt, operator.ge, operator.eq,
+    operator.ne, torch.sym_max, torch.sym_min, torch.sym_not, torch.sym_int, torch.sym_float,
+    torch.sym_ite, math.ceil, math.floor, math.trunc,
+})  # fmt: skip
 
 
 def allowed_at(level: Level, target: object) -> bool:
@@ -28,6 +36,8 @@ def allowed_at(level: Level, target: object) -> bool:
     if level is Level.CAPTURED:
         return callable(target)
     if is_gw_op(target):
+        return True
+    if level is Level.NORMALIZED and target in _SIZES:
         return True
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
         return False

@@ -19,6 +19,10 @@ __all__ = ["LAYOUT_RULES", "reshape_like", "same_value"]
 aten = torch.ops.aten
 _RESHAPES = frozenset({aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim,
                        aten.squeeze.dims, aten.squeeze.default})  # fmt: skip
+_EXTREMA: dict[Any, Any] = {
+    aten.max.dim: aten.amax.default,
+    aten.min.dim: aten.amin.default,
+}
 _LAST = 2**63 - 1  # torch's way to say "to the end"
 
 
@@ -199,6 +203,8 @@ def _getitem(program: Program, node: fx.Node) -> fx.Node | None:
         return None
     source: Any = parts.args[0] if parts.args else None
     by_size = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
+    if parts.target in _EXTREMA:
+        return _extremum(program, node, parts, number)
     if parts.target not in (*by_size, aten.unbind.int):
         return None
     place = 1 if parts.target is aten.unbind.int else 2
@@ -211,6 +217,16 @@ def _getitem(program: Program, node: fx.Node) -> fx.Node | None:
         return None
     start = sum(sizes[:number])
     return same_value(program, node, aten.slice.Tensor, source, dim, start, start + sizes[number])
+
+
+def _extremum(program: Program, node: fx.Node, pair: fx.Node, number: int) -> fx.Node | None:
+    """The values of max and min are amax and amin; their places are left."""
+    if number != 0:
+        return None
+    x, *rest = pair.args
+    dim, keep = [*rest, *([None, False][len(rest) :])]
+    dim, keep = pair.kwargs.get("dim", dim), pair.kwargs.get("keepdim", keep)
+    return same_value(program, node, _EXTREMA[pair.target], x, [dim], keep)
 
 
 def _sym_size(program: Program, node: fx.Node) -> fx.Node | None:

@@ -227,7 +227,10 @@ NUMBERS: Cases = {
     "functions": (
         lambda x: (
             x.exp(),
+            x.expm1(),
+            x.exp2(),
             x.abs().log(),
+            x.abs().log10(),
             x.abs().sqrt(),
             x.abs().rsqrt(),
             x.erf(),
@@ -390,6 +393,10 @@ def test_nan_and_infinity() -> None:
             w.clamp(-1, 1) + 0 * x,
             torch.maximum(w, x),
             w.tanh() + 0 * x,
+            w.expm1() + 0 * x,
+            torch.logical_xor(w.isnan(), x > 0),
+            (w > 0) == (x > 0),
+            w.isinf() & (x == x),
         ),
         rows(8),
         special,

@@ -96,6 +96,10 @@ SPELLINGS: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
         ["aten.neg(%x)", "aten.add.Tensor(%neg_1, 1.0)"],
     ),
     "reduced axis": (lambda x: aten.mean.dim(x, [3], True), ["aten.mean.dim(%x, [-1], True)"]),
+    "max along an axis": (
+        lambda x: aten.max.dim(x, 2, True)[0],
+        ["aten.amax(%x, [2], True)"],
+    ),
     "softmax": (
         lambda x: aten._softmax.default(x, -1, False),
         ["aten.softmax.int(%x, -1)"],

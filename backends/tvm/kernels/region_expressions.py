@@ -7,6 +7,7 @@ and from libm elsewhere (angles of rotary embeddings need its argument reduction
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -181,7 +182,7 @@ def _softplus_of(x: Expr, beta: float, threshold: float) -> Expr:
 
 def _elu(g: Given) -> Expr:
     x, scale = g["self"], g["scale"]
-    bent = vector.vexp(x * _like(g["input_scale"], x), 1) - _like(1, x)
+    bent = vector.vexpm1(x * _like(g["input_scale"], x), 1)
     return tirx.Select(x > _like(0, x), x * _like(scale, x), bent * _like(g["alpha"] * scale, x))
 
 
@@ -208,6 +209,23 @@ def _addcmul(g: Given) -> Expr:
     return g["self"] + (product if g["value"] == 1 else product * _like(g["value"], product))
 
 
+def _is_bool(value: Expr) -> bool:
+    return bool(value.ty.dtype == "bool")
+
+
+def _differ(a: Expr, b: Expr) -> Expr:
+    """a != b; TVM compares booleans as if they were floats."""
+    if not _is_bool(a):
+        return tirx.NE(a, b)
+    return tirx.Or(tirx.And(a, tirx.Not(b)), tirx.And(tirx.Not(a), b))
+
+
+def _is_infinite(x: Expr) -> Expr:
+    if not _is_float(x):
+        return tirx.const(False, "bool")
+    return tirx.EQ(T.fabs(x), _like(math.inf, x))
+
+
 def _rounded(g: Given) -> Expr:
     x = g["self"]
     return T.call_llvm_pure_intrin(str(x.ty.dtype), "llvm.rint", x) if _is_float(x) else x
@@ -230,7 +248,9 @@ def _whole(function: Callable[[Expr], Expr]) -> Callable[[Given], Expr]:
     return lambda g: function(g["self"]) if _is_float(g["self"]) else g["self"]
 
 
-COMPARISONS = frozenset("eq ne lt le gt ge logical_and logical_or logical_not".split())
+COMPARISONS = frozenset(
+    "eq ne lt le gt ge logical_and logical_or logical_xor logical_not isnan isinf".split()
+)
 POINTWISE: dict[str, Callable[[Given], Expr]] = {
     "add": _add,
     "sub": lambda g: g["self"] - _scaled(g),
@@ -248,8 +268,11 @@ POINTWISE: dict[str, Callable[[Given], Expr]] = {
     ),
     "abs": lambda g: T.fabs(g["self"]) if _is_float(g["self"]) else T.abs(g["self"]),
     "exp": _lanes(vector.vexp),
+    "expm1": _lanes(vector.vexpm1),
+    "exp2": _of(T.exp2),
     "log": _of(T.log),
     "log2": _of(T.log2),
+    "log10": _of(T.log10),
     "log1p": _of(T.log1p),
     "sqrt": _of(T.sqrt),
     "rsqrt": lambda g: _like(1, g["self"]) / T.sqrt(g["self"]),
@@ -281,15 +304,18 @@ POINTWISE: dict[str, Callable[[Given], Expr]] = {
     "minimum": _binary(smallest),
     "where": lambda g: tirx.Select(g["condition"], g["self"], g["other"]),
     "masked_fill": lambda g: tirx.Select(g["mask"], g["value"], g["self"]),
-    "eq": _binary(tirx.EQ),
-    "ne": _binary(tirx.NE),
+    "eq": _binary(lambda a, b: tirx.Not(_differ(a, b)) if _is_bool(a) else tirx.EQ(a, b)),
+    "ne": _binary(_differ),
     "lt": _binary(tirx.LT),
     "le": _binary(tirx.LE),
     "gt": _binary(tirx.GT),
     "ge": _binary(tirx.GE),
     "logical_and": _binary(tirx.And),
     "logical_or": _binary(tirx.Or),
+    "logical_xor": _binary(_differ),
     "logical_not": _of(tirx.Not),
+    "isnan": _of(lambda x: T.isnan(x) if _is_float(x) else tirx.const(False, "bool")),
+    "isinf": _of(_is_infinite),
     "bitwise_and": _binary(_both),
     "bitwise_or": _binary(_either),
     "__and__": _binary(_both),

@@ -290,7 +290,7 @@ class Values:
         """The type in which a comparison is made, by torch's promotion."""
         sides = [
             side.meta["val"] if isinstance(side, fx.Node) else side
-            for side in (given["self"], given["other"])
+            for side in (given["self"], given.get("other", given["self"]))
         ]
         dtype = dtype_name(torch.result_type(*sides))
         return "int32" if dtype == "bool" else dtype

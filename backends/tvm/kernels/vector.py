@@ -31,6 +31,7 @@ __all__ = [
     "vector_type",
     "verf",
     "vexp",
+    "vexpm1",
     "vgelu",
     "vgelu_tanh",
     "vrelu",
@@ -131,6 +132,16 @@ def vtanh(x: Expr, lanes: int) -> Expr:
     numerator = (0.999999979, 0.133797025, 0.00349401615, 2.05831792e-05, 1.33186633e-08)
     denominator = (1.0, 0.467130178, 0.0258710033, 0.000328306271, 7.7618497e-07)
     return _odd_rational(x, 9.02, numerator, denominator, lanes)
+
+
+def vexpm1(x: Expr, lanes: int) -> Expr:
+    """exp x - 1 without cancellation: tanh(x / 2) * (exp x + 1)."""
+
+    def form(x: Expr) -> Expr:
+        half = vtanh(x * constant(0.5, lanes), lanes)
+        return half * (vexp(x, lanes) + constant(1.0, lanes))
+
+    return let(x, form)
 
 
 def verf(x: Expr, lanes: int) -> Expr:
