@@ -12,10 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.graph_signature import InputKind, OutputKind
 
 from graphwright.frontend.check_lengths import check_against_eager, check_shapes
+from graphwright.frontend.experts import gathered_experts
 from graphwright.frontend.export_ladder import Exported, export_dynamic
+from graphwright.frontend.settled_buffers import settled_buffers
 from graphwright.frontend.stateless import StatelessForward, float32_parameters
 from graphwright.ir.errors import FrontendError
-from graphwright.ir.program import ModelInfo, Program
+from graphwright.ir.program import ModelInfo, Program, lazy_module
 from graphwright.ir.weights import ConstantTensor, Expression, Weight, WeightStore
 
 __all__ = ["Source", "capture_module", "capture_with_weights", "context_of"]
@@ -80,11 +82,22 @@ def capture_with_weights(
     tokens = torch.zeros(_EXAMPLE_LENGTH, dtype=torch.int64)
     if example_tokens is not None:
         tokens = example_tokens.reshape(-1).to(torch.int64)
-    with float32_parameters(model):
+    context = max_context or context_of(model)
+    with (
+        float32_parameters(model), gathered_experts(model), settled_buffers(model, context) as own,
+    ):  # fmt: skip
         exported = export_dynamic(forward, tokens)
     _check_signature(exported, model)
-    program = _convert(exported, model, source)
+
+    def values(origin: str, tensor: torch.Tensor) -> Weight:
+        return ConstantTensor.of(tensor, origin) if origin in own else source(origin, tensor)
+
+    program = _convert(exported, {**_held(model), **own}, values)
     known = [bound for bound in (context_of(model), exported.most) if bound is not None]
+    if max_context is not None and known and max_context > min(known):
+        raise FrontendError(
+            f"{type(model).__name__} takes at most {min(known)} tokens, not {max_context}."
+        )
     logits = program.output.meta["val"]
     program.info = ModelInfo(
         name=name or type(model).__name__,
@@ -120,11 +133,11 @@ def _check_signature(exported: Exported, model: nn.Module) -> None:
             )
 
 
-def _convert(exported: Exported, model: nn.Module, source: Source) -> Program:
+def _convert(exported: Exported, held: dict[str, torch.Tensor], source: Source) -> Program:
     """The exported graph as a Program: weights behind get_attr nodes, `tokens` and `positions`."""
     old = exported.program
     specs = {spec.arg.name: spec for spec in old.graph_signature.input_specs}
-    module = fx.GraphModule(nn.Module(), fx.Graph())
+    module = lazy_module(nn.Module(), fx.Graph())
     graph, weights = fx.Graph(), WeightStore()
     values: dict[fx.Node, fx.Node] = {}
     inputs = [
@@ -143,7 +156,7 @@ def _convert(exported: Exported, model: nn.Module, source: Source) -> Program:
         else:
             with mode:
                 node.meta["val"] = torch.empty_like(fake)
-    tensors = _tensors(exported, model)
+    tensors = _tensors(exported, held)
     names: dict[int, str] = {}
     for node in old.graph.nodes:
         if node.op == "placeholder" and node not in values and node.users:
@@ -174,10 +187,17 @@ def _convert(exported: Exported, model: nn.Module, source: Source) -> Program:
     return program
 
 
-def _tensors(exported: Exported, model: nn.Module) -> dict[str, tuple[str, torch.Tensor]]:
-    """By placeholder name: what the tensor is called in the model, and its values there."""
+def _held(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every buffer and parameter of the model under each of its names."""
     held: dict[str, torch.Tensor] = dict(model.named_buffers(remove_duplicate=False))
     held.update(model.named_parameters(remove_duplicate=False))
+    return held
+
+
+def _tensors(
+    exported: Exported, held: dict[str, torch.Tensor]
+) -> dict[str, tuple[str, torch.Tensor]]:
+    """By placeholder name: what the tensor is called in the model, and its values there."""
     found: dict[str, tuple[str, torch.Tensor]] = {}
     for spec in exported.program.graph_signature.input_specs:
         target = spec.target or ""

@@ -19,11 +19,14 @@ from graphwright.ir.program import Program
 __all__ = ["capture_checkpoint"]
 
 
-def capture_checkpoint(directory: str | Path, *, trust_remote_code: bool = False) -> Program:
+def capture_checkpoint(
+    directory: str | Path, *, trust_remote_code: bool = False, max_context: int | None = None
+) -> Program:
     """Loads the decoder saved in `directory` (config.json and safetensors) and traces it.
 
     Weights are not copied: the program refers to the files, which must stay where they are until
-    the program has been compiled. trust_remote_code runs Python code that lies in the directory.
+    the program has been compiled. trust_remote_code runs Python code that lies in the directory;
+    max_context as for `capture_module`.
 
     Raises FrontendError, one sentence, for anything missing, damaged or not supported.
     """
@@ -38,6 +41,7 @@ def capture_checkpoint(directory: str | Path, *, trust_remote_code: bool = False
             model,
             lambda origin, tensor: files.weight(names.get(id(tensor), [origin]), tensor),
             name=directory.resolve().name,
+            max_context=max_context,
         )
 
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from graphwright.ir.errors import FrontendError
 
-__all__ = ["StatelessForward", "float32_parameters"]
+__all__ = ["POSITION_NAMES", "StatelessForward", "float32_parameters"]
 
 _TOKENS = ("input_ids", "tokens", "idx", "x")
-_POSITIONS = ("position_ids", "positions", "pos_ids", "input_pos")
+POSITION_NAMES = ("position_ids", "positions", "pos_ids", "input_pos")
 
 
 class StatelessForward(nn.Module):
@@ -31,7 +31,7 @@ class StatelessForward(nn.Module):
         self.model = model
         parameters = inspect.signature(model.forward).parameters
         self._tokens = next((name for name in _TOKENS if name in parameters), None)
-        self._positions = next((name for name in _POSITIONS if name in parameters), None)
+        self._positions = next((name for name in POSITION_NAMES if name in parameters), None)
         self._switches = {
             name: value
             for name, value in (("use_cache", False), ("return_dict", True))

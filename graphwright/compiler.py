@@ -32,13 +32,16 @@ class CompileOptions:
 
     quant: a recipe such as ``f32``, ``w8``, ``w8:head=f32``. target: ``host`` or a CPU's name.
     chunk: the most tokens one prefill step takes. check: compare the numbers after every pass
-    (None: when the weights are small enough for it to be quick).
+    (None: when the weights are small enough for it to be quick). context: the most tokens of a
+    sequence (None: what the model was made for); embeddings that scale with the length of the
+    sequence are those of this length.
     """
 
     quant: str = "f32"
     target: str = "host"
     chunk: int = 512
     check: bool | None = None
+    context: int | None = None
 
 
 @dataclass
@@ -91,6 +94,7 @@ def compile(
     target: str = "host",
     chunk: int = 512,
     check: bool | None = None,
+    context: int | None = None,
     example_tokens: torch.Tensor | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
@@ -108,7 +112,7 @@ def compile(
     from graphwright.passes.recipe import Recipe
     from graphwright.passes.verification import NumericCheck, should_check
 
-    options = CompileOptions(quant, target, chunk, check)
+    options = CompileOptions(quant, target, chunk, check, context)
     progress = progress or Progress()
     cpu = cpu_by_name(target)
     steps = pipeline(PipelineOptions(recipe=Recipe.parse(quant), chunk=chunk))
@@ -121,20 +125,20 @@ def compile(
 
     clock = time.perf_counter()
     progress.stage("capture")
-    program, files = _capture(model, example_tokens, trust_remote_code)
+    program, files = _capture(model, example_tokens, trust_remote_code, context)
     clock = timed("capture", clock)
 
     progress.stage("passes")
     wanted = should_check(program) if check is None else check
     graphs: list[tuple[str, str]] = []
-    context = PassContext(
+    run = PassContext(
         check=NumericCheck() if wanted else None,
         on_graph=lambda name, text: graphs.append((name, text)),
         on_record=progress.record,
         fuel=PassContext.fuel_from_environment(),
     )
     with _one_thread():
-        run_passes(program, steps, context)
+        run_passes(program, steps, run)
     clock = timed("passes", clock)
 
     progress.stage("golden tokens")
@@ -161,21 +165,24 @@ def _one_thread() -> Iterator[None]:
 
 
 def _capture(
-    model: str | Path | torch.nn.Module, example_tokens: torch.Tensor | None, trust: bool
+    model: str | Path | torch.nn.Module,
+    example_tokens: torch.Tensor | None,
+    trust: bool,
+    context: int | None,
 ) -> tuple[Program, dict[str, bytes]]:
     from graphwright.frontend.capture import capture_module
     from graphwright.frontend.checkpoint import capture_checkpoint
 
     if isinstance(model, (str, Path)):
         directory = Path(model)
-        program = capture_checkpoint(directory, trust_remote_code=trust)
+        program = capture_checkpoint(directory, trust_remote_code=trust, max_context=context)
         found = [directory / name for name in _COPIED]
         return program, {path.name: path.read_bytes() for path in found if path.is_file()}
     if not hasattr(model, "forward"):
         raise FrontendError(
             f"compile takes a checkpoint directory or an nn.Module, not a {type(model).__name__}."
         )
-    return capture_module(model, example_tokens=example_tokens), {}
+    return capture_module(model, example_tokens=example_tokens, max_context=context), {}
 
 
 def log_as_json(program: Program) -> str:

@@ -223,8 +223,7 @@ def _extremum(program: Program, node: fx.Node, pair: fx.Node, number: int) -> fx
     """The values of max and min are amax and amin; their places are left."""
     if number != 0:
         return None
-    x, *rest = pair.args
-    dim, keep = [*rest, *([None, False][len(rest) :])]
+    x, dim, keep, *_ = (*pair.args, *[None, False][len(pair.args) - 1 :])
     dim, keep = pair.kwargs.get("dim", dim), pair.kwargs.get("keepdim", keep)
     return same_value(program, node, _EXTREMA[pair.target], x, [dim], keep)
 

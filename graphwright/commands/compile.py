@@ -27,6 +27,8 @@ __all__ = ["command"]
 @click.option("--target", default="host", show_default=True, help="host or a CPU's name.")
 @click.option("--chunk", default=512, show_default=True, type=click.IntRange(8, 8192),
               help="Most tokens of one prefill step.")  # fmt: skip
+@click.option("--context", type=click.IntRange(1),
+              help="Most tokens of a sequence (default: what the model was made for).")  # fmt: skip
 @click.option("--check/--no-check", default=None,
               help="Compare the numbers after every pass (default: for small models).")  # fmt: skip
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code from the checkpoint.")
@@ -38,6 +40,7 @@ def command(
     quant: str,
     target: str,
     chunk: int,
+    context: int | None,
     check: bool | None,
     trust_remote_code: bool,
     as_json: bool,
@@ -61,6 +64,7 @@ def command(
             quant=quant,
             target=target,
             chunk=chunk,
+            context=context,
             check=check,
             trust_remote_code=trust_remote_code,
             progress=report.progress,
