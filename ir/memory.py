@@ -133,21 +133,52 @@ def operands(step: fx.Node) -> list[RowView]:
 def scratch(step: fx.Node) -> tuple[Scratch, ...]:
     """The scratch of a step: a rule by op.
 
-    gw.quantized_linear: a row of its input as int8, padded to 64, then the int32 sum of each group;
-    and one float32 scale per group. Shared by all steps that read the same rows in as many groups.
+    gw.quantized_linear: its input as int8. gw.routed_linear: its pairs of tokens and slots by
+    expert. gw.quantized_routed_linear: both.
     """
-    if step.target is not torch.ops.gw.quantized_linear.default:
-        return ()
-    x, scale = step.args[0], step.args[2]
-    assert isinstance(x, fx.Node) and isinstance(scale, fx.Node)
+    gw, arguments = torch.ops.gw, step.args
+    if step.target is gw.quantized_linear.default:
+        return _int8_rows(arguments[0], arguments[1], arguments[2])
+    if step.target is gw.routed_linear.default:
+        return (_pairs_by_expert(arguments[1]),)
+    if step.target is gw.quantized_routed_linear.default:
+        return (
+            *_int8_rows(arguments[0], arguments[2], arguments[3]),
+            _pairs_by_expert(arguments[1]),
+        )
+    return ()
+
+
+def _int8_rows(x: Any, weight: Any, scale: Any) -> tuple[Scratch, Scratch]:
+    """Each vector of the rows of `x` as int8, padded to 64, then the int32 sum of each group; and
+    one float32 scale per group. Shared by all steps that read the same rows in as many groups.
+    """
     view = row_view(x)
     assert view is not None
-    groups = int(scale.meta["val"].shape[1])
+    groups, length = (int(each.meta["val"].shape[-1]) for each in (scale, weight))
+    vectors = max(1, view.row_size // length)
+    several = f"{vectors}x" if vectors > 1 else ""
+    name = f"{_name_of(view)}.int8{several}g{groups}"
+    vector_bytes = align(align(view.row_size // vectors) + 4 * groups)
+    return (
+        Scratch(name, vectors * vector_bytes),
+        Scratch(f"{name}.scale", 4 * vectors * groups),
+    )
+
+
+def _pairs_by_expert(experts: Any) -> Scratch:
+    """The pairs of a token and one of its slots in the order of their experts, where each expert's
+    start, and which expert that is: int32. Shared by all steps with the same routing.
+    """
+    view = row_view(experts)
+    assert view is not None
+    return Scratch(f"{_name_of(view)}.by_expert", 4 * (3 * view.row_size + 2))
+
+
+def _name_of(view: RowView) -> str:
     whole = view.dense and not view.offset
     part = "" if whole else f"[{view.offset}:{view.offset + view.row_size}]"
-    name = f"{buffer_name(view.base)}{part}.int8g{groups}"
-    row_bytes = align(align(view.row_size) + 4 * groups)
-    return (Scratch(name, row_bytes), Scratch(f"{name}.scale", 4 * groups))
+    return f"{buffer_name(view.base)}{part}"
 
 
 def memory_table(plan: MemoryPlan) -> str:

@@ -88,11 +88,11 @@ class LoweringContext:
         """The step's scratch, by the rule in ir/memory.py."""
         return tuple(self._place(need.name, 0) for need in scratch(step))
 
-    def fills_scratch(self, step: fx.Node) -> bool:
-        """Is this the first step of the entry with this scratch, so that it must fill it?"""
-        names = {need.name for need in scratch(step)}
-        first = not names <= self._filled
-        self._filled |= names
+    def fills_scratch(self, step: fx.Node) -> tuple[bool, ...]:
+        """Of each scratch: is this the first step of the entry with it, so that it must fill it?"""
+        names = [need.name for need in scratch(step)]
+        first = tuple(name not in self._filled for name in names)
+        self._filled |= set(names)
         return first
 
     def rows(self, step: fx.Node) -> RowCount:

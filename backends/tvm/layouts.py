@@ -9,8 +9,17 @@ from graphwright.backends.tvm.kernels.linear_f32 import pack_f32
 from graphwright.backends.tvm.kernels.linear_w8 import pack_w8
 from graphwright.backends.tvm.kernels.matmul import TILE
 from graphwright.backends.tvm.kernels.quantize_rows import padded
+from graphwright.backends.tvm.kernels.routed_linear_f32 import pack_routed_f32
+from graphwright.backends.tvm.kernels.routed_linear_w8 import pack_routed_w8
 
-__all__ = ["linear_f32_layout", "linear_w8_layout", "linear_w8_scales"]
+__all__ = [
+    "linear_f32_layout",
+    "linear_w8_layout",
+    "linear_w8_scales",
+    "routed_f32_layout",
+    "routed_w8_layout",
+    "routed_w8_scales",
+]
 
 
 def linear_f32_layout() -> Layout:
@@ -43,6 +52,41 @@ def linear_w8_scales() -> Layout:
         lambda shape: _rows(shape) * shape[1] * 4,
         lambda scale: pack_w8(np.zeros((len(scale), 4), np.int8), scale.float().numpy())[1],
         rows_multiple=TILE,
+    )
+
+
+def routed_f32_layout() -> Layout:
+    """Of each expert what linear_f32_layout says: [E, ceil(N / 16), K, 16]."""
+    return Layout(
+        "routed-linear-f32",
+        "float32",
+        lambda shape: shape[0] * _rows(shape[1:]) * shape[2] * 4,
+        lambda weight: pack_routed_f32(weight.float().numpy()),
+        rows_multiple=1,
+    )
+
+
+def routed_w8_layout() -> Layout:
+    """Of each expert what linear_w8_layout says: [E, ceil(N / 16), K' / 4, 16, 4]."""
+    return Layout(
+        "routed-linear-w8",
+        "int8",
+        lambda shape: shape[0] * _rows(shape[1:]) * padded(shape[2]),
+        lambda weight: pack_routed_w8(weight.numpy(), np.zeros(weight.shape[:2], np.float32))[0],
+        rows_multiple=1,
+    )
+
+
+def routed_w8_scales() -> Layout:
+    """Of each expert what linear_w8_scales says: float32 [E, ceil(N / 16), groups, 16]."""
+    return Layout(
+        "routed-linear-w8-scales",
+        "float32",
+        lambda shape: shape[0] * _rows(shape[1:]) * shape[2] * 4,
+        lambda scale: pack_routed_w8(
+            np.zeros((*scale.shape[:2], 4), np.int8), scale.float().numpy()
+        )[1],
+        rows_multiple=1,
     )
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "store",
     "tail_pieces",
     "vector_loop",
+    "vector_start",
 ]
 
 CHUNK_VECTORS = 16  # what one thread takes of a row at least, where rows are shared by threads
@@ -89,6 +90,13 @@ def tail_pieces(count: int, lanes: int) -> Iterator[tuple[int, int]]:
         if count - first >= lanes:
             yield first, lanes
             first += lanes
+
+
+def vector_start(number: Expr, k: int, stride: int, vectors: int) -> Expr:
+    """Where vector `number` starts in rows that are `stride` apart and hold `vectors` of K each."""
+    if vectors == 1:
+        return number * stride
+    return quotient(number, vectors) * stride + remainder(number, vectors) * k
 
 
 def vector_loop(count: int, lanes: int, body: Callable[[Expr, int], None]) -> None:

@@ -13,7 +13,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define, partition, registers
-from graphwright.backends.tvm.kernels.loops import kernel_name, quotient, remainder, spread
+from graphwright.backends.tvm.kernels.loops import kernel_name, spread, vector_start
 from graphwright.backends.tvm.kernels.matmul import unrolled
 from graphwright.backends.tvm.kernels.vector import (
     at_least,
@@ -26,7 +26,7 @@ from graphwright.backends.tvm.kernels.vector import (
 from graphwright.backends.tvm.target import Cpu
 from graphwright.ir.errors import BackendError
 
-__all__ = ["group_count", "padded", "quantize_rows", "row_size", "vector_start"]
+__all__ = ["group_count", "padded", "quantize_rows", "row_size"]
 
 
 def padded(k: int) -> int:
@@ -85,13 +85,6 @@ def quantize_rows(
 
     pointers = [("x", "float32"), ("x_q", "int8"), ("x_scale", "float32")]
     return define(name, pointers, body)
-
-
-def vector_start(number: Expr, k: int, stride: int, vectors: int) -> Expr:
-    """Where vector `number` starts in rows that are `stride` apart and hold `vectors` of K each."""
-    if vectors == 1:
-        return number * stride
-    return quotient(number, vectors) * stride + remainder(number, vectors) * k
 
 
 def _largest(x: Expr, source: Expr, length: int, lanes: int) -> Expr:

@@ -1,5 +1,13 @@
 """Lowerings of the gw ops to kernels: importing this package registers them all."""
 
-from graphwright.backends.tvm.lower import attention, linear, pointwise, quantized, region, tokens
+from graphwright.backends.tvm.lower import (
+    attention,
+    linear,
+    pointwise,
+    quantized,
+    region,
+    routed,
+    tokens,
+)
 
-__all__ = ["attention", "linear", "pointwise", "quantized", "region", "tokens"]
+__all__ = ["attention", "linear", "pointwise", "quantized", "region", "routed", "tokens"]

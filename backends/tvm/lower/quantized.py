@@ -33,7 +33,7 @@ def quantized_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ..
     rows, x = context.rows(node), given["x"]
     values, scales = context.scratch(node)
     phases = []
-    if context.fills_scratch(node):
+    if any(context.fills_scratch(node)):
         stride = context.view(x).row_stride
         kernel = context.kernel(quantize_rows, inputs, group=group, x_stride=stride)
         phases.append(Phase(node.name, kernel, (context.value(x), values, scales), rows))

@@ -1,0 +1,105 @@
+"""What routed products have around their inner loop: which thread computes what, for which expert.
+
+The output rows are (token, slot) pairs; the pairs of an expert are multiplied with its weights in
+the blocks of matmul.py. Packed weights are those of a plain product, expert after expert, so that a
+tile of an expert has a number among the tiles of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from graphwright.backends.tvm.kernels.kernel import Expr, partition, registers
+from graphwright.backends.tvm.kernels.loops import load, quotient, settle
+from graphwright.backends.tvm.kernels.matmul import (
+    TILE,
+    Epilogue,
+    Tiling,
+    block_count,
+    panel_count,
+    share_of_blocks,
+    write_block,
+)
+from graphwright.backends.tvm.kernels.routed_groups import Runs
+
+__all__ = ["for_each_routed_block", "pairs_of_an_expert"]
+
+Compute = Callable[[list[Expr], list[Expr]], None]
+Value = Callable[[Expr, Expr, Expr, Expr, int], Expr]
+
+
+def pairs_of_an_expert(runs: Runs) -> Expr:
+    """The mean over the experts that have any, rounded down."""
+    return settle(quotient(runs.pairs, tirx.max(runs.count, 1)), "int32")
+
+
+def for_each_routed_block(
+    n: int,
+    tiling: Tiling,
+    lanes: int,
+    thread: Expr,
+    threads: Expr,
+    runs: Runs,
+    compute: Compute,
+    value: Value,
+    bias: Expr | None,
+    out: Expr,
+    begin: Callable[[list[Expr]], None] | None = None,
+) -> None:
+    """Emits this thread's share: compute(pairs, tiles), then out[pair] = value(…) + bias[expert].
+
+    As for_each_block and write_block, with pairs for rows and tiles numbered among those of all
+    experts. Threads divide (runs x tiles x blocks of pairs) evenly, in the order of the weights.
+    """
+    tiles, panels = -(-n // TILE), panel_count(n, tiling)
+    done = registers(1, 1, "int32")[0]  # blocks of the runs so far
+    total = _total_blocks(runs, tiling, done)
+    first, last = (settle(each, "int32") for each in partition(total * panels, thread, threads))
+    T.buffer_store(done, T.int32(0), [0])
+    with T.serial(0, settle(runs.count, "int32")) as run:
+        start = runs.start(run)
+        rows = settle(runs.start(run + 1) - start, "int32")
+        blocks = settle(block_count(rows, tiling), "int32")
+        before = settle(done[0], "int32")
+        T.buffer_store(done, before + blocks * panels, [0])
+        begins, ends = (
+            settle(tirx.min(tirx.max(each - before, 0), blocks * panels), "int32")
+            for each in (first, last)
+        )
+        with T.If(begins < ends), T.Then():
+            first_tile = settle(tirx.Cast("int64", runs.expert(run)) * tiles, "int64")
+
+            def of_all(numbers: list[Expr], first_tile: Expr = first_tile) -> list[Expr]:
+                return [T.bind(number + first_tile) for number in numbers]
+
+            def pairs(numbers: list[Expr], start: Expr = start) -> list[Expr]:
+                return [runs.pair(start + number) for number in numbers]
+
+            def finished(at: Expr, pair: Expr, tile: Expr, lane: Expr, width: int) -> Any:
+                result = value(at, pair, tile + first_tile, lane, width)
+                if bias is None:
+                    return result
+                expert = settle(tirx.Cast("int64", runs.expert(run)) * n, "int64")
+                return result + load(bias, expert + tile * TILE + lane, width)
+
+            write = write_block(
+                n, tiling, Epilogue(), lanes, finished, [], out,
+                place=lambda number: pairs([number])[0],
+            )  # fmt: skip
+            share_of_blocks(
+                n, tiling, rows, blocks, begins, ends,
+                lambda numbers, some: compute(pairs(numbers), of_all(some)), write,
+                None if begin is None else lambda some: begin(of_all(some)),
+            )  # fmt: skip
+
+
+def _total_blocks(runs: Runs, tiling: Tiling, total: Expr) -> Expr:
+    T.buffer_store(total, T.int32(0), [0])
+    with T.serial(0, settle(runs.count, "int32")) as run:
+        rows = settle(runs.start(run + 1) - runs.start(run), "int32")
+        T.buffer_store(total, total[0] + block_count(rows, tiling), [0])
+    return settle(total[0], "int32")

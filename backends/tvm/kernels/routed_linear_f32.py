@@ -1,0 +1,84 @@
+"""y[pair] = x · weight[expert of pair]ᵀ + bias[expert of pair] in float32.
+
+Packed weights are those of linear_f32, expert after expert: [E, ceil(N/16), K, 16].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm.tirx.script import builder as T
+
+from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define
+from graphwright.backends.tvm.kernels.linear_f32 import f32_tilings, multiply_f32, pack_f32
+from graphwright.backends.tvm.kernels.loops import kernel_name, load, quotient, vector_start
+from graphwright.backends.tvm.kernels.matmul import TILE, Tiling, few_or_many, stage
+from graphwright.backends.tvm.kernels.routed_blocks import (
+    for_each_routed_block,
+    pairs_of_an_expert,
+)
+from graphwright.backends.tvm.kernels.routed_groups import Runs
+from graphwright.backends.tvm.target import Cpu
+
+__all__ = ["pack_routed_f32", "routed_linear_f32"]
+
+
+def pack_routed_f32(weight: np.ndarray) -> np.ndarray:
+    """[E, N, K] -> float32 [E, ceil(N/16), K, 16], channels behind the last one zero."""
+    return np.stack([pack_f32(each) for each in weight])
+
+
+def routed_linear_f32(
+    n: int,
+    k: int,
+    *,
+    slots: int,
+    shared: bool,
+    x_stride: int,
+    bias: bool = False,
+    max_rows: int,
+    cpu: Cpu,
+) -> Kernel:
+    """Pointers: groups (routed_groups), x, weight (pack_routed_f32), (bias [E, N]), out.
+
+    x is float32 [rows, K] if `shared` by the slots, else [rows, slots, K], with `x_stride` between
+    rows; out is [rows, slots, N]. A call may have up to `max_rows` rows.
+    """
+    few, many, limit = f32_tilings(cpu)
+    only_few = limit if max_rows <= limit else None
+
+    def body(
+        thread: Expr, threads: Expr, rows: Expr, groups: Expr, x: Expr, weight: Expr, *rest: Expr
+    ) -> None:
+        *biases, out = rest
+        runs = Runs(groups, T.bind(rows * slots))
+
+        def offset(pair: Expr) -> Expr:
+            if shared:
+                return quotient(pair, slots) * x_stride
+            return vector_start(pair, k, x_stride, slots)
+
+        def emit(tiling: Tiling) -> None:
+            sums = stage(tiling.stage_size)
+
+            def value(at: Expr, pair: Expr, tile: Expr, lane: Expr, lanes: int) -> Expr:
+                return load(sums, at, lanes)
+
+            def compute(pairs: list[Expr], tiles: list[Expr]) -> None:
+                offsets = [T.bind(offset(pair)) for pair in pairs]
+                bases = [T.bind(tile * (k * TILE)) for tile in tiles]
+                multiply_f32(x, offsets, weight, bases, sums, k, cpu)
+
+            for_each_routed_block(
+                n, tiling, cpu.lanes, thread, threads, runs, compute, value,
+                biases[0] if bias else None, out,
+            )  # fmt: skip
+
+        mean = pairs_of_an_expert(runs)
+        few_or_many(mean, limit, max_rows, lambda: emit(few), lambda: emit(many))
+
+    name = kernel_name(
+        "routed_linear_f32", cpu, n=n, k=k, s=slots, shared=shared, x=x_stride, rows=only_few,
+        bias=bias,
+    )  # fmt: skip
+    floats = ["x", "weight", *["bias"] * bias, "out"]
+    return define(name, [("groups", "int32"), *((each, "float32") for each in floats)], body)

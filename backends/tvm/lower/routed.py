@@ -1,0 +1,171 @@
+"""Mixtures of experts: gw.top_k, gw.routed_linear, gw.quantized_routed_linear, gw.weighted_sum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphwright.backends.tvm.blobs import Layout, dense
+from graphwright.backends.tvm.context import LoweringContext, arguments
+from graphwright.backends.tvm.kernels.quantize_rows import quantize_rows
+from graphwright.backends.tvm.kernels.routed_groups import routed_groups
+from graphwright.backends.tvm.kernels.routed_linear_f32 import routed_linear_f32
+from graphwright.backends.tvm.kernels.routed_linear_w8 import routed_linear_w8
+from graphwright.backends.tvm.kernels.top_k import top_k as top_k_kernel
+from graphwright.backends.tvm.kernels.weighted_sum import weighted_sum as weighted_sum_kernel
+from graphwright.backends.tvm.layouts import routed_f32_layout, routed_w8_layout, routed_w8_scales
+from graphwright.backends.tvm.phases import Operand, Phase
+from graphwright.backends.tvm.registry import lowering
+from graphwright.ir.schemes import Scheme
+
+__all__ = ["quantized_routed_linear", "routed_linear", "top_k", "weighted_sum"]
+
+gw = torch.ops.gw
+
+
+def _refusal(context: LoweringContext, node: fx.Node) -> str | None:
+    """Refuses rows that are not one list of int64 experts, and one vector or one for each."""
+    given = arguments(node)
+    x, experts = given["x"], given["experts"]
+    if experts.meta["val"].dtype is not torch.int64:
+        return f"'{experts}' is {experts.meta['val'].dtype}, not int64"
+    length, slots = int(given["weight"].meta["val"].shape[2]), context.view(experts).row_size
+    found = context.view(x).row_size
+    if found not in (length, slots * length):
+        return f"a row of '{x}' has {found} elements, not {length} or {slots} times as many"
+    return _float_rows(context, x)
+
+
+def _float_rows(context: LoweringContext, *values: fx.Node) -> str | None:
+    for value in values:
+        if value.meta["val"].dtype is not torch.float32:
+            return f"'{value}' is {value.meta['val'].dtype}, not float32"
+    return None
+
+
+class _Routing:
+    """What both routed products need to know of their node."""
+
+    def __init__(self, context: LoweringContext, node: fx.Node) -> None:
+        self.context, self.node, self.given = context, node, arguments(node)
+        self.rows = context.rows(node)
+        shape = self.given["weight"].meta["val"].shape
+        self.experts, self.outputs, self.inputs = (int(size) for size in shape)
+        self.slots = context.view(self.given["experts"]).row_size
+        self.x = context.view(self.given["x"])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the kernels of both products take."""
+        return {
+            "slots": self.slots,
+            "shared": self.x.row_size == self.inputs,
+            "bias": self.given["bias"] is not None,
+            "max_rows": self.context.plan.max_tokens,
+        }
+
+    def group(self, groups: Operand) -> Phase:
+        """The phase that fills the scratch `groups`."""
+        ids = self.given["experts"]
+        kernel = self.context.kernel(
+            routed_groups, self.experts, self.slots,
+            experts_stride=self.context.view(ids).row_stride,
+        )  # fmt: skip
+        return self.phase(kernel, self.context.value(ids), groups)
+
+    def weight(self, name: str, layout: Layout) -> Operand:
+        """The experts' weight `name`, of which a token reads what its slots select."""
+        node = self.given[name]
+        size = layout.size(tuple(int(size) for size in node.meta["val"].shape))
+        read = size // self.experts * min(self.slots, self.experts)
+        return self.context.weight(node, layout, read=read)
+
+    def phase(self, kernel: Any, *operands: Operand) -> Phase:
+        return Phase(self.node.name, kernel, operands, self.rows)
+
+    @property
+    def bias(self) -> list[Operand]:
+        return [] if self.given["bias"] is None else [self.weight("bias", dense())]
+
+
+@lowering(gw.routed_linear.default, when=_refusal)
+def routed_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
+    """The pairs of tokens and slots are grouped once for all products with the same routing."""
+    routing = _Routing(context, node)
+    (groups,), (unfilled,) = context.scratch(node), context.fills_scratch(node)
+    kernel = context.kernel(
+        routed_linear_f32, routing.outputs, routing.inputs, x_stride=routing.x.row_stride,
+        **routing.options,
+    )  # fmt: skip
+    product = routing.phase(
+        kernel, groups, context.value(routing.given["x"]),
+        routing.weight("weight", routed_f32_layout()), *routing.bias, *context.results(node),
+    )  # fmt: skip
+    return (routing.group(groups), product) if unfilled else (product,)
+
+
+@lowering(gw.quantized_routed_linear.default, when=_refusal)
+def quantized_routed_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
+    """A vector of x is quantized once, however many experts read it."""
+    routing = _Routing(context, node)
+    group = Scheme.parse(routing.given["scheme"]).group
+    values, scales, groups = context.scratch(node)
+    values_unfilled, _, groups_unfilled = context.fills_scratch(node)
+    phases = []
+    if values_unfilled:
+        kernel = context.kernel(
+            quantize_rows, routing.inputs, group=group, x_stride=routing.x.row_stride,
+            vectors=routing.x.row_size // routing.inputs,
+        )  # fmt: skip
+        phases.append(routing.phase(kernel, context.value(routing.given["x"]), values, scales))
+    if groups_unfilled:
+        phases.append(routing.group(groups))
+    kernel = context.kernel(
+        routed_linear_w8, routing.outputs, routing.inputs, group=group, **routing.options
+    )
+    weights = (
+        routing.weight("weight", routed_w8_layout()),
+        routing.weight("scale", routed_w8_scales()),
+    )
+    result = context.results(node)
+    phases.append(routing.phase(kernel, groups, values, scales, *weights, *routing.bias, *result))
+    return tuple(phases)
+
+
+def _float_input(context: LoweringContext, node: fx.Node) -> str | None:
+    return _float_rows(context, arguments(node)["x"])
+
+
+@lowering(gw.top_k.default, when=_float_input)
+def top_k(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
+    """A row may hold several vectors (groups of experts)."""
+    given = arguments(node)
+    view, length = context.view(given["x"]), int(given["x"].meta["val"].shape[-1])
+    kernel = context.kernel(
+        top_k_kernel, length, int(given["k"]), x_stride=view.row_stride,
+        vectors=view.row_size // length,
+    )  # fmt: skip
+    operands = (context.value(given["x"]), *context.results(node))
+    return (Phase(node.name, kernel, operands, context.rows(node)),)
+
+
+def _float_inputs(context: LoweringContext, node: fx.Node) -> str | None:
+    given = arguments(node)
+    return _float_rows(context, given["y"], given["weights"])
+
+
+@lowering(gw.weighted_sum.default, when=_float_inputs)
+def weighted_sum(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
+    """The slots of a token lie side by side in its row."""
+    given = arguments(node)
+    y, weights = context.view(given["y"]), context.view(given["weights"])
+    kernel = context.kernel(
+        weighted_sum_kernel, y.row_size // weights.row_size, weights.row_size,
+        y_stride=y.row_stride, weights_stride=weights.row_stride,
+    )  # fmt: skip
+    operands = (
+        context.value(given["y"]), context.value(given["weights"]), *context.results(node),
+    )  # fmt: skip
+    return (Phase(node.name, kernel, operands, context.rows(node)),)
