@@ -223,9 +223,9 @@ def _extremum(program: Program, node: fx.Node, pair: fx.Node, number: int) -> fx
     """The values of max and min are amax and amin; their places are left."""
     if number != 0:
         return None
-    x, dim, keep, *_ = (*pair.args, *[None, False][len(pair.args) - 1 :])
-    dim, keep = pair.kwargs.get("dim", dim), pair.kwargs.get("keepdim", keep)
-    return same_value(program, node, _EXTREMA[pair.target], x, [dim], keep)
+    given: list[Any] = [*pair.args, *[None, False][len(pair.args) - 1 :]]
+    dim, keep = (pair.kwargs.get(n, v) for n, v in zip(("dim", "keepdim"), given[1:], strict=True))
+    return same_value(program, node, _EXTREMA[pair.target], given[0], [dim], keep)
 
 
 def _sym_size(program: Program, node: fx.Node) -> fx.Node | None:
