@@ -116,6 +116,11 @@ def memory_table(artifact: Readable, limit: int | None = None) -> str:
             f"  {state['name']:8} {state['heads']} heads, {state['head_dim']}+{state['value_dim']} "
             f"{state['dtype']}, {state['mask']}: {span} can be read again"
         )
+    lines += [
+        f"  {state['name']:8} the last {state['kept']} inputs of {state['channels']} channels, "
+        f"{state['dtype']}"
+        for state in kv.get("rolling", ())
+    ]
     lines.append(f"weights: {plan['weights']['bytes']} bytes, mapped from the file")
     return "\n".join(lines)
 

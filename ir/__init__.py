@@ -5,7 +5,7 @@ from graphwright.ir.errors import BackendError, FrontendError, GraphwrightError,
 from graphwright.ir.masks import Mask
 from graphwright.ir.printer import format_graph
 from graphwright.ir.program import Level, ModelInfo, PassRecord, Program
-from graphwright.ir.states import KVState, State
+from graphwright.ir.states import ConvState, KVState, State
 from graphwright.ir.weights import (
     CheckpointTensor,
     ConstantTensor,
@@ -18,6 +18,7 @@ __all__ = [
     "BackendError",
     "CheckpointTensor",
     "ConstantTensor",
+    "ConvState",
     "Expression",
     "FrontendError",
     "GraphwrightError",

@@ -62,6 +62,6 @@ INDEXING = frozenset(
 TOKEN_MIXING = frozenset(
     """
     scaled_dot_product_attention.default cumsum.default diff.default convolution.default
-    conv1d.default
+    conv1d.default conv1d.padding
     """.split()
 )

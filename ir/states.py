@@ -1,4 +1,4 @@
-"""What a sequence carries from step to step: KV caches now, recurrent and rolling states later."""
+"""What a sequence carries from step to step: KV caches and rolling states."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from graphwright.ir.masks import Mask
 
-__all__ = ["KVState", "State"]
+__all__ = ["ConvState", "KVState", "State"]
 
 
 @dataclass(frozen=True)
@@ -57,3 +57,26 @@ class KVState(State):
 
     def bytes_per_token(self) -> int:
         return self.heads * (self.head_dim + self.value_dim) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class ConvState(State):
+    """The last inputs of a short causal convolution: its kernel's length - 1 rows per sequence.
+
+    Logical tensor: [blocks, kept, channels]. A sequence's rows lie in the place of its first
+    block, oldest position first, so that they come and go with the block.
+    """
+
+    kept: int
+    channels: int
+    dtype: torch.dtype
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def shapes(self, blocks: int, block_size: int) -> tuple[tuple[int, ...], ...]:
+        return ((blocks, self.kept, self.channels),)
+
+    def bytes_per_token(self) -> int:
+        return 0

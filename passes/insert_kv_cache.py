@@ -1,4 +1,4 @@
-"""Attention gets its keys and values from a paged cache; nothing else may look at other tokens."""
+"""What looks at other tokens gets a state: attention a paged cache, convolutions a rolling one."""
 
 from __future__ import annotations
 
@@ -8,28 +8,39 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from graphwright.ir import KVState, Level, Mask, PassError, Program
+from graphwright.ir import ConvState, KVState, Level, Mask, PassError, Program
 from graphwright.passes.attention_core import NoCoreError, find_core, is_core_root
 from graphwright.passes.base import Pass, Stage
 from graphwright.passes.content_free import content_free_nodes
 from graphwright.passes.layout_chains import trace
 from graphwright.passes.recognize_attention import RecognizeAttention
+from graphwright.passes.recognize_causal_conv import (
+    RecognizeCausalConv,
+    find_shift,
+    find_token_conv,
+    is_conv,
+)
 from graphwright.passes.token_axis import find_token_axes
+from graphwright.passes.token_windows import NoWindowError
 
 __all__ = ["InsertKvCache"]
+
+gw = torch.ops.gw
+_Caches = dict[Any, tuple[fx.Node, fx.Node]]  # of keys and values, by where those come from
 
 
 @dataclass(frozen=True)
 class InsertKvCache(Pass):
-    """gw.attention  →  gw.cached_attention over new inputs: query_start, block_table, caches.
+    """gw.attention  →  gw.cached_attention,   gw.conv_along_tokens  →  gw.causal_conv.
 
+    New inputs: query_start and block_table, shared by all, and the tensors of each state.
     Afterwards every other op is proven to work on each token alone: one that does not, or is not
     known to, is an error. Two nodes that attend to the same keys and values share a cache; the
     second gets None for both.
     """
 
     stage: ClassVar[Stage] = Stage.ATTENTION
-    after: ClassVar = (RecognizeAttention,)
+    after: ClassVar = (RecognizeAttention, RecognizeCausalConv)
     reaches: ClassVar = Level.CACHED
     optional: ClassVar = False
 
@@ -38,37 +49,35 @@ class InsertKvCache(Pass):
     def run(self, program: Program) -> int:
         if program.level >= Level.CACHED:
             return 0
-        nodes = [n for n in program.graph.nodes if n.target is torch.ops.gw.attention.default]
+        rewrites = {gw.attention.default: self._cache, gw.conv_along_tokens.default: self._roll}
+        nodes = [node for node in program.graph.nodes if node.target in rewrites]
         if nodes:
             start = program.add_input("query_start", ["B1"], torch.int32, hint=4)
             table = program.add_input("block_table", ["B", "M"], torch.int32, hint=3)
-            states: dict[Any, tuple[fx.Node, fx.Node]] = {}
+            caches: _Caches = {}
             for node in nodes:
-                self._rewrite(program, node, (start, table), states)
-        program.graph.eliminate_dead_code()
+                rewrites[node.target](program, node, (start, table), caches)
+        program.drop_dead()
         _refuse_other_attention(program)
+        _refuse_other_convolutions(program)
         find_token_axes(program)
         return len(nodes)
 
-    def _rewrite(
-        self,
-        program: Program,
-        node: fx.Node,
-        batch: tuple[fx.Node, fx.Node],
-        states: dict[Any, tuple[fx.Node, fx.Node]],
+    def _cache(
+        self, program: Program, node: fx.Node, batch: tuple[fx.Node, fx.Node], caches: _Caches
     ) -> None:
         q, k, v, positions, slopes, sinks = node.args
         key = (_origin(k), _origin(v), node.kwargs["mask"])
-        known = key in states
+        known = key in caches
         if not known:
-            states[key] = self._add_state(program, k, v, str(node.kwargs["mask"]))
+            caches[key] = self._add_cache(program, k, v, str(node.kwargs["mask"]))
         new = program.call(
             node,
-            torch.ops.gw.cached_attention.default,
+            gw.cached_attention.default,
             q,
             None if known else k,
             None if known else v,
-            *states[key],
+            *caches[key],
             positions,
             *batch,
             slopes,
@@ -78,7 +87,25 @@ class InsertKvCache(Pass):
         new.meta["stack_trace"] = node.meta.get("stack_trace")
         program.replace(node, new)
 
-    def _add_state(self, program: Program, k: Any, v: Any, mask: str) -> tuple[fx.Node, fx.Node]:
+    def _roll(
+        self, program: Program, node: fx.Node, batch: tuple[fx.Node, fx.Node], caches: _Caches
+    ) -> None:
+        x: Any
+        weight: Any
+        x, weight, bias = node.args
+        value, kept = x.meta["val"], int(weight.meta["val"].shape[1]) - 1
+        number = len(program.states)
+        state = ConvState(f"conv{number}", kept, int(value.shape[1]), value.dtype)
+        program.states.append(state)
+        held = program.add_input(
+            state.name, [f"S{number}", kept, state.channels], state.dtype, hint=7
+        )
+        positions = program.placeholder("positions")
+        new = program.call(node, gw.causal_conv.default, x, weight, bias, held, positions, *batch)
+        new.meta["stack_trace"] = node.meta.get("stack_trace")
+        program.replace(node, new)
+
+    def _add_cache(self, program: Program, k: Any, v: Any, mask: str) -> tuple[fx.Node, fx.Node]:
         number = len(program.states)
         _, heads, head_dim = k.meta["val"].shape
         value_dim = v.meta["val"].shape[2]
@@ -110,6 +137,18 @@ def _refuse_other_attention(program: Program) -> None:
         except NoCoreError as error:
             reason = str(error)
         raise PassError(f"{reason}. It looks at other tokens and cannot be given a cache.")
+
+
+def _refuse_other_convolutions(program: Program) -> None:
+    """Says why a convolution or a shift along the tokens was not given a state."""
+    for node in program.graph.nodes:
+        try:
+            if is_conv(node):
+                find_token_conv(program, node)
+                raise NoWindowError(f"the convolution '{node.name}' was not recognised")
+            find_shift(program, node)
+        except NoWindowError as reason:
+            raise PassError(f"{reason}. It cannot be decoded token by token.") from None
 
 
 def _origin(node: Any) -> tuple[Any, ...]:

@@ -23,6 +23,7 @@ from graphwright.passes.plan_memory import PlanMemory
 from graphwright.passes.quantize_weights import QuantizeWeights
 from graphwright.passes.recipe import Recipe
 from graphwright.passes.recognize_attention import RecognizeAttention
+from graphwright.passes.recognize_causal_conv import RecognizeCausalConv
 from graphwright.passes.recognize_rope import RecognizeRope
 from graphwright.passes.reorder_projections import ReorderProjections
 from graphwright.passes.rewrite_positions import RewritePositions
@@ -58,6 +59,7 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
         # Rotations first: what is left between them and the core is then only head repetition.
         RecognizeRope(),
         RecognizeAttention(),
+        RecognizeCausalConv(),
         InsertKvCache(),
         SelectSampledRows(),
         # fuse: few phases, each one pass over memory. Gates come before merging, which leaves a

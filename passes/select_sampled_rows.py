@@ -19,6 +19,7 @@ from graphwright.passes.token_rules import TokenAxes
 __all__ = ["SelectSampledRows"]
 
 aten = torch.ops.aten
+_LOOKS_BACK = {torch.ops.gw.cached_attention.default, torch.ops.gw.causal_conv.default}
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ def _earliest_cut(program: Program, axes: TokenAxes) -> fx.Node:
         if axis is None or node.op == "output":
             continue
         sources = [n for n in node.all_input_nodes if axes[n] is not None]
-        attends = node.target is torch.ops.gw.cached_attention.default
-        if attends or not sources:
+        if node.target in _LOOKS_BACK or not sources:
             graph.add_edge("root", node)
         graph.add_edges_from((source, node) for source in sources)
     parents = nx.immediate_dominators(graph, "root")

@@ -349,7 +349,7 @@ _RULES: dict[str, TokenRule] = {
     "index.Tensor": _index, "gather.default": _gather,
 }  # fmt: skip
 _GW_RULES: dict[str, TokenRule] = {
-    "rope": _row_wise, "cached_attention": _row_wise, "linear": _linear,
+    "rope": _row_wise, "cached_attention": _row_wise, "causal_conv": _row_wise, "linear": _linear,
     "quantized_linear": _linear, "embedding": _embedding, "gated_act": _pointwise,
     "rms_norm": _last_axis, "layer_norm": _last_axis, "add_rms_norm": _last_axis,
     "add_layer_norm": _last_axis,

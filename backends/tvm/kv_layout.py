@@ -1,10 +1,12 @@
-"""How the KV cache lies in memory: one region of blocks; in a block, state by state.
+"""How the states lie in memory: one region of blocks; in a block, state by state.
 
-Keys of a state in a block are [heads, head_dim, 16], values [heads, 16, value_dim], float32.
+Keys of a cache in a block are [heads, head_dim, 16], values [heads, 16, value_dim], float32. A
+rolling state is [kept, channels] in each block; a sequence uses the one in its first block.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 
 from graphwright.ir.errors import BackendError
 from graphwright.ir.memory import align
-from graphwright.ir.states import KVState, State
+from graphwright.ir.states import ConvState, KVState, State
 
 __all__ = ["BLOCK_SIZE", "KvLayout"]
 
@@ -22,31 +24,32 @@ BLOCK_SIZE = 16  # positions in a block: one cache line of float32
 
 @dataclass(frozen=True)
 class KvLayout:
-    """offsets: bytes from a block's start, by the name of the state's input (`kv0_k`, `kv0_v`)."""
+    """offsets: bytes from a block's start, by the name of the state's input (`kv0_k`, `conv1`)."""
 
-    states: tuple[KVState, ...]
+    states: tuple[KVState | ConvState, ...]
     offsets: dict[str, int]
     block_bytes: int
 
     @staticmethod
     def of(states: Iterable[State]) -> KvLayout:
-        """The layout of these states. Raises BackendError for one that is no float32 KV cache."""
-        known: list[KVState] = []
+        """The layout of these states. Raises BackendError for one that it does not know."""
+        known: list[KVState | ConvState] = []
         offsets: dict[str, int] = {}
         end = 0
         for state in states:
-            if not isinstance(state, KVState):
+            if not isinstance(state, (KVState, ConvState)):
                 raise BackendError(
-                    f"state '{state.name}' is a {type(state).__name__}, no KV cache."
+                    f"state '{state.name}' is a {type(state).__name__}, neither a KV cache nor the "
+                    "rolling state of a convolution."
                 )
             if state.dtype is not torch.float32:
                 raise BackendError(
                     f"state '{state.name}' is {state.dtype}; only float32 is supported."
                 )
             known.append(state)
-            for name, dim in zip(state.inputs, (state.head_dim, state.value_dim), strict=True):
+            for name, shape in zip(state.inputs, state.shapes(1, BLOCK_SIZE), strict=True):
                 offsets[name] = end
-                end = align(end + state.heads * dim * BLOCK_SIZE * state.dtype.itemsize)
+                end = align(end + math.prod(shape) * state.dtype.itemsize)
         return KvLayout(tuple(known), offsets, end)
 
     @property
@@ -55,7 +58,7 @@ class KvLayout:
         return self.block_bytes // 4
 
     def describe(self) -> dict[str, Any]:
-        """The cache for plan.json."""
+        """The states for plan.json: `states` are the caches, `rolling` the rolling states."""
         return {
             "block_size": BLOCK_SIZE,
             "block_bytes": self.block_bytes,
@@ -72,5 +75,17 @@ class KvLayout:
                     "v_offset": self.offsets[state.inputs[1]],
                 }
                 for state in self.states
+                if isinstance(state, KVState)
+            ],
+            "rolling": [
+                {
+                    "name": state.name,
+                    "kept": state.kept,
+                    "channels": state.channels,
+                    "dtype": str(state.dtype).removeprefix("torch."),
+                    "offset": self.offsets[state.name],
+                }
+                for state in self.states
+                if isinstance(state, ConvState)
             ],
         }

@@ -2,6 +2,7 @@
 
 from graphwright.ir.ops.attention import attention
 from graphwright.ir.ops.cached_attention import cached_attention
+from graphwright.ir.ops.causal_conv import causal_conv, conv_along_tokens
 from graphwright.ir.ops.embedding import embedding, quantized_embedding
 from graphwright.ir.ops.gated_act import gated_act
 from graphwright.ir.ops.linear import linear
@@ -19,6 +20,8 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "cached_attention",
+    "causal_conv",
+    "conv_along_tokens",
     "embedding",
     "gated_act",
     "layer_norm",

@@ -2,6 +2,7 @@
 
 from graphwright.backends.tvm.lower import (
     attention,
+    causal_conv,
     linear,
     pointwise,
     quantized,
@@ -10,4 +11,13 @@ from graphwright.backends.tvm.lower import (
     tokens,
 )
 
-__all__ = ["attention", "linear", "pointwise", "quantized", "region", "routed", "tokens"]
+__all__ = [
+    "attention",
+    "causal_conv",
+    "linear",
+    "pointwise",
+    "quantized",
+    "region",
+    "routed",
+    "tokens",
+]
