@@ -62,8 +62,11 @@ def quantized_mixture(tokens: Any, table: Any, router: Any, wide: Any, wide_scal
 
 
 def routed(x: Any, router: Any) -> Any:
-    chosen = gw.top_k.default(gw.linear.default(x, router, activation="sigmoid"), k=SLOTS)
-    return chosen[0], chosen[1]
+    """The best of all experts, weighted by the best of each half of them."""
+    scores = gw.linear.default(x, router, activation="sigmoid")
+    halves = aten.reshape.default(scores, [-1, SLOTS, EXPERTS // SLOTS])
+    values = gw.top_k.default(halves, k=1)[0]
+    return aten.reshape.default(values, [-1, SLOTS]), gw.top_k.default(scores, k=SLOTS)[1]
 
 
 def gated(both: Any) -> Any:
