@@ -20,6 +20,7 @@ from graphwright.passes.recognize_causal_conv import (
     find_token_conv,
     is_conv,
 )
+from graphwright.passes.region_module import source_line
 from graphwright.passes.token_axis import find_token_axes
 from graphwright.passes.token_windows import NoWindowError
 
@@ -148,7 +149,9 @@ def _refuse_other_convolutions(program: Program) -> None:
                 raise NoWindowError(f"the convolution '{node.name}' was not recognised")
             find_shift(program, node)
         except NoWindowError as reason:
-            raise PassError(f"{reason}. It cannot be decoded token by token.") from None
+            raise PassError(
+                f"{reason}{source_line(node)}. It cannot be decoded token by token."
+            ) from None
 
 
 def _origin(node: Any) -> tuple[Any, ...]:

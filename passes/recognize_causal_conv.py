@@ -12,7 +12,6 @@ from torch import fx
 from graphwright.ir import ConstantTensor, Expression, Program, Weight
 from graphwright.ir.layout import size_of
 from graphwright.passes.base import Pass, Stage
-from graphwright.passes.content_free import content_free_nodes
 from graphwright.passes.layout_chains import collapse_chains
 from graphwright.passes.recognize_attention import RecognizeAttention
 from graphwright.passes.token_windows import Cut, NoWindowError, Window, find_cut, trace_window
@@ -42,10 +41,9 @@ class RecognizeCausalConv(Pass):
 
     def run(self, program: Program) -> int:
         rewrites = 0
-        content_free = content_free_nodes(program)
         # From the last to the first: shifts of shifts add up, and then the inner one is dead.
         for node in reversed(list(program.graph.nodes)):
-            if node._erased or node in content_free:
+            if node._erased:
                 continue
             try:
                 if is_conv(node):
