@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 from graphwright.ir.errors import PassError
 from graphwright.ir.program import Program
@@ -36,18 +37,6 @@ class WeightCache:
         return self._loaded[id(weight)][1]
 
 
-class _Interpreter(fx.Interpreter):
-    def __init__(self, program: Program, cache: WeightSource) -> None:
-        super().__init__(program.module, garbage_collect_values=True)
-        self._program = program
-        self._cache = cache
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target in self._program.weights:
-            return self._cache.load(self._program, target)
-        return super().get_attr(target, args, kwargs)
-
-
 def run_program(
     program: Program, inputs: Mapping[str, torch.Tensor], cache: WeightSource | None = None
 ) -> torch.Tensor:
@@ -59,8 +48,48 @@ def run_program(
     missing = [name for name in needed if name not in inputs]
     if missing:
         raise PassError(f"the program needs inputs {needed}; {missing} are not given.")
-    interpreter = _Interpreter(program, cache or WeightCache())
-    with torch.no_grad():
-        result = interpreter.run(*(inputs[name] for name in needed), enable_io_processing=False)
-    logits: torch.Tensor = result[0] if isinstance(result, (tuple, list)) else result
+    results = _run(program, [inputs[name] for name in needed], cache or WeightCache())
+    logits: torch.Tensor = results[0] if isinstance(results, (tuple, list)) else results
     return logits
+
+
+def _run(program: Program, inputs: Sequence[torch.Tensor], cache: WeightSource) -> Any:
+    """What the output node returns. Values live until their last use.
+
+    A loop of our own: fx.Interpreter takes longer per node than a small model's tensors do.
+    """
+    values: dict[fx.Node, Any] = {}
+    given = iter(inputs)
+    dying = _last_uses(program.graph)
+    with torch.no_grad():
+        for node in program.graph.nodes:
+            args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+            if node.op == "output":
+                return args[0]
+            try:
+                if node.op == "placeholder":
+                    values[node] = next(given)
+                elif node.op == "get_attr":
+                    values[node] = cache.load(program, str(node.target))
+                else:
+                    function = node.target
+                    if node.op == "call_module":
+                        function = program.module.get_submodule(str(node.target))
+                    values[node] = function(*args, **kwargs)
+            except Exception as error:
+                error.add_note(f"while running {node.format_node()}\n{node.stack_trace or ''}")
+                raise
+            for source in dying.get(node, ()):
+                del values[source]
+    raise PassError("the program has no output node.")
+
+
+def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """By node: the values that nobody needs once it has run."""
+    dying: dict[fx.Node, list[fx.Node]] = {}
+    seen: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        last = [source for source in node.all_input_nodes if source not in seen]
+        dying[node] = last if node.users else [*last, node]
+        seen.update(last)
+    return dying

@@ -33,17 +33,30 @@ def format_value(value: Any, dims: dict[str, str]) -> str:
 
 
 def _size(size: Any, dims: dict[str, str]) -> str:
-    text = str(size)
-    if text.isdigit():
+    if isinstance(size, int):
+        return str(size)
+    names = dims if isinstance(dims, _Names) else _Names(dims)
+    return names[size.node.expr if isinstance(size, torch.SymInt) else size]
+
+
+class _Names(dict[Any, str]):
+    """The text of symbolic sizes with public names in them; each is written once a graph."""
+
+    def __init__(self, dims: dict[str, str]) -> None:
+        super().__init__()
+        self._longest_first = sorted(dims.items(), key=lambda item: len(item[0]), reverse=True)
+
+    def __missing__(self, symbol: Any) -> str:
+        text = str(symbol)
+        for name, public in self._longest_first:
+            text = text.replace(name, public)
+        self[symbol] = text
         return text
-    for symbol in sorted(dims, key=len, reverse=True):
-        text = text.replace(symbol, dims[symbol])
-    return text
 
 
 def format_graph(program: Program) -> str:
     """The whole program as text, ending in a newline."""
-    return _format(program.module, program.dims, indent="")
+    return _format(program.module, _Names(program.dims), indent="")
 
 
 def _format(module: fx.GraphModule, dims: dict[str, str], indent: str) -> str:

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
-from torch.utils import _pytree as pytree
 
+from graphwright.ir.inference import Inference
 from graphwright.ir.memory import MemoryPlan
 from graphwright.ir.states import State
 from graphwright.ir.weights import Weight, WeightStore
 
-__all__ = ["Level", "ModelInfo", "PassRecord", "Program"]
+__all__ = ["Level", "ModelInfo", "PassRecord", "Program", "lazy_module"]
 
 
 class Level(enum.IntEnum):
@@ -77,6 +78,7 @@ class Program:
     level: Level = Level.CAPTURED
     log: list[PassRecord] = field(default_factory=list)
     plans: dict[str, MemoryPlan] = field(default_factory=dict)  # by entry, from level PLANNED on
+    _inference: Inference = field(default_factory=Inference, repr=False)
 
     @property
     def graph(self) -> fx.Graph:
@@ -150,12 +152,7 @@ class Program:
 
     def infer(self, node: fx.Node) -> None:
         """Computes `node.meta["val"]` anew from its arguments' values."""
-        args, kwargs = pytree.tree_map_only(
-            fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs)
-        )
-        assert callable(node.target)
-        with self.fake_mode, torch.no_grad():
-            node.meta["val"] = node.target(*args, **kwargs)
+        node.meta["val"] = self._inference.value(node, self.fake_mode)
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Every use of `old` becomes a use of `new`; `old` is erased."""
@@ -168,9 +165,19 @@ class Program:
             return self.weights[str(node.target)]
         return None
 
+    def drop_dead(self) -> bool:
+        """Erases every node that nothing uses, apart from inputs and what has an effect. Did it
+        find any?"""
+        found = False
+        for node in reversed(self.graph.nodes):
+            if not node.users and node.op not in ("placeholder", "output") and not node.is_impure():
+                self.graph.erase_node(node)
+                found = True
+        return found
+
     def clean(self) -> None:
-        """Removes dead nodes and unused weights, checks the graph and recompiles the module."""
-        self.graph.eliminate_dead_code()
+        """Removes dead nodes and unused weights, checks the graph and marks its code as old."""
+        self.drop_dead()
         used = {node.target for node in self.graph.nodes if node.op == "get_attr"}
         for name in [name for name in self.weights if name not in used]:
             del self.weights[name]
@@ -187,7 +194,7 @@ class Program:
         graph.output(result)
         old = self.graph.output_node()
         graph.output_node().meta = dict(old.meta)
-        module = fx.GraphModule(self.module, graph)
+        module = lazy_module(self.module, graph)
         return Program(
             module=module,
             weights=self.weights.copy(),
@@ -198,4 +205,10 @@ class Program:
             level=self.level,
             log=list(self.log),
             plans=dict(self.plans),
+            _inference=self._inference,
         )
+
+
+def lazy_module(root: torch.nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """A graph module whose Python code is only written when it is called: passes never do that."""
+    return _LazyGraphModule(root, graph)

@@ -13,14 +13,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from graphwright.ir.errors import GraphwrightError, PassError
 from graphwright.ir.printer import format_graph
 from graphwright.ir.program import Level, PassRecord, Program
 from graphwright.ir.verifier import verify_level
 
-__all__ = ["Exactness", "Pass", "PassContext", "Stage", "current_context", "run_passes"]
+__all__ = ["Check", "Exactness", "Pass", "PassContext", "Stage", "current_context", "run_passes"]
 
 
 class Stage(enum.Enum):
@@ -41,19 +41,32 @@ class Exactness(enum.Enum):
     APPROXIMATE = "approximate"
 
 
+class Check(Protocol):
+    """Compares what a program computes before and after each pass."""
+
+    def remember(self, program: Program) -> None:
+        """`program` is right: this is what the next ones are compared with."""
+        ...
+
+    def compare(self, program: Program, exactness: Exactness) -> float:
+        """The error against the program seen last as a share of the tolerance, which raises
+        PassError above 1. From now on `program` is the one seen last."""
+        ...
+
+
 @dataclass
 class PassContext:
-    """One run of a pipeline: its options, its fuel and what it dumps.
+    """One run of a pipeline: its options, its fuel, its check and what it dumps.
 
-    check: compare the program before and after each pass; returns the error as a share of the
-    tolerance, raises PassError above 1. on_graph receives the text after each pass.
+    on_graph receives the text after each pass.
     """
 
-    check: Callable[[Program, Program, Exactness], float] | None = None
+    check: Check | None = None
     on_graph: Callable[[str, str], None] | None = None
     on_record: Callable[[PassRecord], None] | None = None
     fuel: int | None = None
     misses: list[str] = field(default_factory=list)
+    text: str = ""  # the graph after the last pass that changed it
 
     @staticmethod
     def fuel_from_environment() -> int | None:
@@ -117,8 +130,11 @@ def run_passes(
     """
     context = context or PassContext(fuel=PassContext.fuel_from_environment())
     _check_order(passes)
+    context.text = ""
     _CONTEXT.append(context)
     try:
+        if context.check:
+            context.check.remember(program)
         for number, step in enumerate(passes):
             _run_one(program, step, number, context)
     finally:
@@ -137,7 +153,6 @@ def _check_order(passes: Sequence[Pass]) -> None:
 
 
 def _run_one(program: Program, step: Pass, number: int, context: PassContext) -> None:
-    before = program.copy() if context.check else None
     nodes = len(program.graph.nodes)
     context.misses = []
     start = time.perf_counter()
@@ -150,8 +165,8 @@ def _run_one(program: Program, step: Pass, number: int, context: PassContext) ->
             program.level = step.reaches
         verify_level(program)
         verified = None
-        if before is not None and context.check and rewrites:
-            verified = context.check(before, program, step.exactness)
+        if context.check and rewrites:
+            verified = context.check.compare(program, step.exactness)
     except GraphwrightError as error:
         done = ", ".join(record.name for record in program.log) or "none"
         raise type(error)(
@@ -168,6 +183,8 @@ def _run_one(program: Program, step: Pass, number: int, context: PassContext) ->
     )
     program.log.append(record)
     if context.on_graph:
-        context.on_graph(f"{number:02d}-{step.title()}", format_graph(program))
+        if rewrites or not context.text:
+            context.text = format_graph(program)
+        context.on_graph(f"{number:02d}-{step.title()}", context.text)
     if context.on_record:
         context.on_record(record)

@@ -54,7 +54,7 @@ class FoldConstants(Pass):
             if node.op == "call_function" and needed and self.allowed():
                 program.replace(node, program.add_weight(_name(program, node), weight))
                 count += 1
-        program.graph.eliminate_dead_code()
+        program.drop_dead()
         for node in list(program.graph.nodes):
             if node.target in _TAKES_NUMBER and _number_operand(program, node, self):
                 count += 1

@@ -72,6 +72,8 @@ class Rewrite:
     def match(self, node: fx.Node) -> Match | str | None:
         """The match that ends in `node`; the reason of a near miss; None if nothing looks alike."""
         parameters, wanted = _trace(self.pattern)
+        if wanted[0].op == "call_function" and wanted[0].target is not node.target:
+            return None
         miss: str | None = None
         for bindings in _match_value(wanted[0], node, {}):
             covered = tuple(v for k, v in bindings.items() if k.op == "call_function")

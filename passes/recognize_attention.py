@@ -52,7 +52,7 @@ class RecognizeAttention(Pass):
             _rewrite(program, core, operands, masks)
             rewrites += 1
         if rewrites:
-            program.graph.eliminate_dead_code()
+            program.drop_dead()
             collapse_chains(program)
         return rewrites
 

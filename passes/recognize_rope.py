@@ -47,7 +47,7 @@ class RecognizeRope(Pass):
             _rewrite(program, node, found, chain, axes, tables)
             rewrites += 1
         if rewrites:
-            program.graph.eliminate_dead_code()
+            program.drop_dead()
             collapse_chains(program)
         return rewrites
 

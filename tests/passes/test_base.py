@@ -106,8 +106,12 @@ def test_order_is_checked_before_anything_runs() -> None:
 
 
 def test_a_failing_check_names_the_pass_and_those_before_it() -> None:
-    def check(before: Program, after: Program, exactness: Exactness) -> float:
-        raise PassError("numbers differ")
+    class Check:
+        def remember(self, program: Program) -> None:
+            assert len(program.log) == 1
+
+        def compare(self, program: Program, exactness: Exactness) -> float:
+            raise PassError("numbers differ")
 
     program = small_program()
     run_passes(program, [DropDoubleNegation()])
@@ -118,7 +122,7 @@ def test_a_failing_check_names_the_pass_and_those_before_it() -> None:
         program.call(program.graph.output_node(), aten.neg.default, program.output),
     )
     with pytest.raises(PassError, match="in pass 'later'; passes before it: drop-double-negation"):
-        run_passes(program, [Later()], PassContext(check=check))
+        run_passes(program, [Later()], PassContext(check=Check()))
 
 
 def test_an_op_of_another_level_is_refused_by_name() -> None:

@@ -12,7 +12,7 @@ from graphwright.ir import Level
 from graphwright.ir.layout import is_view
 from graphwright.ir.op import is_gw_op
 from graphwright.passes import PassContext, PipelineOptions, Recipe, Stage, pipeline, run_passes
-from graphwright.passes.verification import numeric_check
+from graphwright.passes.verification import NumericCheck
 
 
 def test_stages_come_in_order_and_each_pass_once() -> None:
@@ -27,7 +27,7 @@ def test_stages_come_in_order_and_each_pass_once() -> None:
 def test_a_decoder_becomes_few_phases(name: str, gw_ops: int, regions: int) -> None:
     program = capture_module(tiny_model(name, num_layers=1))
     options = PipelineOptions(Recipe.parse("w8"))
-    run_passes(program, pipeline(options), PassContext(check=numeric_check))
+    run_passes(program, pipeline(options), PassContext(check=NumericCheck()))
     assert program.level is Level.PLANNED
     calls = [node for node in program.graph.nodes if node.op == "call_function"]
     for node in calls:
