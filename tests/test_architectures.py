@@ -1,7 +1,8 @@
 """Checkpoints of several architectures, from a directory to an artifact, against transformers.
 
 Everything goes through the file and the engine: prefill, 32 decode steps, a ragged batch of three,
-chunked against one-shot prefill. Architectures are named here and nowhere in the product.
+chunked against one-shot prefill; in float32 against eager, in int8 against the reference of the
+quantized graph. Architectures are named here and nowhere in the product.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import TINY_MODELS, random_tokens, save_tiny
+from tiny_models import MORE_MODELS, TINY_MODELS, random_tokens, save_tiny
 from transformers import AutoModelForCausalLM
 
 import graphwright
+from graphwright.backends.reference.engine import ReferenceEngine
 from graphwright.ir.tolerance import check_close
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.sampling_params import SamplingParams
@@ -29,6 +31,7 @@ class Subject:
     """A checkpoint run by transformers, and the path of its artifact."""
 
     eager: Any
+    checkpoint: Path
     artifact: Path
 
     def logits(self, tokens: list[int]) -> torch.Tensor:
@@ -45,13 +48,13 @@ class Subject:
         assert output.token_ids == wanted.argmax(-1).tolist()
 
 
-@pytest.fixture(scope="module", params=sorted(TINY_MODELS))
+@pytest.fixture(scope="module", params=sorted({**TINY_MODELS, **MORE_MODELS}))
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    folder = tmp_path_factory.mktemp(request.param)
+    folder = tmp_path_factory.mktemp("model")
     checkpoint = save_tiny(request.param, folder / "checkpoint")
     compiled = graphwright.compile(checkpoint, chunk=16, check=False)
     eager = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
-    return Subject(eager, compiled.save(folder / "model.gw"))
+    return Subject(eager, checkpoint, compiled.save(folder / "model.gw"))
 
 
 def prompt_of(length: int, seed: int) -> list[int]:
@@ -78,3 +81,28 @@ def test_chunked_prefill_equals_one_shot(subject: Subject) -> None:
     prompt = prompt_of(45, seed=3)
     got = torch.from_numpy(Engine(subject.artifact).logits(prompt))
     check_close(got, subject.logits(prompt))
+
+
+# An activation that falls on the boundary between two integers may round either way: then one of
+# some hundred products of a row differs by 1 / 127. Everything else agrees to float32 rounding.
+ROUNDING = 0.05
+
+
+def test_int8_weights_equal_their_reference(subject: Subject, tmp_path: Path) -> None:
+    compiled = graphwright.compile(subject.checkpoint, quant="w8", chunk=16, check=False)
+    prompts = [prompt_of(length, seed=length) for length in (21, 1, 7)]
+    engine = Engine(compiled.save(tmp_path / "model.gw"))
+    outputs = engine.generate(prompts, GREEDY, return_logits=True)
+    sequences = [[*p, *o.token_ids] for p, o in zip(prompts, outputs, strict=True)]
+    reference = ReferenceEngine(compiled.program)
+    chunks = [[len(sequence) for sequence in sequences]]
+    found = reference.logits_of([torch.tensor(sequence) for sequence in sequences], chunks)
+    for prompt, output, logits in zip(prompts, outputs, found, strict=True):
+        wanted = logits[len(prompt) - 1 : -1]
+        assert output.logits is not None
+        error = (torch.from_numpy(output.logits.copy()) - wanted).abs().max()
+        assert float(error) <= ROUNDING * float(wanted.std())
+        top = wanted.topk(2, dim=-1).values
+        clear = top[:, 0] - top[:, 1] > 2 * error
+        assert clear.float().mean() > 0.5
+        assert wanted.argmax(-1)[clear].tolist() == torch.tensor(output.token_ids)[clear].tolist()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["TINY_MODELS", "random_tokens", "save_tiny", "tiny_model"]
+__all__ = ["MORE_MODELS", "TINY_MODELS", "random_tokens", "save_tiny", "tiny_model"]
 
 _COMMON = {"vocab_size": 128, "max_position_embeddings": 256, "pad_token_id": None}
 _LLAMA = {
@@ -85,19 +85,124 @@ TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"vocab_size": 128, "hidden_size": 64, "n_layer": 2, "n_head": 4},
     ),
 }
+_ROPE = {"rope_theta": 10000.0}
+_ROUTED = {**_LLAMA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+# More families, run end to end only.
+MORE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3": ("qwen3", {**_LLAMA, "head_dim": 16}),
+    "gemma": ("gemma", {**_LLAMA, "head_dim": 16}),
+    "gemma3": (
+        "gemma3_text",
+        {
+            **_LLAMA,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "phi": ("phi", {**_LLAMA, "partial_rotary_factor": 0.5}),
+    "phi3": ("phi3", {**_LLAMA, "bos_token_id": 1, "eos_token_id": 2}),
+    "gpt-neox": (
+        "gpt_neox",
+        {**_COMMON, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+         "num_attention_heads": 4},
+    ),
+    "olmo2": ("olmo2", _LLAMA),
+    "starcoder2": ("starcoder2", {**_LLAMA, "sliding_window": 8}),
+    "stablelm": ("stablelm", _LLAMA),
+    "cohere": ("cohere", {**_LLAMA, "logit_scale": 0.25, "use_qk_norm": True}),
+    "granite": (
+        "granite",
+        {**_LLAMA, "attention_multiplier": 0.2, "embedding_multiplier": 3.0,
+         "residual_multiplier": 0.5, "logits_scaling": 2.0},
+    ),
+    "smollm3": ("smollm3", {**_LLAMA, "no_rope_layers": [1, 0]}),
+    "mixtral": (
+        "mixtral", {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}
+    ),
+    "qwen3-moe": ("qwen3_moe", {**_ROUTED, "head_dim": 16, "norm_topk_prob": True}),
+    "deepseek-v3": (
+        "deepseek_v3",
+        {
+            **_LLAMA, "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 12,
+            "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 4, "topk_group": 2,
+            "moe_intermediate_size": 32, "first_k_dense_replace": 1, "n_shared_experts": 1,
+        },
+    ),
+    "gpt-oss": (
+        "gpt_oss",
+        {**_LLAMA, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2,
+         "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    # One family in other configurations.
+    "llama, linear": (
+        "llama", {**_LLAMA, "rope_parameters": {**_ROPE, "rope_type": "linear", "factor": 4.0}}
+    ),
+    "llama, dynamic": (
+        "llama", {**_LLAMA, "rope_parameters": {**_ROPE, "rope_type": "dynamic", "factor": 4.0}}
+    ),
+    "llama, llama3": (
+        "llama",
+        {
+            **_LLAMA,
+            "rope_parameters": {
+                **_ROPE, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+            },
+        },
+    ),
+    "llama, yarn": (
+        "llama",
+        {
+            **_LLAMA,
+            "rope_parameters": {
+                **_ROPE, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64
+            },
+        },
+    ),
+    # Sequences of the tests are longer than 10 tokens, so that these are the long factors.
+    "llama, longrope": (
+        "llama",
+        {
+            **_LLAMA,
+            "rope_parameters": {
+                **_ROPE, "rope_type": "longrope", "factor": 4.0,
+                "original_max_position_embeddings": 10,
+                "short_factor": [1.0 + 0.1 * i for i in range(8)],
+                "long_factor": [2.0 + i for i in range(8)],
+            },
+        },
+    ),
+    "llama, biased and tied": (
+        "llama",
+        {**_LLAMA, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "qwen2, untied": ("qwen2", {**_LLAMA, "tie_word_embeddings": False}),
+    "gpt-neox, sequential": (
+        "gpt_neox",
+        {**_COMMON, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "use_parallel_residual": False},
+    ),
+    "stablelm, parallel": (
+        "stablelm", {**_LLAMA, "use_parallel_residual": True, "use_qkv_bias": True}
+    ),
+}  # fmt: skip
+_ALL = {**TINY_MODELS, **MORE_MODELS}
 _LAYER_KEYS = ("num_hidden_layers", "n_layer")
 
 
 def tiny_model(
     name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any
 ) -> nn.Module:
-    """The model called `name` in TINY_MODELS, in eval mode, with weights drawn from `seed`.
+    """The model called `name` in TINY_MODELS or MORE_MODELS, in eval mode, with weights drawn from `seed`.
 
     The weights are larger than a fresh model's, so that logits differ clearly from token to token.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    family, settings = TINY_MODELS[name]
+    family, settings = _ALL[name]
     settings = {**settings, **config}
     layers = settings.pop("num_layers", None)
     if layers is not None:
