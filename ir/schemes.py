@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -54,17 +55,19 @@ _ROWS_AT_ONCE = 1 << 22  # elements of a weight quantized together: bounds the t
 
 
 def quantize_weight(weight: torch.Tensor, scheme: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """weight [N, K] float -> (int8 [N, K], float32 scale [N, groups])."""
-    rows, inputs = weight.shape
+    """weight [..., N, K] float -> (int8 [..., N, K], float32 scale [..., N, groups])."""
+    *outer, inputs = weight.shape
+    rows = math.prod(outer)
     groups = Scheme.parse(scheme).groups(inputs)
     values = torch.empty((rows, inputs), dtype=torch.int8, device=weight.device)
     scale = torch.empty((rows, groups), dtype=torch.float32, device=weight.device)
+    flat = weight.reshape(rows, inputs)
     step = max(1, _ROWS_AT_ONCE // inputs)
     for begin in range(0, rows, step):
-        part = weight[begin : begin + step].float()
+        part = flat[begin : begin + step].float()
         q, scale[begin : begin + step] = _symmetric(part.reshape(len(part), groups, -1))
         values[begin : begin + step] = q.reshape(part.shape)
-    return values, scale
+    return values.reshape(*outer, inputs), scale.reshape(*outer, groups)
 
 
 def quantize_activation(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -100,6 +100,8 @@ def _squeeze(program: Program, node: fx.Node) -> fx.Node | None:
     source: Any = node.args[0]
     if node.target is aten.squeeze.dim and source.target is not aten.reshape.default:
         dim: Any = node.args[1]
+        if source.target is aten.unsqueeze.default and source.args[1] == dim:
+            return source.args[0]  # type: ignore[no-any-return]
         if dim >= 0:
             return None
         return same_value(program, node, aten.squeeze.dim, source, dim + source.meta["val"].dim())

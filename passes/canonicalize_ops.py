@@ -10,6 +10,7 @@ from torch import fx
 
 from graphwright.ir.program import Program
 from graphwright.passes.base import Exactness, Pass, Stage
+from graphwright.passes.canonical_choices import CHOICE_RULES
 from graphwright.passes.canonical_layout import LAYOUT_RULES
 from graphwright.passes.canonical_matrix import MATRIX_RULES
 from graphwright.passes.canonical_numbers import NUMBER_RULES
@@ -18,11 +19,10 @@ from graphwright.passes.drop_no_ops import DropNoOps, changes_nothing
 __all__ = ["CanonicalizeOps"]
 
 Rule = Callable[[Program, fx.Node], fx.Node | None]
+_TABLES = (LAYOUT_RULES, MATRIX_RULES, NUMBER_RULES, CHOICE_RULES)
 _RULES: dict[Any, tuple[Rule, ...]] = {
-    target: tuple(
-        table[target] for table in (LAYOUT_RULES, MATRIX_RULES, NUMBER_RULES) if target in table
-    )
-    for target in {**LAYOUT_RULES, **MATRIX_RULES, **NUMBER_RULES}
+    target: tuple(table[target] for table in _TABLES if target in table)
+    for target in {key: None for table in _TABLES for key in table}
 }
 _MOST_SWEEPS = 50  # a rule that undoes another one would run forever
 
@@ -31,7 +31,8 @@ _MOST_SWEEPS = 50  # a rule that undoes another one would run forever
 class CanonicalizeOps(Pass):
     """flatten, squeeze → reshape without symbolic sizes (-1 counts tokens); t, transpose → permute;
     split, chunk, unbind → slice, select; addmm, mm, matmul by a weight → linear; scalars → Tensor
-    overloads; x * x, square → pow(x, 2); outer product by matmul → mul; reshapes meet and cancel.
+    overloads; x * x, square → pow(x, 2); outer product by matmul → mul; reshapes meet and cancel;
+    topk, sort, max, argmax along the last axis → gw.top_k; gather, scatter, one_hot → comparisons.
 
     Leaves: sizes that need two symbolic numbers; a split along the tokens.
     """
@@ -46,7 +47,7 @@ class CanonicalizeOps(Pass):
         total = 0
         for _ in range(_MOST_SWEEPS):
             count = sum(_canonicalize(program, node) for node in list(program.graph.nodes))
-            program.graph.eliminate_dead_code()
+            program.drop_dead()
             total += count
             if count == 0:
                 return total

@@ -24,6 +24,7 @@ from graphwright.passes.quantize_weights import QuantizeWeights
 from graphwright.passes.recipe import Recipe
 from graphwright.passes.recognize_attention import RecognizeAttention
 from graphwright.passes.recognize_causal_conv import RecognizeCausalConv
+from graphwright.passes.recognize_experts import RecognizeExperts
 from graphwright.passes.recognize_rope import RecognizeRope
 from graphwright.passes.reorder_projections import ReorderProjections
 from graphwright.passes.rewrite_positions import RewritePositions
@@ -54,6 +55,7 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
         CanonicalizeOps(),
         FoldConstants(),
         EliminateCommonSubexpressions(),
+        RecognizeExperts(),
         RewritePositions(),
         # attention: from one sequence to a ragged batch over a cache
         # Rotations first: what is left between them and the core is then only head repetition.

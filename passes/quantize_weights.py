@@ -20,11 +20,12 @@ from graphwright.passes.recipe import Recipe, Role
 __all__ = ["QuantizeWeights", "QuantizedPart"]
 
 gw = torch.ops.gw
+_PLACE: dict[Role, int] = {"embedding": 0, "experts": 2}  # of the weight; 1 elsewhere
 
 
 @dataclass(frozen=True)
 class QuantizeWeights(Pass):
-    """gw.linear and gw.embedding  →  their quantized forms over quantize_weight(w, scheme).
+    """gw.linear, gw.routed_linear, gw.embedding  →  quantized over quantize_weight(w, scheme).
 
     A table and a head that share a weight and a scheme share the quantized one. A weight whose
     inputs do not divide into the scheme's groups gets one scale per output channel instead, with a
@@ -46,7 +47,7 @@ class QuantizeWeights(Pass):
             role = _role(node, heads)
             if role is None:
                 continue
-            source = node.args[0 if role == "embedding" else 1]
+            source = node.args[_PLACE.get(role, 1)]
             weight = program.weight_of(source)
             scheme = self._scheme(node, str(source.target), weight, role)
             if weight is None or scheme is None:
@@ -70,7 +71,7 @@ class QuantizeWeights(Pass):
         if role == "embedding" and not _reads_tokens(node.args[1]):
             self.miss(f"'{node.name}': the table '{name}' is not read by token id.")
             return None
-        inputs = weight.shape[1]
+        inputs = weight.shape[-1]
         if scheme.group and inputs % scheme.group:
             self.miss(
                 f"'{node.name}': {inputs} inputs of '{name}' do not divide into groups of "
@@ -113,7 +114,7 @@ def _role(node: fx.Node, heads: set[fx.Node]) -> Role | None:
         return "embedding"
     if node.target is gw.linear.default:
         return "head" if node in heads else "linear"
-    return None
+    return "experts" if node.target is gw.routed_linear.default else None
 
 
 def _reads_tokens(ids: object) -> bool:
@@ -138,7 +139,15 @@ def _quantized(program: Program, name: str, scheme: str, weight: Weight) -> tupl
 def _replace(
     program: Program, node: fx.Node, role: Role, weight: fx.Node, scale: fx.Node, scheme: Scheme
 ) -> None:
-    if role == "embedding":
+    if role == "experts":
+        x, experts, _, *bias = node.args
+        new = program.call(
+            node,
+            gw.quantized_routed_linear.default,
+            *(x, experts, weight, scale, *bias),
+            scheme=str(scheme),
+        )
+    elif role == "embedding":
         new = program.call(
             node, gw.quantized_embedding.default, weight, scale, node.args[1], scheme=str(scheme)
         )

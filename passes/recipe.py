@@ -11,17 +11,23 @@ from graphwright.ir.schemes import Scheme
 
 __all__ = ["Recipe", "Role"]
 
-Role = Literal["linear", "head", "embedding"]
-_ROLES = {"linear": "linear", "head": "head", "embed": "embedding"}
+Role = Literal["linear", "experts", "head", "embedding"]
+_ROLES: dict[str, tuple[Role, ...]] = {
+    "linear": ("linear", "experts"),
+    "experts": ("experts",),
+    "head": ("head",),
+    "embed": ("embedding",),
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
     """`default` for every weight but those an override names; None keeps float32.
 
-    overrides: (pattern, scheme). A pattern is a role (`linear`, `head` for the matrix that makes
-    the logits, `embed` for the token table) or a regular expression searched in the weight's name.
-    The first that fits decides; expressions go before roles. A merged projection has the joined
+    overrides: (pattern, scheme). A pattern is a role (`linear`, `experts` for those of them that
+    tokens are routed to, `head` for the matrix that makes the logits, `embed` for the token table)
+    or a regular expression searched in the weight's name. The first that fits decides; expressions
+    go before roles. A merged projection has the joined
     name of its parts (`layers_0_self_attn_q_k_v_proj_weight`).
     """
 
@@ -53,7 +59,7 @@ class Recipe:
             if pattern not in _ROLES and re.search(pattern, name):
                 return scheme
         for pattern, scheme in self.overrides:
-            if _ROLES.get(pattern) == role:
+            if role in _ROLES.get(pattern, ()):
                 return scheme
         return self.default
 

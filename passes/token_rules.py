@@ -318,6 +318,13 @@ def _row_wise(node: fx.Node, axes: TokenAxes) -> int:
     return 0
 
 
+def _routed(node: fx.Node, axes: TokenAxes) -> int:
+    """Products of each slot's row with its expert's matrix: rows and experts of the same token."""
+    if any(axes[n] != (0 if n in node.args[:2] else None) for n in node.all_input_nodes):
+        raise MixesTokensError("expects rows and experts of each token")
+    return 0
+
+
 def _last_axis(node: fx.Node, axes: TokenAxes) -> int:
     """gw ops over the last axis of inputs of the same shape."""
     axis = _pointwise(node, axes)
@@ -350,7 +357,8 @@ _RULES: dict[str, TokenRule] = {
 }  # fmt: skip
 _GW_RULES: dict[str, TokenRule] = {
     "rope": _row_wise, "cached_attention": _row_wise, "causal_conv": _row_wise, "linear": _linear,
-    "quantized_linear": _linear, "embedding": _embedding, "gated_act": _pointwise,
-    "rms_norm": _last_axis, "layer_norm": _last_axis, "add_rms_norm": _last_axis,
-    "add_layer_norm": _last_axis,
+    "routed_linear": _routed, "quantized_routed_linear": _routed, "weighted_sum": _routed,
+    "top_k": _along(2, -1), "quantized_linear": _linear, "embedding": _embedding,
+    "gated_act": _pointwise, "rms_norm": _last_axis, "layer_norm": _last_axis,
+    "add_rms_norm": _last_axis, "add_layer_norm": _last_axis,
 }  # fmt: skip

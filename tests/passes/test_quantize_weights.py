@@ -116,3 +116,42 @@ def test_each_weight_is_quantized_once(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled.weights["w_w8"].load()
     assert len(calls) == 2, "results are dropped once they were taken"
     assert compiled.weights["w_w8"].describe() == "quantize_weight(constant)"
+
+
+def test_experts_are_quantized_by_expert_row_and_group() -> None:
+    def function(x: Any, ids: Any, w: Any, b: Any) -> Any:
+        return gw.routed_linear.default(x, ids, w, b)
+
+    torch.manual_seed(0)
+    weight = torch.randn(8, 6, 64)
+    compiled = build_program(
+        function,
+        level=Level.FUSED,
+        x=rows(64, batch=False),
+        ids=rows(2, dtype=torch.int64, batch=False),
+        w=weight,
+        b=torch.randn(8, 6),
+    )
+    inputs = random_inputs(compiled, 5)
+    want = run_program(compiled, inputs)
+    assert fire(compiled, QuantizeWeights(Recipe.parse("w8:experts=w8g32")))[0] == [1]
+    assert (
+        format_graph(compiled)
+        == """\
+%x : f32[T, 64] = input
+%ids : i64[T, 2] = input
+%w_scale : f32[8, 6, 2] = weight
+%w_w8g32 : i8[8, 6, 64] = weight
+%b : f32[8, 6] = weight
+%quantized_routed_linear_1 : f32[T, 2, 6] = gw.quantized_routed_linear(%x, %ids, %w_w8g32, \
+%w_scale, %b, scheme="w8g32")
+return %quantized_routed_linear_1
+"""
+    )
+    got = run_program(compiled, inputs)
+    assert 0 < float((got - want).abs().max()) < 0.05 * float(want.abs().max())
+    for expert in (0, 7):
+        alone = quantize_weight(weight[expert], "w8g32")
+        stored = [compiled.weights[name].load()[expert] for name in ("w_w8g32", "w_scale")]
+        assert all(torch.equal(a, b) for a, b in zip(alone, stored, strict=True))
+    assert fire(compiled, QuantizeWeights(Recipe.parse("w8g32")))[0] == [0]

@@ -26,6 +26,14 @@ def test_overrides() -> None:
     assert Recipe.parse(str(recipe)) == recipe
 
 
+def test_experts_are_linears_of_their_own() -> None:
+    assert Recipe.parse("w8:linear=f32").scheme_for("up_proj", "experts") is None
+    recipe = Recipe.parse("f32:experts=w8g64,linear=w8")
+    assert recipe.scheme_for("up_proj", "experts") == Scheme(8, 64)
+    assert recipe.scheme_for("up_proj", "linear") == Scheme(8)
+    assert recipe.scheme_for("lm_head", "head") is None
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     (
