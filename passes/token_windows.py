@@ -77,10 +77,11 @@ def trace_window(program: Program, node: Any, axis: int) -> Window:
         if node.target is aten.slice.Tensor and _dim(node) == axis:
             window = trace_window(program, node.args[0], axis)
             return _sliced(node, window, axis)
-    size = size_of(node.meta["val"].shape[axis])
-    if size != tokens:
-        raise NoWindowError(f"'{node.name}' has {size} elements where the tokens should be")
-    return Window(node, 0, size, tokens)
+    size = node.meta["val"].shape[axis]
+    if size_of(size) != tokens:
+        text = format_value(size, program.dims)
+        raise NoWindowError(f"'{node.name}' has {text} elements where the tokens should be")
+    return Window(node, 0, tokens, tokens)
 
 
 def _sliced(node: fx.Node, window: Window, axis: int) -> Window:

@@ -133,7 +133,7 @@ def test_plan_of_the_artifact(built: BuiltProgram) -> None:
     decode = built.plan["entries"]["decode"]
     assert (decode["max_tokens"], decode["max_rows"]) == (8, 8)
     assert set(decode["buffers"][0]) == {"name", "offset", "bytes", "first", "last"}
-    assert built.plan["kv"] == {"block_size": 16, "block_bytes": 0, "states": []}
+    assert built.plan["kv"] == {"block_size": 16, "block_bytes": 0, "states": [], "rolling": []}
 
 
 def test_ledger_says_who_lowered_what(built: BuiltProgram) -> None:

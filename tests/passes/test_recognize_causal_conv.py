@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import random
 from typing import Any
 
 import pytest
 import torch
-from graphs import build_program, check_pass, fire, rows
+from graphs import build_program, check_pass, fire, random_inputs, rows
 from small_decoders import Masks, check_decoder, small_decoder
 from torch._dispatch.python import enable_python_dispatcher
 
 from graphwright.ir import ConvState, KVState, Level, PassError, Program, format_graph
+from graphwright.ir.interpreter import run_program
+from graphwright.ir.tolerance import check_close
 from graphwright.passes.insert_kv_cache import InsertKvCache
 from graphwright.passes.recognize_attention import RecognizeAttention
 from graphwright.passes.recognize_causal_conv import RecognizeCausalConv
@@ -314,3 +318,51 @@ def test_a_first_row_that_is_not_zero_is_refused() -> None:
 
     with pytest.raises(PassError, match="takes some of the tokens"):
         check_decoder(decoder(after), *PASSES)
+
+
+def random_chain(x: Any, t: Any, w: Any, pick: random.Random) -> Any:
+    """Pads, cuts and joins tokens at random, convolves them or not, and cuts them to T again."""
+    x = first(x)
+    y, more = x, 0  # elements more than tokens
+    for _ in range(pick.randint(1, 3)):
+        before, behind = pick.randint(0, 3), pick.randint(0, 2)
+        kind = pick.choice(("pad", "join", "cut" if more > 0 else "pad"))
+        if kind == "pad":
+            y = aten.constant_pad_nd.default(y, [before, behind])
+        elif kind == "join":
+            zeros = [aten.new_zeros.default(x, [1, WIDTH, n]) for n in (before + 1, behind + 1)]
+            y, before, behind = aten.cat.default([zeros[0], y, zeros[1]], 2), before + 1, behind + 1
+        else:
+            before, behind = min(before, 2), min(behind, 1)
+            y = aten.slice.Tensor(y, 2, before, -behind if behind else 2**63 - 1)
+            before, behind = -before, -behind
+        more += before + behind
+    if pick.random() < 0.7:
+        padding, dilation = pick.randint(1, 4), pick.randint(1, 2)
+        y = conv(y, w, padding=padding, dilation=dilation)
+        more += 2 * padding - 2 * dilation
+        if pick.random() < 0.5:
+            y = aten.tanh.default(y)
+    if more < 0:
+        y, more = aten.constant_pad_nd.default(y, [0, -more]), 0
+    start = pick.randint(0, more)
+    return aten.mul.Tensor(aten.slice.Tensor(y, 2, start, start - more or 2**63 - 1), 3.0)
+
+
+def test_random_chains_are_right_or_left_alone() -> None:
+    rewritten = 0
+    for seed in range(60):
+        chain = functools.partial(random_chain, pick=random.Random(seed))
+        program = program_of(chain, w=depthwise())
+        before = program.copy()
+        (count,), misses = fire(program, RecognizeCausalConv())
+        inputs = random_inputs(before, 9)
+        want, got = run_program(before, inputs), run_program(program, inputs)
+        check_close(got, want)
+        assert count or misses or not conv_ops(before), (seed, format_graph(before))
+        rewritten += count
+    assert rewritten >= 15
+
+
+def conv_ops(program: Program) -> list[Any]:
+    return [node for node in program.graph.nodes if node.target is aten.conv1d.default]
