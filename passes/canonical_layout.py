@@ -230,6 +230,17 @@ def _extremum(program: Program, node: fx.Node, pair: fx.Node, number: int) -> fx
     return same_value(program, node, _EXTREMA[pair.target], given[0], [dim], keep)
 
 
+def _cat(program: Program, node: fx.Node) -> fx.Node | None:
+    """Parts without elements are left out (a cache that was never filled is such a part)."""
+    parts: Any = node.args[0]
+    kept = [part for part in parts if 0 not in [size_of(s) for s in part.meta["val"].shape]]
+    if len(kept) == 1 and same_kind(kept[0].meta["val"], node.meta["val"]):
+        return kept[0]  # type: ignore[no-any-return]
+    if len(kept) in (0, len(parts)):
+        return None
+    return same_value(program, node, aten.cat.default, kept, *node.args[1:])
+
+
 def _sym_size(program: Program, node: fx.Node) -> fx.Node | None:
     """Every size that is the number of tokens is read off `tokens`."""
     tokens = program.placeholder("tokens")
@@ -261,5 +272,6 @@ LAYOUT_RULES: dict[Any, Callable[[Program, fx.Node], fx.Node | None]] = {
     aten.select.int: _select,
     aten.index.Tensor: _index,
     operator.getitem: _getitem,
+    aten.cat.default: _cat,
     aten.sym_size.int: _sym_size,
 }

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from graphwright.ir.errors import PassError
 from graphwright.ir.layout import size_of
 from graphwright.ir.program import Program
 from graphwright.ir.weights import Expression
@@ -15,6 +16,7 @@ from graphwright.passes.base import Pass, Stage
 from graphwright.passes.canonicalize_ops import CanonicalizeOps
 from graphwright.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from graphwright.passes.experts_unflatten import unflatten_pairs
+from graphwright.passes.index_range import index_range
 from graphwright.passes.layout_chains import arrange, trace
 from graphwright.passes.pattern import Match, Rewrite, apply_rewrites
 
@@ -30,7 +32,8 @@ class RecognizeExperts(Pass):
     Values laid out as T·S pairs of token and slot become [T, S, ...] first. A bias gathered by the
     same experts joins its product; Σ_s y[t, s] * w[t, s] becomes gw.weighted_sum. What happens
     between the products stays as it is. Leaves: products by matrices that are computed; pairs that
-    end in anything but rows of tokens (the proof of token axes then refuses the program).
+    end in anything but rows of tokens (the proof of token axes then refuses the program). Raises
+    PassError for experts that may be out of range.
     """
 
     stage: ClassVar[Stage] = Stage.NORMALIZE
@@ -70,21 +73,34 @@ def _route(program: Program, node: fx.Node, turned: dict[str, fx.Node]) -> int:
     left, right = node.args[:2]
     assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
     if (found := _gathered(program, left)) and _is_one(right, -1):
-        rows, transposed = _rows(program, node, right, -1), found.turned
+        x, unit, transposed = right, -1, found.turned
     elif (found := _gathered(program, right)) and _is_one(left, -2):
-        rows, transposed = _rows(program, node, left, -2), not found.turned
+        x, unit, transposed = left, -2, not found.turned
     else:
         return 0
     experts, weight = found.experts, found.weight
+    _check_range(program, node, experts, weight.meta["val"].shape[0])
     if experts.meta["val"].dim() == 1:
         experts = program.call(node, aten.unsqueeze.default, experts, 1)
     if transposed:
         weight = _turned(program, weight, turned)
+    rows = _rows(program, node, x, unit)
     new = program.call(node, gw.routed_linear.default, rows, experts, weight)
     new.meta["stack_trace"] = node.meta.get("stack_trace", "")
     sizes = [s if isinstance(s, int) else -1 for s in node.meta["val"].shape]
     program.replace(node, program.call(node, aten.reshape.default, new, sizes))
     return 1
+
+
+def _check_range(program: Program, node: fx.Node, experts: fx.Node, count: int) -> None:
+    """No step checks the experts it is given, so what they can be must be known now."""
+    bounds = index_range(program, experts)
+    if bounds is None or bounds[0] < 0 or bounds[1] >= count:
+        known = "any numbers" if bounds is None else f"{bounds[0]} to {bounds[1]}"
+        raise PassError(
+            f"node '{node.name}': its experts '{experts.name}' may be {known}, but its weight "
+            f"holds {count}; expected places chosen by top-k, or clamped."
+        )
 
 
 def _is_one(node: fx.Node, axis: int) -> bool:

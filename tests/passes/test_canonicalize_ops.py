@@ -46,6 +46,10 @@ SPELLINGS: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
         lambda x: aten.squeeze.dims(aten.slice.Tensor(x, 2, 0, 1), [0, 2]),
         ["aten.slice.Tensor(%x, 2, 0, 1)", "aten.reshape(%slice_1, [-1, 6])"],
     ),
+    "an empty part": (
+        lambda x: aten.neg.default(aten.cat.default([aten.slice.Tensor(x, 2, 0, 0), x], 2)),
+        ["aten.neg(%x)"],
+    ),
     "transpose": (
         lambda x: aten.transpose.int(x, 1, -2),
         ["aten.permute(%x, [0, 2, 1, 3])"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from graphs import build_program, check_pass, fire, rows
 
-from graphwright.ir import Program, format_graph
+from graphwright.ir import PassError, Program, format_graph
 from graphwright.passes.recognize_experts import RecognizeExperts
 
 aten, gw = torch.ops.aten, torch.ops.gw
@@ -22,11 +24,24 @@ def weights(*shape: int) -> torch.Tensor:
 
 
 def program_of(function: Callable[..., Any], **parameters: Any) -> Program:
-    """`function` of tokens [T], x [T, WIDTH], ids [T, SLOTS] and what `parameters` adds."""
-    integers = rows(dtype=torch.int64, batch=False)
-    ids = rows(SLOTS, dtype=torch.int64, batch=False)
+    """`function` of tokens [T], x [T, WIDTH], ids [T, SLOTS] and what `parameters` adds.
+
+    The ids are the first SLOTS places of an input `ids` [T, EXPERTS].
+    """
+    signature = inspect.signature(function)
+
+    def routed(*args: Any) -> Any:
+        given = dict(zip(signature.parameters, args, strict=True))
+        given["ids"] = operator.getitem(gw.top_k.default(given["ids"], k=SLOTS), 1)
+        return function(**given)
+
+    routed.__signature__ = signature  # type: ignore[attr-defined]
     return build_program(
-        function, tokens=integers, x=rows(WIDTH, batch=False), ids=ids, **parameters
+        routed,
+        tokens=rows(dtype=torch.int64, batch=False),
+        x=rows(WIDTH, batch=False),
+        ids=rows(EXPERTS, batch=False),
+        **parameters,
     )
 
 
@@ -69,17 +84,19 @@ def test_gathered_experts_over_pairs() -> None:
         == """\
 %tokens : i64[T] = input
 %x : f32[T, 6] = input
-%ids : i64[T, 3] = input
+%ids : f32[T, 8] = input
 %p : f32[T, 3] = input
 %up : f32[8, 20, 6] = weight
 %b : f32[8, 20] = weight
 %down : f32[8, 6, 10] = weight
-%routed_linear_1 : f32[T, 3, 20] = gw.routed_linear(%x, %ids, %up, %b)
+%top_k_1 : (f32[T, 3], i64[T, 3]) = gw.top_k(%ids, k=3)
+%getitem_1 : i64[T, 3] = getitem(%top_k_1, 1)
+%routed_linear_1 : f32[T, 3, 20] = gw.routed_linear(%x, %getitem_1, %up, %b)
 %slice_1 : f32[T, 3, 10] = aten.slice.Tensor(%routed_linear_1, 2, 0, 10)
 %silu_1 : f32[T, 3, 10] = aten.silu(%slice_1)
 %slice_2 : f32[T, 3, 10] = aten.slice.Tensor(%routed_linear_1, 2, 10, 20)
 %mul_1 : f32[T, 3, 10] = aten.mul.Tensor(%silu_1, %slice_2)
-%routed_linear_2 : f32[T, 3, 6] = gw.routed_linear(%mul_1, %ids, %down)
+%routed_linear_2 : f32[T, 3, 6] = gw.routed_linear(%mul_1, %getitem_1, %down)
 %weighted_sum_1 : f32[T, 6] = gw.weighted_sum(%routed_linear_2, %p)
 return %weighted_sum_1
 """
@@ -164,8 +181,8 @@ def test_what_happens_between_the_products_is_kept() -> None:
         function, w=weights(INNER, WIDTH), norm=torch.rand(INNER), v=torch.rand(WIDTH, INNER)
     )
     check_pass(program, RecognizeExperts(), 2)
-    sizes = {str(n.meta["val"].shape[0]) for n in program.graph.nodes
-             if n.op == "call_function"}  # fmt: skip
+    values = [n.meta["val"] for n in program.graph.nodes if n.op == "call_function"]
+    sizes = {str(value.shape[0]) for value in values if isinstance(value, torch.Tensor)}
     assert len(sizes) == 1, "only tokens are counted"
 
 
@@ -214,3 +231,46 @@ def test_near_misses(function: Callable[..., Any], reason: str | None) -> None:
     counts, misses = fire(program, RecognizeExperts())
     assert counts == [0] and format_graph(program) == before
     assert any(reason in miss for miss in misses) if reason else not misses
+
+
+BOUNDED = {
+    "moved": lambda ids: aten.clone.default(aten.permute.default(ids, [0, 1])),
+    "clamped": lambda ids: aten.clamp.default(aten.add.Tensor(ids, 5), None, EXPERTS - 1),
+    "wrapped": lambda ids: aten.remainder.Scalar(aten.add.Tensor(ids, 5), EXPERTS),
+    "cast": lambda ids: aten._to_copy.default(
+        aten._to_copy.default(ids, dtype=torch.int32), dtype=torch.int64
+    ),
+    "joined": lambda ids: aten.cat.default([aten.slice.Tensor(ids, 1, 0, 2),
+                                            aten.slice.Tensor(ids, 1, 2, 3)], 1),
+    "masked": lambda ids: aten.masked_fill.Scalar(ids, aten.gt.Scalar(ids, 3), 0),
+}  # fmt: skip
+UNBOUNDED = {
+    "shifted": (lambda ids: aten.add.Tensor(ids, 1), "may be 1 to 8"),
+    "negative": (lambda ids: aten.sub.Tensor(ids, 1), "may be -1 to 6"),
+    "masked": (
+        lambda ids: aten.masked_fill.Scalar(ids, aten.gt.Scalar(ids, 3), EXPERTS),
+        "may be 0 to 8",
+    ),
+    "multiplied": (lambda ids: mul(ids, 1), "may be any numbers"),
+}
+
+
+def routed_by(choose: Callable[[Any], Any]) -> Program:
+    def function(tokens: Any, x: Any, ids: Any, w: Any) -> Any:
+        gathered = aten.index.Tensor(w, [choose(ids)])
+        rows = aten.expand.default(unsqueeze(unsqueeze(x, 1), 3), [-1, SLOTS, -1, -1])
+        return aten.squeeze.dim(aten.matmul.default(gathered, rows), 3)
+
+    return program_of(function, w=weights(INNER, WIDTH))
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_experts_that_stay_in_range(name: str) -> None:
+    check_pass(routed_by(BOUNDED[name]), RecognizeExperts(), 1)
+
+
+@pytest.mark.parametrize("name", UNBOUNDED)
+def test_experts_that_may_be_out_of_range_are_refused(name: str) -> None:
+    choose, reason = UNBOUNDED[name]
+    with pytest.raises(PassError, match=f"{reason}, but its weight holds 8"):
+        fire(routed_by(choose), RecognizeExperts())
