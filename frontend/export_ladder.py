@@ -7,7 +7,7 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,15 @@ from unittest import mock
 import torch
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.proxy import TracerBase
 
+from graphwright.frontend.length_guards import (
+    AnotherPathError,
+    constants_differ,
+    floats_of_the_length,
+    literals,
+    longest_traced,
+)
 from graphwright.frontend.stateless import StatelessForward
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.program import Level
@@ -93,7 +101,9 @@ def export_dynamic(forward: StatelessForward, tokens: torch.Tensor) -> Exported:
     )
 
 
-def _export(forward: StatelessForward, tokens: torch.Tensor, rung: Rung) -> Exported:
+def _export(
+    forward: StatelessForward, tokens: torch.Tensor, rung: Rung, decompose: bool = True
+) -> Exported:
     length = max(tokens.shape[0], 2 * rung.least)
     repeats = -(-length // tokens.shape[0])
     tokens = tokens.repeat(repeats)[:length]
@@ -101,20 +111,45 @@ def _export(forward: StatelessForward, tokens: torch.Tensor, rung: Rung) -> Expo
     if forward.takes_positions:
         args = (tokens, torch.arange(length))
     dynamic = tuple({0: Dim.DYNAMIC(min=rung.least)} for _ in args)
-    with torch.no_grad(), _quiet():
-        exported = torch.export.export(
-            forward, args, dynamic_shapes=dynamic, strict=False,
-            prefer_deferred_runtime_asserts_over_guards=rung.deferred,
-        )  # fmt: skip
+    with torch.no_grad(), _quiet(), _lines_of_the_model():
+        with floats_of_the_length() as floats:
+            exported = torch.export.export(
+                forward, args, dynamic_shapes=dynamic, strict=False,
+                prefer_deferred_runtime_asserts_over_guards=rung.deferred,
+            )  # fmt: skip
         least, most = _bounds(exported)
         if least > rung.least:
             raise _NotDynamicError(
                 f"its code takes another path for fewer than {least} tokens, and one trace must "
                 f"serve every length."
             )
-        if not _is_plain(exported):
+        try:
+            most = longest_traced(exported, least, most, length, _place)
+        except AnotherPathError as error:
+            raise _NotDynamicError(f"{error}, and one trace must serve every length.") from None
+        # Deferred asserts are not complete: there, a second trace must always agree.
+        if decompose and (rung.deferred or floats & literals(exported)):
+            _refuse_constants(exported, forward, tokens, rung)
+        if decompose and not _is_plain(exported):
             exported = exported.run_decompositions(_decompositions())
     return Exported(exported, rung.name, least, most)
+
+
+def _refuse_constants(
+    exported: ExportedProgram, forward: StatelessForward, tokens: torch.Tensor, rung: Rung
+) -> None:
+    """Raises _NotDynamicError when a trace of another length holds other numbers."""
+    length = tokens.shape[0] + 7
+    longer = tokens.repeat(-(-length // tokens.shape[0]))[:length]
+    found = constants_differ(exported, _export(forward, longer, rung, decompose=False).program)
+    if found is not None:
+        node, other = found
+        lines = (node.meta.get("stack_trace") or "").strip().splitlines()[-2:]
+        raise _NotDynamicError(
+            f"the number of tokens became a constant at {' '.join(x.strip() for x in lines)}: "
+            f"'{node.name}' holds {other} when the example has {length} tokens, and another "
+            f"number when it has {tokens.shape[0]}."
+        )
 
 
 def _is_plain(exported: ExportedProgram) -> bool:
@@ -155,6 +190,23 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _lines_of_the_model() -> Iterator[None]:
+    """Nodes remember the line of the model that made them, not only lines of functions called
+    `forward`, which is all that torch keeps."""
+
+    def keep(tracer: TracerBase, stack: traceback.StackSummary) -> traceback.StackSummary:
+        frames = [f for f in stack if not f.filename.startswith((_TORCH, _OURS, "<"))]
+        entered = [i for i, f in enumerate(frames) if f.name == "forward"]
+        return traceback.StackSummary.from_list(frames[entered[0] :][-2:] if entered else [])
+
+    if not hasattr(TracerBase, "_filter_traceback_frames"):
+        yield
+        return
+    with mock.patch.object(TracerBase, "_filter_traceback_frames", keep):
+        yield
+
+
 # ---- what went wrong
 
 
@@ -176,9 +228,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _place(frames: list[traceback.FrameSummary]) -> str:
+def _place(stack: Iterable[traceback.FrameSummary]) -> str:
     """The innermost frame that is the model's, as ` at FILE:LINE: CODE`."""
-    for frame in reversed(frames):
+    for frame in reversed(list(stack)):
         if not frame.filename.startswith((_TORCH, _OURS, "<")):
             return f" at {frame.filename}:{frame.lineno}: {(frame.line or '').strip()}"
     return ""

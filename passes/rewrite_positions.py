@@ -14,6 +14,7 @@ from graphwright.passes.base import Exactness, Pass, Stage
 from graphwright.passes.canonical_layout import reshape_like
 from graphwright.passes.content_free import content_free_nodes, evaluate, is_shape_only
 from graphwright.passes.fold_constants import FoldConstants
+from graphwright.passes.token_axis import refuse_unknown_ops
 
 __all__ = ["RewritePositions"]
 
@@ -44,7 +45,7 @@ class RewritePositions(Pass):
         while (found := _first_counter(program)) is not None:
             node, counter = found
             program.replace(node, _from_positions(program, node, counter))
-            program.graph.eliminate_dead_code()
+            program.drop_dead()
             count += 1
         for node in _candidates(program):
             axis = _token_axis(node.meta["val"], program)
@@ -55,6 +56,7 @@ class RewritePositions(Pass):
                     f"'{node.name}' differs by the place of a token in the step, and is not its "
                     f"position plus a constant."
                 )
+        refuse_unknown_ops(program)
         return count
 
 

@@ -2,7 +2,8 @@
 
 A program may serve any mix of sequences in one step only if each token's values depend on that
 token alone, caches aside. So every op must carry the token axis of its inputs to its output element
-by element. An op that this analysis does not know is refused.
+by element, and no value may depend on how many tokens the step has, or on a token's place among
+them. An op that this analysis does not know is refused.
 """
 
 from __future__ import annotations
@@ -14,29 +15,37 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphwright.ir import PassError, Program
+from graphwright.ir import Level, PassError, Program
 from graphwright.ir.layout import size_of
+from graphwright.ir.source import source_line
+from graphwright.ir.verifier import allowed_at
 from graphwright.passes.content_free import is_shape_only
+from graphwright.passes.token_mixers import explain
 from graphwright.passes.token_rules import MixesTokensError, TokenAxes, token_rule
 
-__all__ = ["find_token_axes"]
+__all__ = ["find_token_axes", "refuse_unknown_ops"]
 
 aten = torch.ops.aten
-_TAKES_SIZES = {
-    aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.expand.default,
-    aten.full.default, aten.zeros.default, aten.ones.default, aten.new_ones.default,
-    aten.new_zeros.default, aten.new_full.default, aten.slice.Tensor, aten.sym_size.int,
-    aten.arange.default, aten.arange.start, aten.arange.start_step,
+# Arguments that say how large a result is; a size anywhere else is a number to compute with.
+_SIZES: dict[Any, tuple[int, ...]] = {
+    **dict.fromkeys((aten.full.default, aten.zeros.default, aten.ones.default), (0,)),
+    **dict.fromkeys(
+        (aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.expand.default,
+         aten.new_ones.default, aten.new_zeros.default, aten.new_full.default), (1,)),
+    aten.slice.Tensor: (2, 3), aten.arange.default: (0,), aten.arange.start: (0, 1),
+    aten.arange.start_step: (0, 1, 2),
 }  # fmt: skip
 _CONSTANTS = {
     aten.full.default, aten.zeros.default, aten.ones.default, aten.new_ones.default,
     aten.new_zeros.default, aten.new_full.default, aten.expand.default, aten.full_like.default,
     aten.zeros_like.default, aten.ones_like.default,
 }  # fmt: skip
+_COUNTS = {aten.arange.default, aten.arange.start, aten.arange.start_step}
+_SIZE_TYPES = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 def find_token_axes(program: Program) -> TokenAxes:
-    """The token axis of every node; None where the value is the same for all tokens.
+    """The token axis of every node; None where the value is the same for all tokens and steps.
 
     Raises PassError naming the first op, with its source line, that mixes tokens or is unknown.
     """
@@ -46,11 +55,39 @@ def find_token_axes(program: Program) -> TokenAxes:
         try:
             axes[node] = _axis(node, axes, tokens)
         except MixesTokensError as reason:
-            raise PassError(
-                f"node '{node.name}' ({node.target}) {reason}{_source(node)}. Only attention may "
-                "look at other tokens."
-            ) from None
+            raise _refusal(node, str(reason)) from None
     return axes
+
+
+def refuse_unknown_ops(program: Program) -> None:
+    """Raises PassError for the first op that no pass knows, saying what it does to the tokens.
+
+    For programs about to be normalized, where attention is still there and nothing is proven: token
+    axes are read off the shapes.
+    """
+    for node in program.graph.nodes:
+        if node.op == "call_function" and not allowed_at(Level.NORMALIZED, node.target):
+            raise _refusal(node, _unknown(node))
+
+
+def _unknown(node: fx.Node) -> str:
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        return "draws random numbers: the same tokens would give other logits each time"
+    axes: TokenAxes = dict.fromkeys(node.all_input_nodes)
+    for source in axes:
+        shape = getattr(source.meta.get("val"), "shape", ())
+        symbolic = [i for i, size in enumerate(shape) if isinstance(size, torch.SymInt)]
+        axes[source] = symbolic[0] if symbolic else None
+    if any(axis is not None for axis in axes.values()):
+        return explain(node, axes)
+    return "is an op that no pass and no kernel knows"
+
+
+def _refusal(node: fx.Node, reason: str) -> PassError:
+    return PassError(
+        f"node '{node.name}' ({node.target}) {reason}{source_line(node)}. Only attention and "
+        "causal convolutions may look at other tokens."
+    )
 
 
 def _axis(node: fx.Node, axes: TokenAxes, tokens: Any) -> int | None:
@@ -67,30 +104,69 @@ def _axis(node: fx.Node, axes: TokenAxes, tokens: Any) -> int | None:
     value = node.meta["val"]
     outputs = value if isinstance(value, (tuple, list)) else [value]
     if not any(isinstance(item, torch.Tensor) for item in outputs):
-        return None  # a size; its users are checked
-    _check_sizes(node)
-    inputs = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+        _check_size(node)
+        return None
     if node.target is operator.getitem:
         return axes[node.all_input_nodes[0]]
+    inputs = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
     if is_shape_only(node) or not any(axes[n] is not None for n in inputs):
+        _check_numbers(node, axes)
         return _of_constant(node, tokens)
     axis = token_rule(node)(node, axes)
+    _check_numbers(node, axes)
     _check_result(outputs, axis, tokens)
     return axis
 
 
-def _check_sizes(node: fx.Node) -> None:
-    for argument in node.all_input_nodes:
-        if isinstance(argument.meta.get("val"), torch.SymInt) and node.target not in _TAKES_SIZES:
-            raise MixesTokensError(f"computes with the number of tokens '{argument.name}'")
+def _check_size(node: fx.Node) -> None:
+    """A number may follow from other numbers and from sizes, never from the values of a tensor."""
+    tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+    if tensors and node.target is not aten.sym_size.int:
+        raise MixesTokensError(f"makes a number of the values of '{tensors[0].name}'")
+
+
+def _check_numbers(node: fx.Node, axes: TokenAxes) -> None:
+    """Numbers that depend on the step may say how large a result is, and nothing else."""
+    sizes = _SIZES.get(node.target, ())
+    arguments = [(i in sizes, argument) for i, argument in enumerate(node.args)]
+    for is_size, argument in [*arguments, *((False, value) for value in node.kwargs.values())]:
+        for source in _numbers(argument):
+            if not is_size:
+                raise MixesTokensError(f"computes with the number of tokens ('{source.name}')")
+            if node.target is aten.slice.Tensor:
+                _check_slice(node, axes, source)
+            elif node.target in _COUNTS and isinstance(node.meta["val"].shape[0], int):
+                raise MixesTokensError(f"computes with the number of tokens ('{source.name}')")
+
+
+def _check_slice(node: fx.Node, axes: TokenAxes, size: fx.Node) -> None:
+    source: Any = node.args[0]
+    dim = int(node.args[1]) % source.meta["val"].dim()  # type: ignore[arg-type]
+    if axes[source] != dim:
+        raise MixesTokensError(
+            f"takes a part of '{source.name}' that depends on the number of tokens ('{size.name}')"
+        )
+
+
+def _numbers(argument: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.node.map_arg(
+        argument, lambda n: found.append(n) if isinstance(n.meta.get("val"), _SIZE_TYPES) else None
+    )
+    return found
 
 
 def _of_constant(node: fx.Node, tokens: Any) -> int | None:
     """A value that no token went into: it may have no token axis, or equal entries along it."""
     value = node.meta["val"]
-    if not isinstance(value, torch.Tensor):
-        return None
-    found = [i for i, size in enumerate(value.shape) if isinstance(size, torch.SymInt)]
+    outputs = value if isinstance(value, (tuple, list)) else [value]
+    found = [
+        i
+        for item in outputs
+        if isinstance(item, torch.Tensor)
+        for i, size in enumerate(item.shape)
+        if isinstance(size, torch.SymInt)
+    ]
     if not found:
         return None
     if node.target not in _CONSTANTS or len(found) > 1 or size_of(value.shape[found[0]]) != tokens:
@@ -105,8 +181,3 @@ def _check_result(outputs: Iterable[Any], axis: int | None, tokens: Any) -> None
         symbolic = [i for i, size in enumerate(value.shape) if isinstance(size, torch.SymInt)]
         if symbolic != [axis] or size_of(value.shape[symbolic[0]]) != tokens:
             raise MixesTokensError(f"gives {tuple(value.shape)}, which is not one row a token")
-
-
-def _source(node: fx.Node) -> str:
-    trace = (node.meta.get("stack_trace") or "").strip().splitlines()
-    return f" (from {' '.join(line.strip() for line in trace[-2:])})" if trace else ""

@@ -13,7 +13,7 @@ from graphwright.ir.layout import size_of
 from graphwright.ir.levels import POINTWISE
 from graphwright.ir.op import is_gw_op
 
-__all__ = ["MixesTokensError", "TokenAxes", "TokenRule", "token_rule"]
+__all__ = ["MixesTokensError", "TokenAxes", "TokenRule", "along", "reduction", "token_rule"]
 
 aten = torch.ops.aten
 
@@ -145,7 +145,7 @@ def _select(node: fx.Node, axes: TokenAxes) -> int:
     return axis - int(dim < axis)
 
 
-def _along(position: int, default: Any = None) -> TokenRule:
+def along(position: int, default: Any = None) -> TokenRule:
     """Ops that work along one dim (argument `position`) and keep the rank."""
 
     def rule(node: fx.Node, axes: TokenAxes) -> int:
@@ -158,7 +158,7 @@ def _along(position: int, default: Any = None) -> TokenRule:
     return rule
 
 
-def _reduction(position: int = 1, keepdim: int = 2) -> TokenRule:
+def reduction(position: int = 1, keepdim: int = 2) -> TokenRule:
     """Ops that reduce over dims (argument `position`)."""
 
     def rule(node: fx.Node, axes: TokenAxes) -> int:
@@ -259,6 +259,21 @@ def _layer_norm(node: fx.Node, axes: TokenAxes) -> int:
     return axis
 
 
+def _group_norm(node: fx.Node, axes: TokenAxes) -> int:
+    """Each entry of the first axis is normalized by itself, over all other axes."""
+    _, axis = _first(node, axes)
+    if axis != 0:
+        raise MixesTokensError("normalizes over the token axis")
+    return axis
+
+
+def _triangle(node: fx.Node, axes: TokenAxes) -> int:
+    value, axis = _first(node, axes)
+    if axis >= value.dim() - 2:
+        raise MixesTokensError("hides entries by the place of their token in the step")
+    return axis
+
+
 def _embedding(node: fx.Node, axes: TokenAxes) -> int:
     table, ids = _argument(node, 0, "weight"), _argument(node, 1, "indices")
     axis = axes[ids]
@@ -339,26 +354,27 @@ _RULES: dict[str, TokenRule] = {
     "flatten.using_ints": _reshape, "unsqueeze.default": _unsqueeze, "squeeze.dim": _squeeze,
     "squeeze.dims": _squeeze, "expand.default": _expand, "repeat.default": _repeat,
     "slice.Tensor": _slice, "select.int": _select, "cat.default": _cat, "stack.default": _cat,
-    "split.Tensor": _along(2, 0), "split_with_sizes.default": _along(2, 0),
-    "chunk.default": _along(2, 0), "unbind.int": _unbind, "flip.default": _along(1),
-    "repeat_interleave.self_int": _along(2), "constant_pad_nd.default": _pad,
+    "split.Tensor": along(2, 0), "split_with_sizes.default": along(2, 0),
+    "chunk.default": along(2, 0), "unbind.int": _unbind, "flip.default": along(1),
+    "repeat_interleave.self_int": along(2), "constant_pad_nd.default": _pad,
     "clone.default": _pointwise, "alias.default": _pointwise, "detach.default": _pointwise,
     "contiguous.default": _pointwise, "type_as.default": _pointwise,
-    "mean.dim": _reduction(), "sum.dim_IntList": _reduction(),
-    "amax.default": _reduction(), "amin.default": _reduction(), "argmax.default": _reduction(),
-    "max.dim": _reduction(), "var.correction": _reduction(),
-    "linalg_vector_norm.default": _reduction(2, 3), "softmax.int": _along(1),
-    "_softmax.default": _along(1), "log_softmax.int": _along(1), "cumsum.default": _along(1),
-    "topk.default": _along(2, -1), "sort.default": _along(1, -1), "linear.default": _linear,
+    "mean.dim": reduction(), "sum.dim_IntList": reduction(),
+    "amax.default": reduction(), "amin.default": reduction(), "argmax.default": reduction(),
+    "max.dim": reduction(), "var.correction": reduction(),
+    "linalg_vector_norm.default": reduction(2, 3), "softmax.int": along(1),
+    "_softmax.default": along(1), "log_softmax.int": along(1), "cumsum.default": along(1),
+    "topk.default": along(2, -1), "sort.default": along(1, -1), "linear.default": _linear,
     "matmul.default": _matmul, "bmm.default": _matmul, "mm.default": _matmul,
     "addmm.default": _addmm, "layer_norm.default": _layer_norm, "rms_norm.default": _layer_norm,
     "embedding.default": _embedding, "index_select.default": _index_select,
-    "index.Tensor": _index, "gather.default": _gather,
+    "index.Tensor": _index, "gather.default": _gather, "group_norm.default": _group_norm,
+    "tril.default": _triangle, "triu.default": _triangle, "diff.default": along(2, -1),
 }  # fmt: skip
 _GW_RULES: dict[str, TokenRule] = {
     "rope": _row_wise, "cached_attention": _row_wise, "causal_conv": _row_wise, "linear": _linear,
     "routed_linear": _routed, "quantized_routed_linear": _routed, "weighted_sum": _routed,
-    "top_k": _along(2, -1), "quantized_linear": _linear, "embedding": _embedding,
+    "top_k": along(2, -1), "quantized_linear": _linear, "embedding": _embedding,
     "gated_act": _pointwise, "rms_norm": _last_axis, "layer_norm": _last_axis,
     "add_rms_norm": _last_axis, "add_layer_norm": _last_axis,
 }  # fmt: skip

@@ -119,7 +119,7 @@ MIXERS = {
     "mul.Tensor) computes with the number of tokens": lambda x: aten.mul.Tensor(
         x, aten.sym_size.int(x, 1)
     ),
-    "tril.default) is an op whose effect on the token axis is not": aten.tril.default,
+    "tril.default) hides entries by the place of their token in the step": aten.tril.default,
 }
 
 

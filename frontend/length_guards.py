@@ -1,0 +1,159 @@
+"""What torch.export decided for the example's length alone: branches, and numbers made constants.
+
+An export with a dynamic length still holds such decisions: guards that are no plain bound of the
+length are kept beside the graph, and a float computed from the length silently becomes the number
+that it was for the example.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.fx.experimental.sym_node import SymNode
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+__all__ = ["AnotherPathError", "constants_differ", "floats_of_the_length", "literals",
+           "longest_traced"]  # fmt: skip
+
+aten = torch.ops.aten
+_EVERY = 200  # all lengths up to this are looked at,
+_LONGEST = 2**15  # and those around powers of two up to this
+
+Place = Callable[[Iterable[traceback.FrameSummary]], str]
+
+
+@dataclass(frozen=True)
+class _Condition:
+    """What was taken for granted of the length: a sympy expression of one symbol."""
+
+    expression: Any
+    where: str
+    inside_torch: bool
+
+    @property
+    def text(self) -> str:
+        """The condition in words, for when its place is not known."""
+        (symbol,) = self.expression.free_symbols
+        shown = str(self.expression).replace(str(symbol), "tokens")
+        return f" (it was traced for {shown})"
+
+
+class AnotherPathError(Exception):
+    """The model's code goes another way for some length than it did for the example's."""
+
+
+def longest_traced(
+    exported: ExportedProgram, least: int, most: int | None, example: int, place: Place
+) -> int | None:
+    """The longest length, at most `most`, up to which the model's code goes the traced way.
+
+    example: the length it was traced with. Raises AnotherPathError, with the place in the source,
+    when the way is tied to that length. What torch decides for one length only, as that a slice
+    is then the whole, is about memory and no other way.
+    """
+    found = [(_first_broken(condition.expression, least, most), condition)
+             for condition in _conditions(exported, place)]  # fmt: skip
+    for length, condition in sorted(found, key=lambda item: -item[0]):
+        if length == 0 or (most is not None and length > most):
+            continue
+        only = length == most or _holds(condition.expression, length + 1)
+        if condition.inside_torch and only and length > example:
+            continue
+        if length <= 4 * example:
+            where = condition.where or condition.text
+            raise AnotherPathError(f"its code takes another path for {length} tokens{where}")
+        most = length - 1
+    return most
+
+
+def _first_broken(condition: Any, least: int, most: int | None) -> int:
+    """The first length for which `condition` does not hold; 0 when it always does."""
+    good = least
+    for length in _lengths(least, most):
+        if not _holds(condition, length):
+            return next(n for n in range(good, length + 1) if not _holds(condition, n))
+        good = length
+    return 0
+
+
+def _holds(condition: Any, length: int) -> bool:
+    (symbol,) = condition.free_symbols
+    try:
+        return bool(sympy_interp(PythonReferenceAnalysis, {symbol: length}, condition))
+    except ZeroDivisionError:
+        return False
+
+
+def _conditions(exported: ExportedProgram, place: Place) -> Iterator[_Condition]:
+    name = exported.graph_signature.user_inputs[0]
+    value = next(node for node in exported.graph.nodes if node.name == name).meta["val"]
+    symbols = value.shape[0].node.expr.free_symbols
+    for guard in value.fake_mode.shape_env.guards:
+        if guard.expr.free_symbols == symbols:
+            frame, line = guard.sloc.framework_loc, guard.sloc.maybe_user_loc
+            own = place([frame]) if isinstance(frame, traceback.FrameSummary) else ""
+            yield _Condition(guard.expr, own or (f" at {line}" if line else ""), not own)
+    for node in exported.graph.nodes:
+        if node.target is aten._assert_scalar.default:
+            condition = node.args[0].meta["val"]
+            if isinstance(condition, torch.SymBool) and condition.node.expr.free_symbols == symbols:
+                yield _Condition(condition.node.expr, "", True)
+
+
+def _lengths(least: int, most: int | None) -> Iterator[int]:
+    most = min(most or _LONGEST, _LONGEST)
+    near = {2**k + d for k in range(20) for d in (-1, 0, 1)}
+    return iter(sorted(n for n in near.union(range(_EVERY)) if least <= n <= most))
+
+
+@contextmanager
+def floats_of_the_length() -> Iterator[set[float]]:
+    """While open, collects the floats that were asked for of expressions of a size."""
+    found: set[float] = set()
+    original = SymNode.guard_float
+
+    def watch(self: Any, file: str, line: int) -> float:
+        value = float(original(self, file, line))
+        if self.expr.free_symbols:
+            found.add(value)
+        return value
+
+    with mock.patch.object(SymNode, "guard_float", watch):
+        yield found
+
+
+def constants_differ(first: ExportedProgram, second: ExportedProgram) -> tuple[fx.Node, Any] | None:
+    """The first node that holds another number in `second`, a trace of another length, with that
+    number; None when the two are the same graph."""
+    for one, two in zip(first.graph.nodes, second.graph.nodes, strict=False):
+        for left, right in zip(_literals(one), _literals(two), strict=False):
+            if left != right:
+                return one, right
+        if one.target != two.target and one.op == "call_function":
+            return one, two.target
+    return None
+
+
+def literals(exported: ExportedProgram) -> set[float]:
+    """The floats in the graph."""
+    return {x for node in exported.graph.nodes for x in _literals(node) if isinstance(x, float)}
+
+
+def _literals(node: fx.Node) -> list[Any]:
+    if node.op != "call_function":
+        return []
+    found: list[Any] = []
+    fx.node.map_aggregate(
+        (node.args, node.kwargs),
+        lambda x: found.append(x) if isinstance(x, (int, float)) else None,
+    )
+    return found
