@@ -14,14 +14,10 @@ from graphwright.passes.base import Pass, Stage
 from graphwright.passes.content_free import content_free_nodes
 from graphwright.passes.layout_chains import trace
 from graphwright.passes.recognize_attention import RecognizeAttention
-from graphwright.passes.recognize_causal_conv import (
-    RecognizeCausalConv,
-    find_shift,
-    find_token_conv,
-    is_conv,
-)
+from graphwright.passes.recognize_causal_conv import RecognizeCausalConv
 from graphwright.passes.region_module import source_line
 from graphwright.passes.token_axis import find_token_axes
+from graphwright.passes.token_convs import find_shift, find_token_conv, is_conv
 from graphwright.passes.token_windows import NoWindowError
 
 __all__ = ["InsertKvCache"]

@@ -14,25 +14,22 @@ from graphwright.ir.layout import size_of
 from graphwright.passes.base import Pass, Stage
 from graphwright.passes.layout_chains import collapse_chains
 from graphwright.passes.recognize_attention import RecognizeAttention
-from graphwright.passes.token_windows import Cut, NoWindowError, Window, find_cut, trace_window
+from graphwright.passes.token_convs import TokenConv, find_shift, find_token_conv, is_conv
+from graphwright.passes.token_windows import NoWindowError, Window
 
-__all__ = ["RecognizeCausalConv", "find_shift", "find_token_conv", "is_conv"]
+__all__ = ["RecognizeCausalConv"]
 
 aten, gw = torch.ops.aten, torch.ops.gw
-_CONVS = {aten.conv1d.default, aten.conv1d.padding, aten.convolution.default}
-_SHIFTS = {aten.slice.Tensor, aten.constant_pad_nd.default, aten.cat.default}
-LONGEST = 64
-"""Tokens back that a convolution may read: a sequence keeps as many rows for each convolution."""
 
 
 @dataclass(frozen=True)
 class RecognizeCausalConv(Pass):
     """conv1d over padded tokens, cut to their number  →  gw.conv_along_tokens over [T, C].
-    A dense one becomes gw.linear over the rows that each token sees.
+    One that mixes channels becomes a linear, for each group, over the rows that a token sees.
     x[t - n], by padding, joining with zeros and cutting  →  gw.conv_along_tokens.
 
-    Leaves: what looks ahead, strides, groups of channels, kernels that are computed, convolutions
-    along another axis than the tokens.
+    Leaves: what looks ahead, strides, many groups of channels, kernels that are computed,
+    convolutions along another axis than the tokens.
     """
 
     stage: ClassVar[Stage] = Stage.ATTENTION
@@ -62,126 +59,10 @@ class RecognizeCausalConv(Pass):
         return rewrites
 
 
-@dataclass(frozen=True)
-class TokenConv:
-    """Tap j of the kernel [out, in / groups, taps] reads the token `lags[j]` before."""
-
-    node: fx.Node
-    window: Window
-    cut: Cut
-    lags: tuple[int, ...]
-    weight: Weight
-    bias: fx.Node | None
-    groups: int
-
-
-def is_conv(node: fx.Node) -> bool:
-    """A one-dimensional convolution."""
-    return node.op == "call_function" and node.target in _CONVS
-
-
-def find_token_conv(program: Program, node: fx.Node) -> TokenConv:
-    """The causal convolution that `node` is. Raises NoWindowError with the reason if it is none."""
-    given = _arguments(node)
-    x, kernel = given["input"], program.weight_of(given["weight"])
-    name, rank = f"the convolution '{node.name}'", x.meta["val"].dim()
-    if kernel is None:
-        raise NoWindowError(f"the kernel of {name} is computed: '{given['weight'].name}'")
-    if rank - len(kernel.shape) not in (-1, 0) or len(kernel.shape) != 3:
-        raise NoWindowError(f"{name} has a kernel {kernel.shape} over an input of rank {rank}")
-    if given.get("transposed"):
-        raise NoWindowError(f"{name} is transposed")
-    stride, dilation = _number(given["stride"], 1), _number(given["dilation"], 1)
-    groups, taps = int(given["groups"]), kernel.shape[2]
-    if stride != 1:
-        raise NoWindowError(f"{name} has stride {stride}: it gives no row for each token")
-    if groups != 1 and kernel.shape[1] != 1:
-        raise NoWindowError(f"{name} works in {groups} groups of {kernel.shape[1]} channels")
-    if any(size_of(size) != 1 for size in x.meta["val"].shape[:-2]):
-        raise NoWindowError(f"{name} has a batch of {x.meta['val'].shape[0]}")
-    bias = given.get("bias")
-    if bias is not None and program.weight_of(bias) is None:
-        raise NoWindowError(f"the bias of {name} is computed: '{bias.name}'")
-    window = _padded(trace_window(program, x, rank - 1), given["padding"], dilation * (taps - 1))
-    cut = find_cut(program, node, rank - 1, window.left)
-    lags = tuple(cut.left - j * dilation for j in range(taps))
-    if min(lags) < 0:
-        raise NoWindowError(f"{name} is not causal: it reads {-min(lags)} tokens ahead")
-    if max(lags) > LONGEST:
-        raise NoWindowError(f"{name} reads {max(lags)} tokens back; at most {LONGEST} are kept")
-    return TokenConv(node, window, cut, lags, kernel, bias, groups)
-
-
-def find_shift(program: Program, node: fx.Node) -> Window | None:
-    """The tokens that `node` moves along their axis; None if it does nothing of the kind.
-
-    Raises NoWindowError for one that cannot be decoded.
-    """
-    value: Any = node.meta.get("val")
-    if node.op != "call_function" or node.target not in _SHIFTS or not value.is_floating_point():
-        return None
-    tokens = size_of(program.placeholder("tokens").meta["val"].shape[0])
-    axes = [i for i, size in enumerate(value.shape) if size_of(size) == tokens]
-    if len(axes) != 1:
-        return None
-    try:
-        window = trace_window(program, node, axes[0])
-    except NoWindowError:
-        return None  # the proof of token axes says what is wrong with it, where anything is
-    if window.base is node:
-        return None
-    if window.left < 0:
-        raise NoWindowError(f"'{node.name}' is not causal: it reads {-window.left} tokens ahead")
-    if window.left > LONGEST:
-        raise NoWindowError(
-            f"'{node.name}' reads {window.left} tokens back; at most {LONGEST} are kept"
-        )
-    return window
-
-
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of an aten op by name, with the schema's defaults."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    parameters = node.target._schema.arguments
-    given = {p.name: p.default_value for p in parameters}
-    given.update(zip((p.name for p in parameters), node.args, strict=False))
-    return {**given, **node.kwargs}
-
-
-def _number(values: Any, default: int) -> int:
-    values = values if isinstance(values, (list, tuple)) else [values]
-    return int(values[0]) if values else default
-
-
-def _padded(window: Window, padding: Any, reach: int) -> Window:
-    if padding == "same":
-        return window.padded(reach // 2, reach - reach // 2)
-    both = 0 if padding == "valid" else _number(padding, 0)
-    return window.padded(both, both)
-
-
 def _rewrite_conv(program: Program, found: TokenConv) -> None:
-    node, taps = found.node, len(found.lags)
+    node = found.node
     x = _rows(program, node, found.window, -1)
-    outputs, _, _ = found.weight.shape
-    bias: Any = found.bias
-    if found.groups == 1 and found.weight.shape[1] > 1:
-        if found.lags != (0,):
-            channels = int(x.meta["val"].shape[1])
-            chosen = _spread(torch.eye(taps).repeat(channels, 1), found.lags, _length(found.lags))
-            picks = ConstantTensor.of(chosen, "one output for each token that the kernel reads")
-            x = program.call(
-                node, gw.conv_along_tokens.default, x, program.add_weight("taps", picks), None
-            )
-        matrix = Expression.of(aten.reshape.default, found.weight, [outputs, -1])
-        weight = program.add_weight(f"{node.name}_matrix", matrix)
-        y = program.call(node, aten.linear.default, x, weight, *([bias] if bias else []))
-    else:
-        kernel: Weight = Expression.of(aten.reshape.default, found.weight, [outputs, taps])
-        if found.lags != tuple(reversed(range(taps))) or taps == 1:
-            kernel = Expression.of(_spread, kernel, list(found.lags), _length(found.lags))
-        weight = program.add_weight(f"{node.name}_kernel", kernel)
-        y = program.call(node, gw.conv_along_tokens.default, x, weight, bias)
+    y = _by_channel(program, found, x) if found.depthwise else _by_matrix(program, found, x)
     y.meta["stack_trace"] = node.meta.get("stack_trace")
     result = _back(program, node, y, node.meta["val"], -1)
     program.replace(node, result)
@@ -191,6 +72,50 @@ def _rewrite_conv(program: Program, found: TokenConv) -> None:
             program.replace(each, source)
         else:
             program.infer(each)
+
+
+def _by_channel(program: Program, found: TokenConv, x: fx.Node) -> fx.Node:
+    node, taps = found.node, len(found.lags)
+    kernel: Weight = Expression.of(aten.reshape.default, found.weight, [-1, taps])
+    if found.lags != tuple(reversed(range(taps))) or taps == 1:
+        kernel = Expression.of(_spread, kernel, list(found.lags), _length(found.lags))
+    weight = program.add_weight(f"{node.name}_kernel", kernel)
+    return program.call(node, gw.conv_along_tokens.default, x, weight, found.bias)
+
+
+def _by_matrix(program: Program, found: TokenConv, x: fx.Node) -> fx.Node:
+    """Side by side the rows that a token sees, [T, in * taps], times the kernel as a matrix."""
+    node, taps = found.node, len(found.lags)
+    if found.lags != (0,):
+        channels = int(x.meta["val"].shape[1])
+        chosen = _spread(torch.eye(taps).repeat(channels, 1), found.lags, _length(found.lags))
+        weight = ConstantTensor.of(chosen, "one output for each token that the kernel reads")
+        picks = program.add_weight(f"{node.name}_taps", weight)
+        x = program.call(node, gw.conv_along_tokens.default, x, picks, None)
+    width = found.weight.shape[1] * taps
+    parts = []
+    for group in range(found.groups):
+        rows = x
+        if found.groups > 1:
+            start = group * width
+            rows = program.call(node, aten.slice.Tensor, x, 1, start, start + width)
+        matrix = Expression.of(aten.reshape.default, _of_group(found, group), [-1, width])
+        operands = [rows, program.add_weight(f"{node.name}_matrix", matrix)]
+        bias = program.weight_of(found.bias)
+        if bias is not None:
+            part = _of_group(found, group, bias)
+            operands.append(program.add_weight(f"{node.name}_bias", part))
+        parts.append(program.call(node, aten.linear.default, *operands))
+    return parts[0] if len(parts) == 1 else program.call(node, aten.cat.default, parts, 1)
+
+
+def _of_group(found: TokenConv, group: int, weight: Weight | None = None) -> Weight:
+    """The outputs of one group in the kernel, or in another weight with as many rows."""
+    weight = weight or found.weight
+    if found.groups == 1:
+        return weight
+    count = weight.shape[0] // found.groups
+    return Expression.of(aten.slice.Tensor, weight, 0, group * count, (group + 1) * count)
 
 
 def _rewrite_shift(program: Program, node: fx.Node, window: Window) -> None:

@@ -37,12 +37,13 @@ def shift_by_joining(x: Tensor) -> Tensor:
 
 
 def convolutions() -> nn.Module:
-    """Around attention: cut, padded in front and dense, activated before the cut."""
+    """Around attention: cut, padded in front and dense, activated before the cut, in groups."""
     return decoder(
         depthwise,
         SelfAttention,
         lambda: GatedConv(3, pad=lambda x: F.pad(x, (2, 0)), cut=lambda x, tokens: x),
         lambda: GatedConv(5, groups=48, padding=4, cut=lambda x, tokens: F.silu(x)[..., :tokens]),
+        lambda: GatedConv(2, groups=4, padding=1),
     )
 
 
@@ -71,7 +72,7 @@ def hybrid_of_transformers() -> nn.Module:
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "convolutions": (convolutions, 3),
+    "convolutions": (convolutions, 4),
     "token-shifts": (token_shifts, 2),
     "hybrid": (hybrid_of_transformers, 2),
 }
@@ -168,7 +169,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: GatedConv(5, groups=48, padding="same"),
         "is not causal: it reads 2 tokens ahead",
     ),
-    "grouped": (lambda: GatedConv(3, groups=4, padding=2), "works in 4 groups of 12 channels"),
+    "grouped": (lambda: GatedConv(3, groups=24, padding=2), "works in 24 groups of 2 channels"),
     "next token": (
         lambda: TokenShift(lambda x: F.pad(x, (0, 0, -1, 1))),
         "is not causal: it reads 1 tokens ahead",

@@ -96,9 +96,32 @@ def test_a_dense_convolution_is_a_product_with_the_rows_that_a_token_sees() -> N
         body(program)
         == """\
 %reshape_1 : f32[T, 6] = aten.reshape(%x, [-1, 6])
-%conv_along_tokens_1 : f32[T, 18] = gw.conv_along_tokens(%reshape_1, %taps, None)
+%conv_along_tokens_1 : f32[T, 18] = gw.conv_along_tokens(%reshape_1, %conv1d_default_taps, None)
 %linear_1 : f32[T, 4] = aten.linear(%conv_along_tokens_1, %conv1d_default_matrix)
 %reshape_2 : f32[1, T, 4] = aten.reshape(%linear_1, [1, -1, 4])
+return %reshape_2
+"""
+    )
+
+
+def test_each_group_of_channels_has_a_matrix_of_its_own() -> None:
+    program = program_of(
+        lambda x, t, w, b: first(cut(conv(first(x), w, b, groups=2), t)),
+        w=kernel(4, 3, 3),
+        b=kernel(4),
+    )
+    check_pass(program, RecognizeCausalConv(), 1)
+    assert (
+        body(program)
+        == """\
+%reshape_1 : f32[T, 6] = aten.reshape(%x, [-1, 6])
+%conv_along_tokens_1 : f32[T, 18] = gw.conv_along_tokens(%reshape_1, %conv1d_default_taps, None)
+%slice_1 : f32[T, 9] = aten.slice.Tensor(%conv_along_tokens_1, 1, 0, 9)
+%linear_1 : f32[T, 2] = aten.linear(%slice_1, %conv1d_default_matrix, %conv1d_default_bias)
+%slice_2 : f32[T, 9] = aten.slice.Tensor(%conv_along_tokens_1, 1, 9, 18)
+%linear_2 : f32[T, 2] = aten.linear(%slice_2, %conv1d_default_matrix_1, %conv1d_default_bias_1)
+%cat_1 : f32[T, 4] = aten.cat([%linear_1, %linear_2], 1)
+%reshape_2 : f32[1, T, 4] = aten.reshape(%cat_1, [1, -1, 4])
 return %reshape_2
 """
     )
@@ -215,10 +238,6 @@ MISSES = {
     "not causal: it reads 2 tokens ahead": (
         lambda x, t, w: aten.conv1d.padding(first(x), w, None, [1], "same", [2], WIDTH),
         3,
-    ),
-    "works in 2 groups of 3 channels": (
-        lambda x, t, w: cut(conv(first(x), w, groups=2), t),
-        (WIDTH, 3, 3),
     ),
     "reads 80 tokens back; at most 64 are kept": (
         lambda x, t, w: cut(conv(first(x), w, padding=80, dilation=40), t),
