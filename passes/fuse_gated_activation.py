@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from graphwright.ir.layout import row_axis
+from graphwright.ir.layout import VIEW_OPS, is_view, row_axis
 from graphwright.ir.program import Program
 from graphwright.passes.activation_patterns import ACTIVATION_PATTERNS
 from graphwright.passes.base import Pass, Stage
@@ -31,6 +31,9 @@ def _check(match: Match) -> str | None:
         return f"the gate is {list(shape)} and the other factor {list(other)}."
     if row_axis(gate.meta["val"]) is None:
         return f"the gate {list(shape)} has no row for each token."
+    for part in (gate, up):
+        if part.target in VIEW_OPS and not is_view(part):
+            return f"'{part.name}' is scattered over its row, so it would have to be copied."
     return None
 
 
@@ -51,7 +54,8 @@ REWRITES = tuple(_gated(name, activation) for name, activation in ACTIVATION_PAT
 class FuseGatedActivation(Pass):
     """activation(gate) * up  →  gw.gated_act(gate, up).
 
-    Leaves: an activation that others use too; a factor that is a number or broadcast.
+    Leaves: an activation that others use too; a factor that is a number or broadcast; parts of each
+    slot's product by experts, which do not lie together in a token's row.
     """
 
     stage: ClassVar[Stage] = Stage.FUSE

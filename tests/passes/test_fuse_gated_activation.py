@@ -55,3 +55,16 @@ def test_leaves_numbers_broadcasts_and_the_plain_activation() -> None:
         counts, misses = fire(program, FuseGatedActivation())
         assert counts == [0]
         assert reason in misses[0]
+
+
+def test_leaves_parts_that_are_scattered_over_the_row() -> None:
+    """[T, S, 2F] in two halves: a region reads both where they are, the op would need copies."""
+
+    def function(x: Any) -> Any:
+        gate, up = aten.slice.Tensor(x, 2, 0, 6), aten.slice.Tensor(x, 2, 6, 12)
+        return mul(aten.silu.default(gate), up)
+
+    for rows_of, count in ((rows(3, 12, batch=False), 0), (rows(1, 12, batch=False), 1)):
+        counts, misses = fire(build_program(function, x=rows_of), FuseGatedActivation())
+        assert counts == [count]
+        assert count or "is scattered over its row, so it would have to be copied." in misses[0]
