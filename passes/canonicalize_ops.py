@@ -14,12 +14,13 @@ from graphwright.passes.canonical_choices import CHOICE_RULES
 from graphwright.passes.canonical_layout import LAYOUT_RULES
 from graphwright.passes.canonical_matrix import MATRIX_RULES
 from graphwright.passes.canonical_numbers import NUMBER_RULES
+from graphwright.passes.canonical_writes import WRITE_RULES
 from graphwright.passes.drop_no_ops import DropNoOps, changes_nothing
 
 __all__ = ["CanonicalizeOps"]
 
 Rule = Callable[[Program, fx.Node], fx.Node | None]
-_TABLES = (LAYOUT_RULES, MATRIX_RULES, NUMBER_RULES, CHOICE_RULES)
+_TABLES = (LAYOUT_RULES, MATRIX_RULES, NUMBER_RULES, CHOICE_RULES, WRITE_RULES)
 _RULES: dict[Any, tuple[Rule, ...]] = {
     target: tuple(table[target] for table in _TABLES if target in table)
     for target in {key: None for table in _TABLES for key in table}

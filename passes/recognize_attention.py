@@ -11,6 +11,7 @@ from torch import fx
 
 from graphwright.ir import ConstantTensor, Mask, PassError, Program
 from graphwright.ir.layout import size_of
+from graphwright.ir.weights import Expression
 from graphwright.passes.attention_core import AttentionCore, NoCoreError, find_core, is_core_root
 from graphwright.passes.base import Pass, Stage
 from graphwright.passes.content_free import content_free_nodes
@@ -191,8 +192,14 @@ def _sinks(program: Program, core: AttentionCore, heads: int) -> fx.Node | None:
         return None
     chain = trace(core.sinks)
     kept = [atom for axis in chain.axes[:-2] for atom in axis if atom not in chain.repeated]
-    if program.weight_of(chain.base) is None or math.prod(a.size for a in kept) != heads:
+    weight = program.weight_of(chain.base)
+    if weight is None or math.prod(atom.size for atom in kept) != heads:
         raise PassError(
             f"the attention sinks '{core.sinks.name}' are not one weight for each of {heads} heads."
         )
-    return arrange(program, core.result, chain.base, chain.base_axes, [kept])
+    if kept != [atom for axis in chain.base_axes for atom in axis if atom in kept]:
+        return arrange(program, core.result, chain.base, chain.base_axes, [kept])
+    if weight.shape == (heads,):
+        return chain.base
+    flat = Expression.of(torch.ops.aten.reshape.default, weight, [heads])
+    return program.add_weight(str(chain.base.target), flat)
