@@ -31,7 +31,7 @@ def _copy(program: Program, node: fx.Node) -> fx.Node | None:
     if source.meta["val"].dtype != wanted.dtype:
         source = program.call(node, aten._to_copy.default, source, dtype=wanted.dtype)
     if same_kind(source.meta["val"], wanted):
-        return source
+        return source  # type: ignore[no-any-return]
     sizes = _broadcast(source.meta["val"], wanted)
     return None if sizes is None else same_value(program, node, aten.expand.default, source, sizes)
 
@@ -52,27 +52,27 @@ def _broadcast(source: torch.Tensor, wanted: torch.Tensor) -> list[int] | None:
 
 def _slice_scatter(program: Program, node: fx.Node) -> fx.Node | None:
     """x with part [start:end] replaced  →  cat(x[:start], part, x[end:])."""
-    base, part, *rest = node.args
-    dim, start, end, step = [*rest, *[0, None, None, 1][len(rest) :]]
-    assert isinstance(base, fx.Node) and isinstance(part, fx.Node)
+    given: list[Any] = list(node.args)
+    given += [0, None, None, 1][len(given) - 2 :]
+    base, part, dim, start, end, step = given
     value = base.meta["val"]
-    dim = int(dim) % value.dim()  # type: ignore[arg-type]
+    dim = int(dim) % value.dim()
     size = size_of(value.shape[dim])
     if step != 1 or not isinstance(size, int) or part.meta["val"].dtype != value.dtype:
         return None
-    bounds = [default if n is None else n for n, default in ((start, 0), (end, size))]
+    bounds: list[Any] = [default if n is None else n for n, default in ((start, 0), (end, size))]
     if not all(isinstance(bound, int) for bound in bounds):
         return None
-    first, last = (min(max(n + size if n < 0 else n, 0), size) for n in bounds)  # type: ignore[operator]
+    first, last = (min(max(n + size if n < 0 else n, 0), size) for n in bounds)
     return _with_part(program, node, base, part, dim, (first, last))
 
 
 def _select_scatter(program: Program, node: fx.Node) -> fx.Node | None:
     """x with entry `index` replaced  →  cat(x[:index], part, x[index + 1:])."""
-    base, part, dim, index = node.args
-    assert isinstance(base, fx.Node) and isinstance(part, fx.Node)
+    given: list[Any] = list(node.args)
+    base, part, dim, index = given
     value = base.meta["val"]
-    dim = int(dim) % value.dim()  # type: ignore[arg-type]
+    dim = int(dim) % value.dim()
     size = size_of(value.shape[dim])
     if not isinstance(size, int) or not isinstance(index, int):
         return None
@@ -103,14 +103,15 @@ def _with_part(
 
 def _slice_of_cat(program: Program, node: fx.Node) -> fx.Node | None:
     """cat(a, b, c)[start:end]  →  the parts that it covers, when it cuts none of them."""
-    source, *rest = node.args
-    dim, start, end, step = [*rest, *[0, 0, None, 1][len(rest) :]]
+    given: list[Any] = list(node.args)
+    given += [0, 0, None, 1][len(given) - 1 :]
+    source, dim, start, end, step = given
     if not isinstance(source, fx.Node) or source.target is not aten.cat.default or step != 1:
         return None
     parts: Any = source.args[0]
     rank = node.meta["val"].dim()
-    along = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim", 0)
-    if int(along) % rank != dim or not isinstance(start, int) or not isinstance(end, int):  # type: ignore[arg-type]
+    along: Any = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim", 0)
+    if int(along) % rank != dim or not isinstance(start, int) or not isinstance(end, int):
         return None
     covered, place = [], 0
     for part in parts:

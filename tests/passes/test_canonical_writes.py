@@ -40,10 +40,10 @@ SPELLINGS: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
         [
             "aten.select.int(%x, 3, 0)",
             "aten.neg(%select_1)",
-            "aten.unsqueeze(%neg_default, 3)",
+            "aten.unsqueeze(%neg_1, 3)",
             "aten.slice.Tensor(%x, 3, 0, 1)",
             "aten.slice.Tensor(%x, 3, 2, 6)",
-            "aten.cat([%slice_1, %unsqueeze, %slice_2], 3)",
+            "aten.cat([%slice_1, %unsqueeze_1, %slice_2], 3)",
         ],
     ),
     "a broadcast is written": (
