@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import graphwright
 from graphwright.backends.reference.engine import ReferenceEngine
+from graphwright.inspector import memory_table, summary
 from graphwright.ir import GraphwrightError
 from graphwright.ir.tolerance import check_close
 from graphwright.runtime.engine import Engine
@@ -113,9 +114,14 @@ def prompt_of(length: int) -> list[int]:
 
 
 def test_the_plan_has_a_rolling_state_for_each_convolution(subject: Subject) -> None:
-    rolling = Engine(subject.artifact).artifact.json("plan.json")["kv"]["rolling"]
+    artifact = Engine(subject.artifact).artifact
+    rolling = artifact.json("plan.json")["kv"]["rolling"]
     assert len(rolling) == subject.rolling
     assert all(state["dtype"] == "float32" and state["kept"] >= 1 for state in rolling)
+    assert f", {subject.rolling} rolling" in summary(artifact)
+    last = rolling[-1]
+    shown = f"the last {last['kept']} inputs of {last['channels']} channels, float32"
+    assert shown in memory_table(artifact)
 
 
 @pytest.mark.parametrize("lengths", [(1,), (11,), (13, 1, 7), (2, 45, 16)])
