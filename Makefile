@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench
+.PHONY: help install demo test lint bench sweep
 
 help:  ## what can be made
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,3 +36,7 @@ lint: install  ## ruff and mypy (strict)
 
 bench: install  ## compare with other runtimes; see benchmarks/README.md
 	$(BIN)/python benchmarks/run.py
+
+sweep: install  ## every decoder of transformers, tiny: docs/architectures.md
+	$(BIN)/python tests/sweep/run.py --jobs 2; status=$$?; \
+	  $(BIN)/python tests/sweep/report.py && exit $$status

@@ -20,7 +20,7 @@ class Sampler:
     """Chooses the tokens of one sequence. Its random numbers depend on the seed alone.
 
     `seen`: token ids of the prompt; chosen tokens are added for the repetition penalty
-    (CTRL, arXiv 1909.05858).
+    (Keskar et al., arXiv 1909.05858).
     """
 
     def __init__(self, sampling: Sampling, vocab_size: int, seen: list[int]) -> None:

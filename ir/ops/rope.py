@@ -34,7 +34,7 @@ def rope(
     """Rotates the first R channels of each head, x * cos + rotate(x) * sin; others pass through.
 
     x [T, H, D], cos and sin [T, R], R <= D. rotate(x) is cat(-x[R/2:R], x[:R/2]), or, interleaved,
-    x'[2i] = -x[2i+1], x'[2i+1] = x[2i]. Source: Su et al., RoFormer, 2021.
+    x'[2i] = -x[2i+1], x'[2i+1] = x[2i]. Source: Su et al., arXiv 2104.09864.
     """
     size = cos.shape[-1]
     turned, rest = x[..., :size].float(), x[..., size:]
