@@ -32,7 +32,7 @@ lint: install  ## ruff and mypy (strict)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p graphwright
-	MYPYPATH=tests:tests/passes:tests/backends $(BIN)/mypy tests
+	MYPYPATH=tests:tests/passes:tests/backends:tests/sweep $(BIN)/mypy tests
 
 bench: install  ## compare with other runtimes; see benchmarks/README.md
 	$(BIN)/python benchmarks/run.py

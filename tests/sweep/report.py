@@ -96,7 +96,8 @@ def _reason(row: dict[str, Any]) -> str:
     text = row["reason"].strip()
     if row["status"] == "crashed":
         text = text.splitlines()[-1]
-    text = re.sub(r"^\w+Error: ", "", text)
+    else:
+        text = re.sub(r"^\w+Error: ", "", text)
     text = _PATH.sub("", text).replace("site-packages/", "").replace('", line ', ":")
     return re.sub(r"\s+", " ", text).replace("|", "\\|")
 
