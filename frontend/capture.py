@@ -11,9 +11,14 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.graph_signature import InputKind, OutputKind
 
-from graphwright.frontend.check_lengths import check_against_eager, check_shapes
-from graphwright.frontend.experts import gathered_experts
-from graphwright.frontend.export_ladder import Exported, export_dynamic
+from graphwright.frontend.check_lengths import (
+    check_against_eager,
+    check_positions,
+    check_shapes,
+)
+from graphwright.frontend.experts import traceable_experts
+from graphwright.frontend.export_ladder import Exported
+from graphwright.frontend.repeated_layers import export_repeated
 from graphwright.frontend.settled_buffers import settled_buffers
 from graphwright.frontend.stateless import StatelessForward, float32_parameters
 from graphwright.ir.errors import FrontendError
@@ -84,9 +89,12 @@ def capture_with_weights(
         tokens = example_tokens.reshape(-1).to(torch.int64)
     context = max_context or context_of(model)
     with (
-        float32_parameters(model), gathered_experts(model), settled_buffers(model, context) as own,
+        float32_parameters(model), traceable_experts(forward), settled_buffers(model, context) as own,
     ):  # fmt: skip
-        exported = export_dynamic(forward, tokens)
+        given = forward.takes_positions
+        exported = _export(forward, tokens)
+    if forward.takes_positions and not given:
+        check_positions(forward, len(tokens))
     _check_signature(exported, model)
 
     def values(origin: str, tensor: torch.Tensor) -> Weight:
@@ -109,6 +117,20 @@ def capture_with_weights(
         check_against_eager(program, forward, exported.least)
     _LOG.info("captured %s by %s", program.info.name, exported.rung)
     return program
+
+
+def _export(forward: StatelessForward, tokens: torch.Tensor) -> Exported:
+    """Without positions where the model can do without them and be traced; else with them."""
+    try:
+        return export_repeated(forward, tokens)
+    except FrontendError as error:
+        if not forward.give_positions():
+            raise
+        _LOG.info("with the model's own positions: %s", error)
+        try:
+            return export_repeated(forward, tokens)
+        except FrontendError:
+            raise error from None
 
 
 def context_of(model: nn.Module) -> int | None:

@@ -7,31 +7,28 @@ from typing import Any
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import map_arg
 
 from graphwright.frontend.stateless import StatelessForward, float32_parameters
 from graphwright.ir.errors import FrontendError, PassError
+from graphwright.ir.inference import Inference
 from graphwright.ir.interpreter import run_program
 from graphwright.ir.program import Program
 from graphwright.ir.tolerance import check_close
 
-__all__ = ["check_against_eager", "check_shapes"]
+__all__ = ["check_against_eager", "check_positions", "check_shapes"]
 
 
 def check_shapes(program: Program, most: int | None) -> None:
     """The shapes must work out at lengths the trace did not see. Raises FrontendError."""
     for length in (1, min(13, most or 13)):
-        mode = FakeTensorMode()
-        shapes = _Shapes(program, mode)
-        with mode, torch.no_grad():
-            tokens = torch.zeros(length, dtype=torch.int64)
-            try:
-                logits = shapes.run(tokens, tokens.clone(), enable_io_processing=False)
-            except FrontendError as error:
-                reason = str(error).splitlines()[0]
-                raise FrontendError(
-                    f"the trace of {program.info.name} does not work for {length} token(s): "
-                    f"{reason}."
-                ) from error
+        try:
+            logits = _shapes(program, length)
+        except FrontendError as error:
+            reason = str(error).splitlines()[0]
+            raise FrontendError(
+                f"the trace of {program.info.name} does not work for {length} token(s): {reason}."
+            ) from error
         expected = (length, int(program.output.meta["val"].shape[-1]))
         if tuple(logits.shape) != expected:
             raise FrontendError(
@@ -47,32 +44,54 @@ def check_against_eager(program: Program, forward: StatelessForward, least: int)
             tokens = torch.arange(length) % program.info.vocab_size
             positions = torch.arange(length)
             want = forward(tokens, positions if forward.takes_positions else None)
-            got = run_program(program, {"tokens": tokens, "positions": positions})
             try:
+                got = run_program(program, {"tokens": tokens, "positions": positions})
                 check_close(got, want)
-            except PassError as error:
+            except (PassError, RuntimeError) as error:  # of numbers, or of the trace's assertions
                 raise FrontendError(
                     f"{program.info.name} could only be traced for {least} tokens or "
                     f"more, and that trace is wrong for {length}: {error}"
                 ) from error
 
 
-class _Shapes(fx.Interpreter):
-    """Runs shapes only, at one concrete length."""
+def check_positions(forward: StatelessForward, length: int) -> None:
+    """Positions 0, 1, 2, … must be what the model takes when it is given none.
 
-    def __init__(self, program: Program, mode: FakeTensorMode) -> None:
-        super().__init__(program.module)
-        self._program, self._mode = program, mode
-
-    def run_node(self, n: fx.Node) -> Any:
+    Raises FrontendError otherwise.
+    """
+    with float32_parameters(forward.model, values=True), torch.no_grad():
+        tokens = torch.arange(length)
+        given = forward(tokens, torch.arange(length))
+        with forward.own_positions():
+            own = forward(tokens)
         try:
-            return super().run_node(n)
+            check_close(given, own)
+        except PassError as error:
+            raise FrontendError(
+                f"{type(forward.model).__name__} counts positions in a way of its own, and cannot "
+                f"be traced while it does: {error}"
+            ) from error
+
+
+def _shapes(program: Program, length: int) -> Any:
+    """The logits as a fake tensor: the graph is run on shapes only, at one concrete length."""
+    mode, inference = FakeTensorMode(), Inference()
+    values: dict[fx.Node, Any] = {}
+    for node in program.graph.nodes:
+        args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+        try:
+            if node.op == "output":
+                return args[0]
+            with mode:
+                if node.op == "placeholder":
+                    values[node] = torch.zeros(length, dtype=torch.int64)
+                elif node.op == "get_attr":
+                    weight = program.weights[str(node.target)]
+                    values[node] = torch.empty(weight.shape, dtype=weight.dtype)
+            if node.op == "call_function":
+                values[node] = inference.call(node.target, args, kwargs, mode)
         except Exception as error:
-            lines = [line.strip() for line in (n.stack_trace or "").strip().splitlines()[-2:]]
+            lines = [line.strip() for line in (node.stack_trace or "").strip().splitlines()[-2:]]
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise FrontendError(f"{reason.rstrip('.')} ({', '.join(lines)})") from error
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        weight = self._program.weights[target]
-        with self._mode:
-            return torch.empty(weight.shape, dtype=weight.dtype)
+    raise AssertionError("the graph has no output")

@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.proxy import TracerBase
 
+from graphwright.frontend.layer_markers import is_marker
 from graphwright.frontend.length_guards import (
     AnotherPathError,
     constants_differ,
@@ -157,6 +158,7 @@ def _is_plain(exported: ExportedProgram) -> bool:
     which would take longer than the first."""
     for node in exported.graph.nodes:
         known = allowed_at(Level.NORMALIZED, node.target) or str(node.target) in _SPELLINGS
+        known = known or is_marker(node.target)
         if node.op == "get_attr":
             return False
         if node.op == "call_function" and not known:

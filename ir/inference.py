@@ -6,14 +6,14 @@ the same target, the same constants, arguments of the same shapes, strides and d
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
-from torch.utils import _pytree as pytree
+from torch.fx.node import map_arg
 
 __all__ = ["Inference"]
 
@@ -29,34 +29,34 @@ class Inference:
 
     def value(self, node: fx.Node, mode: FakeTensorMode) -> Any:
         """What the call `node` returns: a fake tensor, several, or a symbolic number."""
-        key = _key(node)
+        args, kwargs = map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
+        assert callable(node.target)
+        return self.call(node.target, args, kwargs, mode)
+
+    def call(self, target: Callable[..., Any], args: Any, kwargs: Any, mode: FakeTensorMode) -> Any:
+        """What `target` returns for fake tensors of `mode` and constants."""
+        key = _key(target, args, kwargs)
         if key is not None and key in self._known:
             return self._known[key]
-        args, kwargs = pytree.tree_map_only(
-            fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs)
-        )
-        assert callable(node.target)
         with mode, torch.no_grad():
-            value = node.target(*args, **kwargs)
+            value = target(*args, **kwargs)
         if key is not None and _can_be_shared(value):
             self._known[key] = value
         return value
 
 
-def _key(node: fx.Node) -> Hashable | None:
+def _key(target: Callable[..., Any], args: Any, kwargs: Any) -> Hashable | None:
     """Equal for calls that return the same type; None when that cannot be told."""
-    if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable:
+    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
         return None
     try:
-        return node.target, _freeze(node.args), _freeze(node.kwargs)
+        return target, _freeze(args), _freeze(kwargs)
     except TypeError:
         return None
 
 
 def _freeze(value: Any) -> Hashable:
     """Raises TypeError for what is neither a constant, a tensor, nor made of such."""
-    if isinstance(value, fx.Node):
-        return _freeze(value.meta["val"])
     if isinstance(value, FakeTensor):
         if value.layout is not torch.strided:
             raise TypeError("not a strided tensor")

@@ -1,0 +1,110 @@
+"""Layers that are alike are traced once: the others are stubs meanwhile, written out afterwards.
+
+docs/decisions/0006-repeated-layers.md says why the result is what tracing every layer gives.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from graphwright.frontend.export_ladder import Exported, export_dynamic
+from graphwright.frontend.layer_copies import CannotCopyError, write_out
+from graphwright.frontend.layer_records import Recorder
+from graphwright.frontend.layer_stubs import StubbedLayers
+from graphwright.frontend.layer_twins import Layer, find_layers
+from graphwright.frontend.stateless import StatelessForward
+from graphwright.ir.errors import FrontendError
+
+__all__ = ["export_repeated", "find_classes"]
+
+_LOG = logging.getLogger("graphwright.frontend")
+
+
+def export_repeated(forward: StatelessForward, tokens: torch.Tensor) -> Exported:
+    """What `export_dynamic` returns for `forward` over `tokens`, and usually sooner.
+
+    Raises its FrontendError.
+    """
+    layers = [layer for group in find_layers(forward).values() for layer in group]
+    with StubbedLayers(layers) as stubs:
+        if find_classes(forward, tokens, stubs):
+            try:
+                exported = export_dynamic(forward, tokens)
+                write_out(exported.program, forward, stubs.pairs)
+                return exported
+            except (FrontendError, CannotCopyError) as error:
+                _LOG.info("tracing every layer, since copying some does not work: %s", error)
+    return export_dynamic(forward, tokens)
+
+
+def find_classes(forward: StatelessForward, tokens: torch.Tensor, stubs: StubbedLayers) -> bool:
+    """Sets `stubs.twins`, from each layer to the first one that is like it. Are there any?
+
+    Evidence: both are made alike, the attributes that the first reads are equal, both do the same
+    ops, and with the copies replaced by stubs everything around the layers stays the same.
+    """
+    if not stubs.layers:
+        return False
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    positions = (torch.arange(tokens.shape[0]),) if forward.takes_positions else ()
+    inputs = [mode.from_tensor(x) for x in (tokens, *positions)]
+    try:
+        full = _record(forward, inputs, mode, stubs)
+        for first, layer in _pairs(full, stubs):
+            if not full.layers[first.path].equals(full.layers[layer.path]):
+                continue
+            if first.difference(layer, stubs.reads.get(first.number, set())) is None:
+                stubs.twins.setdefault(layer.number, first)
+        if not stubs.twins:
+            return False
+        stubbed = _record(forward, inputs, mode, stubs)
+    except Exception as error:  # noqa: BLE001  (a model's own code, on tensors without values)
+        _LOG.info("every layer is traced: the forward does not run without values: %s", error)
+        stubs.twins.clear()
+        return False
+    if full.leaks or full.outer != stubbed.outer:
+        _LOG.info("every layer is traced: a layer does more than return its results")
+        stubs.twins.clear()
+    return bool(stubs.twins)
+
+
+def _pairs(record: Recorder, stubs: StubbedLayers) -> Iterator[tuple[Layer, Layer]]:
+    """Layers made alike, the earlier of them first; such that are twins of others are left out."""
+    run = [stubs.by_path[path] for path in record.layers if record.layers[path].doubt is None]
+    firsts: list[Layer] = []
+    for layer in run:
+        for first in firsts:
+            if first.shape() == layer.shape():
+                yield first, layer
+        if layer.number not in stubs.twins:
+            firsts.append(layer)
+
+
+def _record(
+    forward: StatelessForward,
+    inputs: Sequence[torch.Tensor],
+    mode: FakeTensorMode,
+    stubs: StubbedLayers,
+) -> Recorder:
+    """Runs `forward` without values, as it runs while it is exported."""
+    recorder = Recorder()
+    with torch.no_grad(), _as_in_export(), mode, stubs.recording(recorder), recorder:
+        result = forward(*inputs)
+    recorder.finish(result)
+    return recorder
+
+
+@contextmanager
+def _as_in_export() -> Iterator[None]:
+    """Models ask whether they are being compiled, and do without checks of values then."""
+    with (
+        mock.patch.object(torch.compiler, "_is_compiling_flag", new=True),
+        mock.patch.object(torch.compiler, "_is_exporting_flag", new=True),
+    ):
+        yield
