@@ -21,9 +21,10 @@ POSITION_NAMES = ("position_ids", "positions", "pos_ids", "input_pos")
 class StatelessForward(nn.Module):
     """Wraps `model` as `(tokens int64 [T], positions int64 [T]) -> logits [T, vocab]`.
 
-    What the model's own forward accepts is read from its signature: positions or none (then
-    `takes_positions` is False), `use_cache` or none. It may return the logits, a tuple that starts
-    with them, a mapping with "logits" or an object with `.logits`.
+    What the model's own forward accepts is read from its signature: positions or none,
+    `use_cache` or none. Positions that it can do without are not given to it: what it computes by
+    itself is what it means (some count from 2, or skip padding). It may return the logits, a tuple
+    that starts with them, a mapping with "logits" or an object with `.logits`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -32,6 +33,8 @@ class StatelessForward(nn.Module):
         parameters = inspect.signature(model.forward).parameters
         self._tokens = next((name for name in _TOKENS if name in parameters), None)
         self._positions = next((name for name in POSITION_NAMES if name in parameters), None)
+        optional = [p.name for p in parameters.values() if p.default is not p.empty]
+        self._given = self._positions is not None and self._positions not in optional
         self._switches = {
             name: value
             for name, value in (("use_cache", False), ("return_dict", True))
@@ -46,13 +49,28 @@ class StatelessForward(nn.Module):
 
     @property
     def takes_positions(self) -> bool:
-        """Does the model's forward accept positions?"""
-        return self._positions is not None
+        """Are positions given to the model?"""
+        return self._given
+
+    def give_positions(self) -> bool:
+        """From now on they are. False when the model does not take them, or got them before."""
+        changed = self._positions is not None and not self._given
+        self._given = self._positions is not None
+        return changed
+
+    @contextlib.contextmanager
+    def own_positions(self) -> Iterator[None]:
+        """While open, the model counts positions by itself."""
+        given, self._given = self._given, False
+        try:
+            yield
+        finally:
+            self._given = given
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [T, vocab], float32."""
         keywords: dict[str, Any] = dict(self._switches)
-        if self._positions is not None and positions is not None:
+        if self._given and self._positions is not None and positions is not None:
             torch._check(positions.shape[0] == tokens.shape[0])
             keywords[self._positions] = positions.unsqueeze(0)
         if self._tokens is not None:
