@@ -11,7 +11,7 @@ from torch import fx
 
 from graphwright.ir import levels
 from graphwright.ir.errors import PassError
-from graphwright.ir.layout import is_view, row_axis, row_view
+from graphwright.ir.layout import is_view, row_axis, row_view, size_of
 from graphwright.ir.op import is_gw_op
 from graphwright.ir.program import Level, Program
 from graphwright.passes.base import Pass, Stage
@@ -29,7 +29,9 @@ from graphwright.passes.region_module import insert_region, sort_graph, source_l
 __all__ = ["FormRegions"]
 
 aten = torch.ops.aten
-_GATHERS = frozenset({"embedding.default", "index.Tensor", "index_select.default"})
+_GATHERS = frozenset(
+    {"embedding.default", "index.Tensor", "index_select.default", "gather.default"}
+)
 _SEVERAL_RESULTS = frozenset(
     "split.Tensor split_with_sizes.default chunk.default unbind.int".split()
 )
@@ -103,17 +105,20 @@ def _check_expressible(program: Program) -> None:
 def _is_expressible(node: fx.Node) -> bool:
     if str(node.target).removeprefix("aten.") not in _EXPRESSIBLE:
         return False
-    if node.target is aten.index.Tensor:  # one index over the first axis of a weight
-        table, indices = node.args[0], node.args[1]
-        return _is_weight(table) and isinstance(indices, (list, tuple)) and len(indices) == 1
-    if node.target is aten.index_select.default:
-        axis: Any = node.args[1]
-        return _is_weight(node.args[0]) and axis in (0, -node.args[0].meta["val"].dim())  # type: ignore[union-attr]
-    return node.target is not aten.embedding.default or _is_weight(node.args[0])
+    if node.target is aten.index.Tensor:
+        indices: Any = node.args[1]
+        used = [i for i, index in enumerate(indices) if index is not None]
+        if len(used) != 1 or indices[used[0]].meta["val"].dtype is torch.bool:
+            return False
+        return _is_counted(node.args[0], used[0])
+    if node.target in (aten.index_select.default, aten.gather.default):
+        return _is_counted(node.args[0], node.args[1])
+    return node.target is not aten.embedding.default or _is_counted(node.args[0], 0)
 
 
-def _is_weight(value: Any) -> bool:
-    return isinstance(value, fx.Node) and value.op == "get_attr"
+def _is_counted(value: Any, axis: Any) -> bool:
+    """Has this axis a size that is known, so that it does not hold the tokens?"""
+    return isinstance(size_of(value.meta["val"].shape[axis]), int)
 
 
 def _stored(program: Program) -> list[fx.Node]:

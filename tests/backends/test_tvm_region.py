@@ -293,6 +293,17 @@ NUMBERS: Cases = {
         lambda count: torch.randint(0, 12, (count, 3)),
         torch.randn(12, 10),
     ),
+    "gathers inside the row": (
+        lambda x, p, one, two: (
+            torch.index_select(x * 2, 1, one),
+            torch.gather(x, 1, p % 6),
+            x[:, two],
+        ),
+        rows(6),
+        lambda count: torch.randint(0, 5000, (count, 3)),
+        torch.tensor([3, 0, 3, 5]),
+        torch.tensor([[1, -1], [0, 2]]),
+    ),
     "alibi-like bias": (lambda p, w: p[:, None].float() * w, positions(), torch.randn(8)),
     "a shared subexpression": (lambda x: _doubled(x, 40), rows(10)),
 }

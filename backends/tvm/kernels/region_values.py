@@ -288,7 +288,7 @@ class Values:
     @staticmethod
     def _common(node: fx.Node, given: Arguments) -> str:
         """The type in which a comparison is made, by torch's promotion."""
-        sides = [
+        sides: list[Any] = [
             side.meta["val"] if isinstance(side, fx.Node) else side
             for side in (given["self"], given.get("other", given["self"]))
         ]
