@@ -16,7 +16,7 @@ from graphwright.frontend.check_lengths import (
     check_positions,
     check_shapes,
 )
-from graphwright.frontend.experts import gathered_experts
+from graphwright.frontend.experts import traceable_experts
 from graphwright.frontend.export_ladder import Exported
 from graphwright.frontend.repeated_layers import export_repeated
 from graphwright.frontend.settled_buffers import settled_buffers
@@ -89,7 +89,7 @@ def capture_with_weights(
         tokens = example_tokens.reshape(-1).to(torch.int64)
     context = max_context or context_of(model)
     with (
-        float32_parameters(model), gathered_experts(model), settled_buffers(model, context) as own,
+        float32_parameters(model), traceable_experts(forward), settled_buffers(model, context) as own,
     ):  # fmt: skip
         given = forward.takes_positions
         exported = _export(forward, tokens)

@@ -17,17 +17,13 @@ from torch import fx
 from graphwright.ir.layout import size_of
 from graphwright.ir.program import Program
 from graphwright.ir.weights import ConstantTensor
+from graphwright.passes.canonical_numbers import fill_of
 
 __all__ = ["CHOICE_RULES"]
 
 aten, gw = torch.ops.aten, torch.ops.gw
 _MOST_PLACES = 1024  # of the axis that is compared with
 _MOST_WRITTEN = 64  # places that one scatter writes
-_FILLED = {
-    aten.zeros_like.default: 0, aten.new_zeros.default: 0, aten.zeros.default: 0,
-    aten.ones_like.default: 1, aten.new_ones.default: 1, aten.ones.default: 1,
-}  # fmt: skip
-_FILLED_WITH = (aten.full.default, aten.full_like.default)
 
 
 def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
@@ -186,7 +182,7 @@ def _places(program: Program, size: int) -> fx.Node:
 def _where(program: Program, node: fx.Node, hit: fx.Node, one: Any, other: fx.Node) -> fx.Node:
     """where(hit, one, other), a constant `other` being written as a number."""
     dtype = other.meta["val"].dtype
-    number = _fill(other)
+    number = fill_of(other)
     if dtype.is_floating_point:
         one, number = (float(n) if isinstance(n, int) else n for n in (one, number))
     if isinstance(one, fx.Node):
@@ -199,14 +195,6 @@ def _where(program: Program, node: fx.Node, hit: fx.Node, one: Any, other: fx.No
     if result.meta["val"].dtype == dtype:
         return result
     return program.call(node, aten._to_copy.default, result, dtype=dtype)
-
-
-def _fill(node: fx.Node) -> Any:
-    """The number that all elements of `node` are; None when it is not plainly one."""
-    if node.target in _FILLED:
-        return _FILLED[node.target]
-    value = node.args[1] if node.target in _FILLED_WITH else None
-    return value if isinstance(value, (int, float)) else None
 
 
 CHOICE_RULES: dict[Any, Callable[[Program, fx.Node], fx.Node | None]] = {

@@ -10,15 +10,41 @@ from torch import fx
 
 from graphwright.ir.program import Program
 from graphwright.passes.canonical_layout import same_value
+from graphwright.passes.drop_no_ops import same_kind
 
-__all__ = ["NUMBER_RULES"]
+__all__ = ["NUMBER_RULES", "fill_of"]
 
 aten = torch.ops.aten
 _CASTS = (
     aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other,
     aten.type_as.default,
 )  # fmt: skip
+_FILLED = {
+    aten.zeros_like.default: 0, aten.new_zeros.default: 0, aten.zeros.default: 0,
+    aten.ones_like.default: 1, aten.new_ones.default: 1, aten.ones.default: 1,
+}  # fmt: skip
+_FILLED_WITH = (aten.full.default, aten.full_like.default)
 Rule = Callable[[Program, fx.Node], fx.Node | None]
+
+
+def fill_of(node: Any) -> Any:
+    """The number that all elements of `node` are; None when it is not plainly one."""
+    if not isinstance(node, fx.Node):
+        return None
+    if node.target in _FILLED:
+        return _FILLED[node.target]
+    value = node.args[1] if node.target in _FILLED_WITH else None
+    return value if isinstance(value, (int, float)) else None
+
+
+def _add_nothing(program: Program, node: fx.Node) -> fx.Node | None:
+    """x + zeros → x."""
+    for one, other in (node.args[:2], node.args[1::-1]):
+        if fill_of(one) != 0 or not isinstance(other, fx.Node) or node.kwargs:
+            continue
+        if same_kind(other.meta["val"], node.meta["val"]):
+            return other
+    return None
 
 
 def _to_overload(target: Any) -> Rule:
@@ -50,7 +76,12 @@ def _square(program: Program, node: fx.Node) -> fx.Node | None:
 
 
 def _multiply(program: Program, node: fx.Node) -> fx.Node | None:
-    """x * x → pow(x, 2); a number stands on the right."""
+    """x * x → pow(x, 2); x * ones → x."""
+    for one, other in (node.args[:2], node.args[1::-1]):
+        if fill_of(one) != 1 or not isinstance(other, fx.Node):
+            continue
+        if same_kind(other.meta["val"], node.meta["val"]):
+            return other
     if node.args[0] is node.args[1] and node.meta["val"].dtype.is_floating_point:
         return _square(program, node)
     return None
@@ -107,6 +138,7 @@ def _axis(dim: int, rank: int) -> int:
 
 
 NUMBER_RULES: dict[Any, Rule] = {
+    aten.add.Tensor: _add_nothing,
     aten.add.Scalar: _to_overload(aten.add.Tensor),
     aten.sub.Scalar: _to_overload(aten.sub.Tensor),
     aten.mul.Scalar: _to_overload(aten.mul.Tensor),

@@ -19,7 +19,7 @@ from graphwright.passes.content_free import content_free_nodes, evaluate
 
 __all__ = ["unflatten_pairs"]
 
-aten = torch.ops.aten
+aten, gw = torch.ops.aten, torch.ops.gw
 _PROBED = (3, 7)  # numbers of tokens for which an index of rows is evaluated
 
 
@@ -213,6 +213,17 @@ def _product(apart: _Apart, node: fx.Node) -> fx.Node:
     return apart.call(node, aten.matmul.default, *args)
 
 
+def _routed(apart: _Apart, node: fx.Node) -> fx.Node:
+    """A product by experts with one slot for each pair."""
+    (x, experts, *weights), _ = apart.mapped(node)
+    if experts.meta["val"].dim() != 3 or node.args[1].meta["val"].shape[1] != 1:  # type: ignore[union-attr]
+        raise _CannotError("routes pairs to several experts each")
+    rows = apart.call(node, aten.squeeze.dim, x, 2) if _rank(x) == 4 else x
+    slots = apart.call(node, aten.squeeze.dim, experts, 2)
+    result = apart.call(node, node.target, rows, slots, *weights)
+    return apart.call(node, aten.unsqueeze.default, result, 2)
+
+
 def _linear(apart: _Apart, node: fx.Node) -> fx.Node:
     args, kwargs = apart.mapped(node)
     if node.args[0] not in apart.values or _rank(node.args[0]) < 2:  # type: ignore[arg-type]
@@ -273,6 +284,7 @@ _RULES: dict[Any, Callable[[_Apart, fx.Node], fx.Node]] = {
     aten.bmm.default: _product,
     aten.matmul.default: _product,
     aten.linear.default: _linear,
+    gw.routed_linear.default: _routed,
     aten.layer_norm.default: _norm,
     aten.rms_norm.default: _norm,
     aten.unsqueeze.default: _along(1, extra=1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -113,7 +114,21 @@ def _name(program: Program, node: fx.Node) -> str:
         if here.op == "get_attr":
             leaves.add(str(here.target))
         stack.extend(here.all_input_nodes)
-    return leaves.pop() if len(leaves) == 1 else "constant"
+    return _common(sorted(leaves)) or "constant"
+
+
+def _common(names: list[str]) -> str:
+    """The words that all names start and end with: those of several experts' like weights."""
+    words = [name.split("_") for name in names]
+    shortest = min((len(parts) for parts in words), default=0)
+    start = sum(1 for _ in itertools.takewhile(_is_same, zip(*words, strict=False)))
+    ends = zip(*(parts[::-1] for parts in words), strict=False)
+    end = min(sum(1 for _ in itertools.takewhile(_is_same, ends)), shortest - start)
+    return "_".join(words[0][:start] + words[0][len(words[0]) - end :]) if words else ""
+
+
+def _is_same(words: tuple[str, ...]) -> bool:
+    return len(set(words)) == 1
 
 
 def _number_operand(program: Program, node: fx.Node, step: FoldConstants) -> bool:

@@ -50,10 +50,14 @@ class RecognizeExperts(Pass):
         if count or routed:
             program.drop_dead()
             CanonicalizeOps().run(program)
-        if routed:
+        products = [n for n in program.graph.nodes if n.target is gw.routed_linear.default]
+        if products:
+            routed += sum(_share_rows(program, node) for node in products)
             routed += apply_rewrites(self, program, (_BIAS, _WEIGHTED))
+        if routed:
             CanonicalizeOps().run(program)
             EliminateCommonSubexpressions().run(program)
+        _check_ranges(program)
         return count + routed
 
 
@@ -79,7 +83,6 @@ def _route(program: Program, node: fx.Node, turned: dict[str, fx.Node]) -> int:
     else:
         return 0
     experts, weight = found.experts, found.weight
-    _check_range(program, node, experts, weight.meta["val"].shape[0])
     if experts.meta["val"].dim() == 1:
         experts = program.call(node, aten.unsqueeze.default, experts, 1)
     if transposed:
@@ -92,15 +95,19 @@ def _route(program: Program, node: fx.Node, turned: dict[str, fx.Node]) -> int:
     return 1
 
 
-def _check_range(program: Program, node: fx.Node, experts: fx.Node, count: int) -> None:
+def _check_ranges(program: Program) -> None:
     """No step checks the experts it is given, so what they can be must be known now."""
-    bounds = index_range(program, experts)
-    if bounds is None or bounds[0] < 0 or bounds[1] >= count:
-        known = "any numbers" if bounds is None else f"{bounds[0]} to {bounds[1]}"
-        raise PassError(
-            f"node '{node.name}': its experts '{experts.name}' may be {known}, but its weight "
-            f"holds {count}; expected places chosen by top-k, or clamped."
-        )
+    for node in program.graph.nodes:
+        if node.target is not gw.routed_linear.default:
+            continue
+        experts, weight = node.args[1:3]
+        bounds, count = index_range(program, experts), int(weight.meta["val"].shape[0])
+        if bounds is None or bounds[0] < 0 or bounds[1] >= count:
+            known = "any numbers" if bounds is None else f"{bounds[0]} to {bounds[1]}"
+            raise PassError(
+                f"node '{node.name}': its experts '{experts.name}' may be {known}, but its weight "
+                f"holds {count}; expected places chosen by top-k, or clamped."
+            )
 
 
 def _is_one(node: fx.Node, axis: int) -> bool:
@@ -143,20 +150,32 @@ def _merges_slots(value: torch.Tensor, inner: torch.Tensor) -> bool:
     return new in (old, merged)
 
 
-def _rows(program: Program, node: fx.Node, x: fx.Node, unit: int) -> fx.Node:
-    """`x`, whose axis `unit` is one, as [T, K] if all slots of a token read the same row, else as
-    [T, S, K]."""
+def _rows(program: Program, node: fx.Node, x: fx.Node, unit: int | None) -> fx.Node:
+    """`x` without its axis `unit`, which is one: as [T, K] if all slots of a token read the same
+    row, else as [T, S, K]."""
     chain = trace(x)
-    axes = list(chain.axes)
-    del axes[unit]
+    axes = [
+        axis for i, axis in enumerate(chain.axes) if unit is None or i != unit % len(chain.axes)
+    ]
     shared = [axis for axis in axes[1:-1] if set(axis) <= chain.repeated]
     kept = [axis for axis in axes if axis not in shared]
     if not any(atom in chain.repeated for axis in kept for atom in axis):
         return arrange(program, node, chain.base, chain.base_axes, kept)
-    value = x.meta["val"]
-    sizes = [s if isinstance(s, int) else -1 for s in value.shape]
-    del sizes[unit]
-    return program.call(node, aten.reshape.default, x, sizes)
+    if unit is None:
+        return x
+    return program.call(node, aten.squeeze.dim, x, unit)
+
+
+def _share_rows(program: Program, node: fx.Node) -> int:
+    """1 if `node` was given one row a token where it had the same one for each slot, else 0."""
+    x: Any = node.args[0]
+    if x.meta["val"].dim() == 2:
+        return 0
+    rows = _rows(program, node, x, None)
+    if rows.meta["val"].dim() != 2:
+        return 0
+    node.args = (rows, *node.args[1:])
+    return 1
 
 
 def _turned(program: Program, weight: fx.Node, known: dict[str, fx.Node]) -> fx.Node:

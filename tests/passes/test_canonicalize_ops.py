@@ -50,6 +50,10 @@ SPELLINGS: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
         lambda x: aten.neg.default(aten.cat.default([aten.slice.Tensor(x, 2, 0, 0), x], 2)),
         ["aten.neg(%x)"],
     ),
+    "nothing added": (
+        lambda x: aten.neg.default(aten.add.Tensor(aten.zeros_like.default(x), x)),
+        ["aten.neg(%x)"],
+    ),
     "transpose": (
         lambda x: aten.transpose.int(x, 1, -2),
         ["aten.permute(%x, [0, 2, 1, 3])"],

@@ -251,7 +251,7 @@ UNBOUNDED = {
         lambda ids: aten.masked_fill.Scalar(ids, aten.gt.Scalar(ids, 3), EXPERTS),
         "may be 0 to 8",
     ),
-    "multiplied": (lambda ids: mul(ids, 1), "may be any numbers"),
+    "multiplied": (lambda ids: mul(ids, 2), "may be any numbers"),
 }
 
 

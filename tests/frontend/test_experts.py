@@ -1,0 +1,146 @@
+"""Experts while tracing: the option of a configuration, and loops that are run once."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from expert_models import LOOPS, ExpertDecoder, Loop
+from torch import nn
+
+from graphwright.frontend.capture import capture_module
+from graphwright.frontend.experts import gathered_experts, traceable_experts
+from graphwright.frontend.stateless import StatelessForward, float32_parameters
+from graphwright.ir import FrontendError, Program
+from graphwright.ir.interpreter import run_program
+from graphwright.ir.tolerance import check_close
+
+
+def test_every_configuration_asks_for_gathered_experts_meanwhile() -> None:
+    inner = SimpleNamespace(_experts_implementation="eager")
+    outer = SimpleNamespace(_experts_implementation=None, text=inner, other=3)
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model.config = outer  # type: ignore[assignment]
+    model[1].config = SimpleNamespace(other=1)  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="inside"), gathered_experts(model):
+        assert outer._experts_implementation == inner._experts_implementation == "batched_mm"
+        raise RuntimeError("inside")
+    assert (outer._experts_implementation, inner._experts_implementation) == (None, "eager")
+
+
+def logits(program: Program, tokens: torch.Tensor) -> torch.Tensor:
+    inputs = {"tokens": tokens, "positions": torch.arange(len(tokens))}
+    result: torch.Tensor = run_program(program, inputs)
+    return result
+
+
+@pytest.mark.parametrize("block", LOOPS, ids=lambda block: block.__name__)
+def test_loops_are_traced_as_products_by_routed_experts(block: type[Loop]) -> None:
+    model = ExpertDecoder(block)
+    program = capture_module(model)
+    products = [n for n in program.graph.nodes if n.target is torch.ops.gw.routed_linear.default]
+    assert len(products) == 2 * (2 if block.__name__ == "Matrices" else 3)
+    assert not any("nonzero" in str(node.target) for node in program.graph.nodes)
+    for length in (1, 2, 30):
+        tokens = torch.randint(0, 128, (length,))
+        with torch.no_grad():
+            check_close(logits(program, tokens), model(tokens[None])[0])
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_nothing_is_replaced_in_a_model_without_loops() -> None:
+    class Dense(Loop):
+        def mix(self, x: torch.Tensor) -> torch.Tensor:
+            weights = self.router(x).softmax(-1)
+            parts = torch.stack([expert(x) for expert in self.experts], 1)
+            return torch.where(parts > 0, parts, 0.1 * parts).mul(weights[:, :, None]).sum(1)
+
+    model = ExpertDecoder(Dense)
+    forward = StatelessForward(model)
+    with float32_parameters(model), traceable_experts(forward):
+        assert all("forward" not in vars(module) for module in model.modules())
+
+
+class Numbered(Loop):
+    def mix(self, x: torch.Tensor) -> torch.Tensor:
+        weights, chosen = torch.topk(self.router(x), self.chosen)
+        y = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            token, slot = torch.where(chosen == number)
+            y[token] += weights[token, slot, None] * expert(x[token]) * (number + 1)
+        return y
+
+
+class Capacity(Numbered):
+    """Only the first four tokens of each expert count."""
+
+    def mix(self, x: torch.Tensor) -> torch.Tensor:
+        weights, chosen = torch.topk(self.router(x), self.chosen)
+        y = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            token, slot = (places[:4] for places in torch.where(chosen == number))
+            y.index_add_(0, token, weights[token, slot, None] * expert(x[token]))
+        return y
+
+
+class MeanOfRows(Numbered):
+    """What an expert sees of a token depends on the others it got."""
+
+    def mix(self, x: torch.Tensor) -> torch.Tensor:
+        weights, chosen = torch.topk(self.router(x), self.chosen)
+        y = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            token, slot = torch.where(chosen == number)
+            rows = x[token]
+            y[token] += weights[token, slot, None] * expert(rows - rows.mean(0))
+        return y
+
+
+class Overwrites(Numbered):
+    def mix(self, x: torch.Tensor) -> torch.Tensor:
+        chosen = torch.topk(self.router(x), self.chosen)[1]
+        y = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            token, _ = torch.where(chosen == number)
+            y[token] = expert(x[token])
+        return y
+
+
+class LeavesOneOut(Numbered):
+    def mix(self, x: torch.Tensor) -> torch.Tensor:
+        weights, chosen = torch.topk(self.router(x), self.chosen)
+        y = torch.zeros_like(x)
+        for number, expert in enumerate(list(self.experts)[:-1]):
+            token, slot = torch.where(chosen == number)
+            y[token] += weights[token, slot, None] * expert(x[token])
+        return y
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    (
+        (Numbered, "run once for all slots it gives other values"),
+        (MeanOfRows, "run once for all slots it gives other values"),
+        (Overwrites, "it overwrites what another expert gave the same token"),
+        (LeavesOneOut, "expert 3 of 4 never has its turn"),
+    ),
+)
+def test_loops_that_are_none_are_refused(block: type[Loop], reason: str) -> None:
+    with pytest.raises(FrontendError) as error:
+        capture_module(ExpertDecoder(block))
+    assert f"'layers.0.block' ({block.__name__}) cannot be traced: {reason}" in str(error.value)
+
+
+def test_experts_that_drop_tokens_are_refused() -> None:
+    with pytest.raises(FrontendError):
+        capture_module(ExpertDecoder(Capacity))
+
+
+def test_proving_leaves_the_model_as_it_was() -> None:
+    model = ExpertDecoder(LOOPS[0])
+    before: dict[str, Any] = copy.deepcopy(model.state_dict())
+    capture_module(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
