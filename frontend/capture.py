@@ -18,6 +18,7 @@ from graphwright.frontend.check_lengths import (
 )
 from graphwright.frontend.experts import traceable_experts
 from graphwright.frontend.export_ladder import Exported
+from graphwright.frontend.random_ops import refuse_random
 from graphwright.frontend.repeated_layers import export_repeated
 from graphwright.frontend.settled_buffers import settled_buffers
 from graphwright.frontend.stateless import StatelessForward, float32_parameters
@@ -96,6 +97,7 @@ def capture_with_weights(
     if forward.takes_positions and not given:
         check_positions(forward, len(tokens))
     _check_signature(exported, model)
+    refuse_random(exported.program.graph)
 
     def values(origin: str, tensor: torch.Tensor) -> Weight:
         return ConstantTensor.of(tensor, origin) if origin in own else source(origin, tensor)

@@ -40,6 +40,11 @@ class _Condition:
     inside_torch: bool
 
     @property
+    def about_memory(self) -> bool:
+        """Does it say that some size is not 0 or 1, which torch asks before it computes strides?"""
+        return getattr(self.expression, "rel_op", "") == "!=" and self.expression.args[1] in (0, 1)
+
+    @property
     def text(self) -> str:
         """The condition in words, for when its place is not known."""
         (symbol,) = self.expression.free_symbols
@@ -66,7 +71,7 @@ def longest_traced(
         if length == 0 or (most is not None and length > most):
             continue
         only = length == most or _holds(condition.expression, length + 1)
-        if condition.inside_torch and only and length > example:
+        if condition.inside_torch and (only or condition.about_memory):
             continue
         if length <= 4 * example:
             where = condition.where or condition.text

@@ -9,15 +9,13 @@ import torch
 from torch import fx
 
 from graphwright.ir import ConvState, KVState, Level, Mask, PassError, Program
-from graphwright.passes.attention_core import NoCoreError, find_core, is_core_root
 from graphwright.passes.base import Pass, Stage
-from graphwright.passes.content_free import content_free_nodes
 from graphwright.passes.layout_chains import trace
 from graphwright.passes.recognize_attention import RecognizeAttention
 from graphwright.passes.recognize_causal_conv import RecognizeCausalConv
 from graphwright.passes.region_module import source_line
-from graphwright.passes.token_axis import find_token_axes
 from graphwright.passes.token_convs import find_shift, find_token_conv, is_conv
+from graphwright.passes.token_proof import prove_per_token
 from graphwright.passes.token_windows import NoWindowError
 
 __all__ = ["InsertKvCache"]
@@ -55,9 +53,9 @@ class InsertKvCache(Pass):
             for node in nodes:
                 rewrites[node.target](program, node, (start, table), caches)
         program.drop_dead()
-        _refuse_other_attention(program)
         _refuse_other_convolutions(program)
-        find_token_axes(program)
+        for unconfirmed in prove_per_token(program):
+            self.miss(unconfirmed)
         return len(nodes)
 
     def _cache(
@@ -121,19 +119,6 @@ class InsertKvCache(Pass):
             for name, letter, shape in zip(state.inputs, "KV", shapes, strict=True)
         ]
         return inputs[0], inputs[1]
-
-
-def _refuse_other_attention(program: Program) -> None:
-    """Says why attention that is left was not recognised: clearer than where the proof stops."""
-    roots = [node for node in program.graph.nodes if is_core_root(program, node)]
-    content_free = content_free_nodes(program) if roots else set()
-    for root in roots:
-        try:
-            find_core(program, root, content_free)
-            reason = f"'{root.name}' is attention that was not recognised"
-        except NoCoreError as error:
-            reason = str(error)
-        raise PassError(f"{reason}. It looks at other tokens and cannot be given a cache.")
 
 
 def _refuse_other_convolutions(program: Program) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from graphwright.ir import Mask, PassError, Program
+from graphwright.ir.source import source_line
 from graphwright.passes.content_free import is_shape_only
 from graphwright.passes.mask_evaluation import FULL_LENGTH, RowEvaluator
 
@@ -60,11 +61,13 @@ def recognize_mask(
         if term.node not in content_free:
             raise PassError(
                 f"the attention mask '{term.node.name}' depends on the content of the tokens, not "
-                f"only on their positions{_source(term.node)}."
+                f"only on their positions{source_line(term.node)}."
             )
     names = " + ".join(term.node.name for term in terms)
-    longest = min(program.info.max_context or _LONGEST, _LARGEST)
+    longest = min(program.info.max_context or _LARGEST, _LARGEST)
     constants = _constants(program, terms, longest)
+    if program.info.max_context is None:
+        longest = max([_LONGEST, *(min(2 * number + 3, _LARGEST) for number in constants)])
     if not _by_rows(program, terms):
         if constants and constants[-1] >= FULL_LENGTH:
             raise PassError(
@@ -84,7 +87,8 @@ def recognize_mask(
     shifted = False
     for length, rows in _confirmations(constants, longest):
         bias = _evaluate(program, terms, length, rows)
-        shifted |= _confirm(f"'{names}'{_rounding(terms)}", bias, rows, fitted, slopes)
+        where = f"'{names}'{source_line(terms[0].node)}{_rounding(terms)}"
+        shifted |= _confirm(where, bias, rows, fitted, slopes)
     return RecognizedMask(fitted, None if slopes is None else slopes.float(), shifted)
 
 
@@ -264,7 +268,7 @@ def _unknown(names: str, terms: Sequence[MaskTerm], program: Program) -> str:
         reason = f"is not causal: query {query} sees key {key}, a later token"
     shown = "\n    ".join(rows)
     return (
-        f"the attention mask '{names}'{_source(terms[0].node)} {reason}. "
+        f"the attention mask '{names}'{source_line(terms[0].node)} {reason}. "
         f"Its first {size} queries see these keys:\n    {shown}"
     )
 
@@ -276,8 +280,3 @@ def _rounding(terms: Sequence[MaskTerm]) -> str:
         if isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16):
             return f" (rounded to {value.dtype} at '{node.name}')"
     return ""
-
-
-def _source(node: fx.Node) -> str:
-    trace = (node.meta.get("stack_trace") or "").strip().splitlines()
-    return f" (from {' '.join(line.strip() for line in trace[-2:])})" if trace else ""

@@ -8,6 +8,7 @@ from graphwright.passes.base import Pass
 from graphwright.passes.canonicalize_ops import CanonicalizeOps
 from graphwright.passes.drop_no_ops import DropNoOps
 from graphwright.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
+from graphwright.passes.expand_inner_attention import ExpandInnerAttention
 from graphwright.passes.fold_constants import FoldConstants
 from graphwright.passes.fold_scales import FoldScales
 from graphwright.passes.form_regions import FormRegions
@@ -61,6 +62,7 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
         # Rotations first: what is left between them and the core is then only head repetition.
         RecognizeRope(),
         RecognizeAttention(),
+        ExpandInnerAttention(),
         RecognizeCausalConv(),
         InsertKvCache(),
         SelectSampledRows(),

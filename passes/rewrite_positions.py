@@ -19,7 +19,9 @@ from graphwright.passes.token_axis import refuse_unknown_ops
 __all__ = ["RewritePositions"]
 
 aten = torch.ops.aten
-_LENGTHS = (5, 9)  # two lengths at which a value must be arange(T) + c
+_LENGTHS = (5, 9)  # lengths at which a value must be arange(T) + c, before longer ones are tried
+_LONGEST = 2**15  # up to which a counter must count
+_LONGEST_PAIRS = 2**11  # and up to which it may come from a value for each pair of tokens
 _COUNTED = (torch.int64, torch.int32, torch.float32)
 _GATHERS = (aten.index.Tensor, aten.index_select.default, aten.gather.default)
 
@@ -28,7 +30,8 @@ _GATHERS = (aten.index.Tensor, aten.index_select.default, aten.gather.default)
 class RewritePositions(Pass):
     """arange(T) + c → positions + c;  table[c : T + c] → embedding(table, positions + c).
 
-    A value counts tokens when it is arange(T) + c at two lengths, however it is computed. Leaves:
+    A value counts tokens when it is arange(T) + c at short lengths, at the longest, and past every
+    number in its graph, however it is computed. Leaves:
     what only says which row of the step is meant (an index into a value that has one row a token),
     and what only feeds a mask, a value with two token axes: masks are recognised by evaluation.
     """
@@ -91,16 +94,45 @@ def _count(program: Program, node: fx.Node, axis: int) -> _Counter | None:
     value = node.meta["val"]
     if value.dtype not in _COUNTED or any(s != 1 for i, s in enumerate(value.shape) if i != axis):
         return None
-    offsets = set()
-    for length in _LENGTHS:
-        result = evaluate(program, [node], length)[node].reshape(-1)
-        offset = result[0].item()
-        if offset != int(offset) or not torch.equal(
-            result, torch.arange(length).add(int(offset)).to(value.dtype)
-        ):
-            return None
-        offsets.add(int(offset))
-    return _Counter(axis, offsets.pop()) if len(offsets) == 1 else None
+    first = _offset(program, node, _LENGTHS[0])
+    if first is None or any(_offset(program, node, n) != first for n in _LENGTHS[1:]):
+        return None
+    lengths = _far_lengths(program, node)
+    if lengths is None or any(_offset(program, node, n) != first for n in lengths):
+        return None
+    return _Counter(axis, first)
+
+
+def _offset(program: Program, node: fx.Node, length: int) -> int | None:
+    """c when the value is arange(length) + c, else None."""
+    result = evaluate(program, [node], length)[node].reshape(-1)
+    offset = result[0].item()
+    if offset != int(offset) or len(result) != length:
+        return None
+    counted = torch.arange(length).add(int(offset)).to(result.dtype)
+    return int(offset) if torch.equal(result, counted) else None
+
+
+def _far_lengths(program: Program, node: fx.Node) -> list[int] | None:
+    """Lengths at which a value that only begins like a counter would show it: the longest, and
+    those past each number in its graph. None when that is too much to look at."""
+    seen: set[fx.Node] = {node}
+    stack, pairs, numbers = [node], False, set()
+    while stack:
+        here = stack.pop()
+        value = here.meta.get("val")
+        shape = value.shape if isinstance(value, torch.Tensor) else ()
+        pairs |= sum(not isinstance(size_of(size), int) for size in shape) > 1
+        fx.node.map_aggregate(
+            (here.args, here.kwargs), lambda x: numbers.add(x) if isinstance(x, int) else None
+        )
+        sources = [] if is_shape_only(here) else [n for n in here.all_input_nodes if n not in seen]
+        seen.update(sources)
+        stack += sources
+    longest = min(program.info.max_context or _LONGEST, _LONGEST)
+    if pairs and longest > _LONGEST_PAIRS:
+        return None
+    return sorted({longest} | {n + 1 for n in map(abs, numbers) if n < longest})
 
 
 def _table_slice(program: Program, node: fx.Node) -> _Counter | None:

@@ -23,7 +23,7 @@ from graphwright.passes.content_free import is_shape_only
 from graphwright.passes.token_mixers import explain
 from graphwright.passes.token_rules import MixesTokensError, TokenAxes, token_rule
 
-__all__ = ["find_token_axes", "refuse_unknown_ops"]
+__all__ = ["TokenAxisError", "find_token_axes", "refuse_unknown_ops"]
 
 aten = torch.ops.aten
 # Arguments that say how large a result is; a size anywhere else is a number to compute with.
@@ -44,10 +44,25 @@ _COUNTS = {aten.arange.default, aten.arange.start, aten.arange.start_step}
 _SIZE_TYPES = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
+class TokenAxisError(PassError):
+    """The op of `node` does not keep tokens apart, or is not known to."""
+
+    node: fx.Node | None = None
+
+
+def _error(node: fx.Node, reason: str) -> TokenAxisError:
+    error = TokenAxisError(
+        f"node '{node.name}' ({node.target}) {reason}{source_line(node)}. Only attention and "
+        "causal convolutions may look at other tokens."
+    )
+    error.node = node
+    return error
+
+
 def find_token_axes(program: Program) -> TokenAxes:
     """The token axis of every node; None where the value is the same for all tokens and steps.
 
-    Raises PassError naming the first op, with its source line, that mixes tokens or is unknown.
+    Raises TokenAxisError naming the first op that mixes tokens or is unknown, with its source line.
     """
     tokens = size_of(program.placeholder("tokens").meta["val"].shape[0])
     axes: TokenAxes = {}
@@ -55,24 +70,27 @@ def find_token_axes(program: Program) -> TokenAxes:
         try:
             axes[node] = _axis(node, axes, tokens)
         except MixesTokensError as reason:
-            raise _refusal(node, str(reason)) from None
+            raise _error(node, str(reason)) from None
     return axes
 
 
 def refuse_unknown_ops(program: Program) -> None:
-    """Raises PassError for the first op that no pass knows, saying what it does to the tokens.
+    """Raises TokenAxisError for the first op that no pass knows, saying what it does to the tokens.
 
     For programs about to be normalized, where attention is still there and nothing is proven: token
     axes are read off the shapes.
     """
     for node in program.graph.nodes:
         if node.op == "call_function" and not allowed_at(Level.NORMALIZED, node.target):
-            raise _refusal(node, _unknown(node))
+            raise _error(node, _unknown(node))
 
 
 def _unknown(node: fx.Node) -> str:
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         return "draws random numbers: the same tokens would give other logits each time"
+    sizes = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), _SIZE_TYPES)]
+    if sizes:
+        return f"computes with the number of tokens ('{sizes[0].name}')"
     axes: TokenAxes = dict.fromkeys(node.all_input_nodes)
     for source in axes:
         shape = getattr(source.meta.get("val"), "shape", ())
@@ -81,13 +99,6 @@ def _unknown(node: fx.Node) -> str:
     if any(axis is not None for axis in axes.values()):
         return explain(node, axes)
     return "is an op that no pass and no kernel knows"
-
-
-def _refusal(node: fx.Node, reason: str) -> PassError:
-    return PassError(
-        f"node '{node.name}' ({node.target}) {reason}{source_line(node)}. Only attention and "
-        "causal convolutions may look at other tokens."
-    )
 
 
 def _axis(node: fx.Node, axes: TokenAxes, tokens: Any) -> int | None:
@@ -169,7 +180,9 @@ def _of_constant(node: fx.Node, tokens: Any) -> int | None:
     ]
     if not found:
         return None
-    if node.target not in _CONSTANTS or len(found) > 1 or size_of(value.shape[found[0]]) != tokens:
+    if len(found) > 1:
+        raise MixesTokensError("has a value for each pair of tokens")
+    if node.target not in _CONSTANTS or size_of(value.shape[found[0]]) != tokens:
         raise MixesTokensError("numbers the tokens of this step, not those of a sequence")
     return found[0]
 

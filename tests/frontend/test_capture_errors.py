@@ -90,7 +90,7 @@ CASES: dict[type[Base], list[str]] = {
         "branches on a value that is computed from the tokens at ",
         "x.max().item()",
     ],
-    TakesFours: ["takes another path for 4 tokens", "(it was traced for", "tokens//4"],
+    TakesFours: ["takes another path for 2 tokens", "(it was traced for", "tokens//4"],
     BranchesOnLength: ["could only be traced for 16 tokens or more", "wrong for 1"],
     LastTokenOnly: ["logits of shape [1, 8] for 13 token(s); expected [13, 8]"],
     NoSequence: ["must return logits of shape [1, tokens, vocabulary], not [1, 8]"],
