@@ -90,8 +90,10 @@ def capture_with_weights(
         tokens = example_tokens.reshape(-1).to(torch.int64)
     context = max_context or context_of(model)
     with (
-        float32_parameters(model), traceable_experts(forward), settled_buffers(model, context) as own,
-    ):  # fmt: skip
+        float32_parameters(model),
+        traceable_experts(forward),
+        settled_buffers(model, context) as own,
+    ):
         given = forward.takes_positions
         exported = _export(forward, tokens)
     if forward.takes_positions and not given:
