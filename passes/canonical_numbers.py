@@ -47,6 +47,26 @@ def _add_nothing(program: Program, node: fx.Node) -> fx.Node | None:
     return None
 
 
+def _add(program: Program, node: fx.Node) -> fx.Node | None:
+    return _add_nothing(program, node) or _broadcast_once(program, node)
+
+
+def _broadcast_once(program: Program, node: fx.Node) -> fx.Node | None:
+    """x + expand(y) → x + y where the sum itself broadcasts y."""
+    for place in (0, 1):
+        wide, other = node.args[place], node.args[1 - place]
+        if not (isinstance(wide, fx.Node) and wide.target is aten.expand.default):
+            continue
+        narrow: Any = wide.args[0]
+        value = node.meta["val"]
+        if isinstance(other, fx.Node) and same_kind(other.meta["val"], value):
+            args = (narrow, other) if place == 0 else (other, narrow)
+            new = same_value(program, node, node.target, *args)  # type: ignore[arg-type]
+            new.kwargs = node.kwargs
+            return new
+    return None
+
+
 def _to_overload(target: Any) -> Rule:
     """op.Scalar(x, 2) → op.Tensor(x, 2): the same op with one name fewer."""
 
@@ -98,7 +118,18 @@ def _power(program: Program, node: fx.Node) -> fx.Node | None:
 
 
 def _embedding(program: Program, node: fx.Node) -> fx.Node | None:
-    """What only training looks at (padding, gradients) is dropped."""
+    """What only training looks at (padding, gradients) is dropped; a constant id is one row."""
+    table, ids = node.args[:2]
+    row = fill_of(ids)
+    if isinstance(row, int) and isinstance(table, fx.Node) and isinstance(ids, fx.Node):
+        entry = program.call(node, aten.select.int, table, 0, row)
+        sizes = [
+            program.call(node, aten.sym_size.int, ids, i)
+            if isinstance(size, torch.SymInt)
+            else size
+            for i, size in enumerate(ids.meta["val"].shape)
+        ]
+        return same_value(program, node, aten.expand.default, entry, [*sizes, -1])
     if len(node.args) == 2 and not node.kwargs:
         return None
     return same_value(program, node, aten.embedding.default, *node.args[:2])
@@ -138,7 +169,8 @@ def _axis(dim: int, rank: int) -> int:
 
 
 NUMBER_RULES: dict[Any, Rule] = {
-    aten.add.Tensor: _add_nothing,
+    aten.add.Tensor: _add,
+    aten.sub.Tensor: _broadcast_once,
     aten.add.Scalar: _to_overload(aten.add.Tensor),
     aten.sub.Scalar: _to_overload(aten.sub.Tensor),
     aten.mul.Scalar: _to_overload(aten.mul.Tensor),

@@ -126,6 +126,18 @@ def test_one_spelling(name: str) -> None:
     check_pass(before, STEP, count)
 
 
+def test_a_row_looked_up_for_every_token_is_broadcast() -> None:
+    """The kinds of tokens that a text of one part has: all are 0."""
+
+    def function(x: Any, w: Any) -> Any:
+        ids = aten.zeros_like.default(aten.select.int(x, 2, 0), dtype=torch.int64)
+        return aten.add.Tensor(x, aten.embedding.default(w, ids))
+
+    program = build_program(function, x=rows(6), w=torch.randn(2, 6))
+    check_pass(program, STEP, 2, "exact")
+    assert texts(program) == ["aten.select.int(%w, 0, 0)", "aten.add.Tensor(%x, %select_1)"]
+
+
 def test_a_product_by_a_weight_is_linear() -> None:
     """addmm between reshapes, as in models that store weights transposed."""
 
