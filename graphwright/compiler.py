@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,13 +105,14 @@ def compile(
     `example_tokens` int64 [1, S] helps to trace a module whose vocabulary is not known otherwise.
     Raises FrontendError, PassError or BackendError: a model is compiled right or refused.
     """
-    from graphwright.backends.tvm.build import build
-    from graphwright.backends.tvm.target import cpu_by_name
-    from graphwright.golden import golden_tokens
-    from graphwright.passes.base import PassContext, run_passes
-    from graphwright.passes.pipeline import PipelineOptions, pipeline
-    from graphwright.passes.recipe import Recipe
-    from graphwright.passes.verification import NumericCheck, should_check
+    with _without_collection():
+        from graphwright.backends.tvm.build import build
+        from graphwright.backends.tvm.target import cpu_by_name
+        from graphwright.golden import golden_tokens
+        from graphwright.passes.base import PassContext, run_passes
+        from graphwright.passes.pipeline import PipelineOptions, pipeline
+        from graphwright.passes.recipe import Recipe
+        from graphwright.passes.verification import CHECK_LIMIT_BYTES, NumericCheck, should_check
 
     options = CompileOptions(quant, target, chunk, check, context)
     progress = progress or Progress()
@@ -125,7 +127,8 @@ def compile(
 
     clock = time.perf_counter()
     progress.stage("capture")
-    program, files = _capture(model, example_tokens, trust_remote_code, context)
+    with _without_collection():
+        program, files = _capture(model, example_tokens, trust_remote_code, context)
     clock = timed("capture", clock)
 
     progress.stage("passes")
@@ -142,13 +145,27 @@ def compile(
     clock = timed("passes", clock)
 
     progress.stage("golden tokens")
-    golden = golden_tokens(program)
+    with _one_thread() if program.weights.nbytes <= CHECK_LIMIT_BYTES else nullcontext():
+        golden = golden_tokens(program)
     clock = timed("golden", clock)
 
     progress.stage("native code")
     built = build(program, cpu)
     timed("native code", clock)
     return Compiled(program, built, cpu, options, graphs, files, golden, seconds, progress)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """No search for garbage: what imports make stays, and looking through it again and again takes
+    a fifth of their time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager
