@@ -83,13 +83,21 @@ def _confirm(program: Program, node: fx.Node, axes: TokenAxes, axis: int) -> str
         return str(error).splitlines()[0].rstrip(".")
     for want, got in zip(whole, part, strict=True):
         expected = want.index_select(axis, rows)
-        same = got.shape == expected.shape
-        if not same or not torch.allclose(got, expected, 1e-4, 1e-5, equal_nan=True):
+        if not _agree(got, expected):
             raise PassError(
                 f"node '{node.name}' ({node.target}) does not keep tokens apart{source_line(node)}:"
                 f" alone, the tokens {_CHOSEN} of {_TOKENS} get another result."
             )
     return None
+
+
+def _agree(got: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Equal but for rounding: sums of large terms may cancel, so the largest result counts."""
+    if got.shape != expected.shape:
+        return False
+    finite = expected[expected.isfinite()].abs().double()
+    largest = max(1.0, float(finite.max())) if finite.numel() else 1.0
+    return torch.allclose(got, expected, 1e-4, 1e-5 * largest, equal_nan=True)
 
 
 def _random(source: fx.Node, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
