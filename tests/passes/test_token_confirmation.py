@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from graphs import build_program, rows
 
@@ -20,4 +22,13 @@ def test_rounding_of_long_sums_is_no_mixing() -> None:
         table=torch.randn(7, 4096),
         w=torch.randn(250, 4096),
     )
+    assert confirm_token_axes(program, find_token_axes(program)) == []
+
+
+def test_conditions_and_integers_are_compared_exactly() -> None:
+    def function(tokens: Any, x: Any) -> Any:
+        late = aten.bitwise_not.default(aten.gt.Scalar(aten.mul.Tensor(tokens, 3), 4))
+        return aten.where.ScalarOther(late, x, 0)
+
+    program = build_program(function, tokens=rows(dtype=torch.int64, batch=False), x=torch.randn(1))
     assert confirm_token_axes(program, find_token_axes(program)) == []
