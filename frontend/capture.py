@@ -41,6 +41,7 @@ _CONTEXT_NAMES = (
     "block_size",
 )
 _EXAMPLE_LENGTH = 12
+_CHECKED_BYTES = 100 * 2**20  # models up to this are run for 1 token, which no trace can see
 _KEPT_META = ("val", "stack_trace", "nn_module_stack")
 
 Source = Callable[[str, torch.Tensor], Weight]
@@ -117,8 +118,10 @@ def capture_with_weights(
         max_context=max_context or min(known, default=None),
     )
     check_shapes(program, exported.most)
-    if exported.least > 2:
-        check_against_eager(program, forward, exported.least)
+    small = sum(tensor.nbytes for tensor in _held(model).values()) <= _CHECKED_BYTES
+    if exported.least > 2 or small:
+        with settled_buffers(model, context):
+            check_against_eager(program, forward, exported.least)
     _LOG.info("captured %s by %s", program.info.name, exported.rung)
     return program
 

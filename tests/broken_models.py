@@ -390,6 +390,23 @@ def branch_on_content(m: Any, h: Tensor, ids: Tensor) -> Any:
     return h * 2 if (ids == 0).any() else h
 
 
+@broken("stream", "takes another path for", "h.shape[1] % 2")
+def branch_on_the_length(m: Any, h: Tensor, ids: Tensor) -> Any:
+    return h * 2 if h.shape[1] % 2 == 0 else h
+
+
+@broken("stream", "takes another path for", "range(h.shape[1] // 4)")
+def loop_over_the_length(m: Any, h: Tensor, ids: Tensor) -> Any:
+    for _ in range(h.shape[1] // 4):
+        h = h * 1.1
+    return h
+
+
+@broken("stream", "traced for 2 tokens or more", "is wrong for 1")
+def branch_for_one_token(m: Any, h: Tensor, ids: Tensor) -> Any:
+    return h * 2 if h.shape[1] > 1 else h
+
+
 @broken("stream", "reduces over the token axis")
 def condition_on_content(m: Any, h: Tensor, ids: Tensor) -> Any:
     return torch.where((ids == 0).any(), h * 2, h)

@@ -80,3 +80,9 @@ def test_a_float_of_the_length_that_stays_one_is_no_constant() -> None:
     program = capture_module(Model(lambda m, h: F.leaky_relu(h, 1 / h.shape[1])))
     relu = next(n for n in program.graph.nodes if n.target is torch.ops.aten.leaky_relu.default)
     assert isinstance(relu.args[1], torch.fx.Node)
+
+
+def test_a_branch_for_one_token_is_met_by_running_it() -> None:
+    """A trace with a dynamic length takes it for granted that there are two tokens or more."""
+    with pytest.raises(FrontendError, match=r"traced for 2 tokens or more.*wrong for 1"):
+        capture_module(Model(lambda m, h: h * 2 if h.shape[1] > 1 else h))
