@@ -11,6 +11,7 @@ from torch import fx
 from graphwright.ir.layout import size_of
 from graphwright.ir.program import Level, Program
 from graphwright.passes.base import Exactness, Pass, Stage
+from graphwright.passes.bound_context import bound_context
 from graphwright.passes.canonical_layout import reshape_like
 from graphwright.passes.content_free import content_free_nodes, evaluate, is_shape_only
 from graphwright.passes.fold_constants import FoldConstants
@@ -60,6 +61,9 @@ class RewritePositions(Pass):
                     f"position plus a constant."
                 )
         refuse_unknown_ops(program)
+        shortened = bound_context(program)
+        if shortened is not None:
+            self.miss(shortened)
         return count
 
 

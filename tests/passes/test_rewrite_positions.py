@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -134,3 +135,19 @@ def test_a_value_that_differs_by_row_and_is_no_position_is_named() -> None:
     counts, misses = fire(build(function), STEP)
     assert counts == [0]
     assert "differs by the place of a token in the step" in misses[0]
+
+
+@pytest.mark.parametrize("context", [None, 20, 256])
+def test_the_context_ends_where_a_table_of_positions_does(context: int | None) -> None:
+    """32 rows, of which the first two are skipped: 30 positions."""
+
+    def function(tokens: Any, positions: Any, e: Any, p: Any) -> Any:
+        place = aten.add.Tensor(aten.arange.default(length_of(tokens)), 2)
+        return aten.add.Tensor(aten.embedding.default(e, tokens), aten.embedding.default(p, place))
+
+    program = build(function, e=torch.randn(3, 4), p=TABLE)
+    program.info = replace(program.info, max_context=context)
+    _, misses = fire(program, STEP)
+    assert program.info.max_context == min(context or 30, 30)
+    assert (context == 20) == (misses == [])
+    assert context == 20 or "looks up 32 rows of 'p'" in misses[0]
