@@ -196,7 +196,7 @@ _LAYER_KEYS = ("num_hidden_layers", "n_layer")
 def tiny_model(
     name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any
 ) -> nn.Module:
-    """The model called `name` in TINY_MODELS or MORE_MODELS, in eval mode, with weights drawn from `seed`.
+    """The model called `name` in one of the two tables, in eval mode, weights drawn from `seed`.
 
     The weights are larger than a fresh model's, so that logits differ clearly from token to token.
     """
