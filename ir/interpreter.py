@@ -12,7 +12,7 @@ from torch.fx.node import map_arg
 from graphwright.ir.errors import PassError
 from graphwright.ir.program import Program
 
-__all__ = ["WeightCache", "WeightSource", "run_program"]
+__all__ = ["Interpreter", "WeightCache", "WeightSource", "run_program"]
 
 
 class WeightSource(Protocol):
@@ -44,52 +44,65 @@ def run_program(
 
     State tensors among the inputs are modified in place, as the engine's are.
     """
-    needed = [str(node.target) for node in program.graph.nodes if node.op == "placeholder"]
-    missing = [name for name in needed if name not in inputs]
-    if missing:
-        raise PassError(f"the program needs inputs {needed}; {missing} are not given.")
-    results = _run(program, [inputs[name] for name in needed], cache or WeightCache())
-    logits: torch.Tensor = results[0] if isinstance(results, (tuple, list)) else results
-    return logits
+    return Interpreter(program).run(inputs, cache)
 
 
-def _run(program: Program, inputs: Sequence[torch.Tensor], cache: WeightSource) -> Any:
-    """What the output node returns. Values live until their last use.
+class Interpreter:
+    """`run_program` for several runs of a program that stays as it is.
 
     A loop of our own: fx.Interpreter takes longer per node than a small model's tensors do.
     """
-    values: dict[fx.Node, Any] = {}
-    given = iter(inputs)
-    dying = _last_uses(program.graph)
-    with torch.no_grad():
-        for node in program.graph.nodes:
-            args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
-            if node.op == "output":
-                return args[0]
-            try:
-                if node.op == "placeholder":
-                    values[node] = next(given)
-                elif node.op == "get_attr":
-                    values[node] = cache.load(program, str(node.target))
-                else:
-                    function = node.target
-                    if node.op == "call_module":
-                        function = program.module.get_submodule(str(node.target))
-                    values[node] = function(*args, **kwargs)
-            except Exception as error:
-                error.add_note(f"while running {node.format_node()}\n{node.stack_trace or ''}")
-                raise
-            for source in dying.get(node, ()):
-                del values[source]
-    raise PassError("the program has no output node.")
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._nodes = list(program.graph.nodes)
+        self._functions: list[Any] = [
+            program.module.get_submodule(str(node.target))
+            if node.op == "call_module"
+            else node.target
+            for node in self._nodes
+        ]
+        self._dying = _last_uses(self._nodes)
+
+    def run(
+        self, inputs: Mapping[str, torch.Tensor], cache: WeightSource | None = None
+    ) -> torch.Tensor:
+        """The logits for `inputs`, as `run_program` has them. Values live until their last use."""
+        needed = [str(node.target) for node in self._nodes if node.op == "placeholder"]
+        missing = [name for name in needed if name not in inputs]
+        if missing:
+            raise PassError(f"the program needs inputs {needed}; {missing} are not given.")
+        cache = cache or WeightCache()
+        values: dict[fx.Node, Any] = {}
+        with torch.no_grad():
+            for node, function, dying in zip(
+                self._nodes, self._functions, self._dying, strict=True
+            ):
+                try:
+                    if node.op == "placeholder":
+                        values[node] = inputs[function]
+                    elif node.op == "get_attr":
+                        values[node] = cache.load(self._program, function)
+                    elif node.op == "output":
+                        result: Any = map_arg(node.args[0], values.__getitem__)
+                    else:
+                        args = map_arg(node.args, values.__getitem__)
+                        values[node] = function(*args, **map_arg(node.kwargs, values.__getitem__))
+                except Exception as error:
+                    error.add_note(f"while running {node.format_node()}\n{node.stack_trace or ''}")
+                    raise
+                for source in dying:
+                    del values[source]
+        logits: torch.Tensor = result[0] if isinstance(result, (tuple, list)) else result
+        return logits
 
 
-def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+def _last_uses(nodes: Sequence[fx.Node]) -> list[list[fx.Node]]:
     """By node: the values that nobody needs once it has run."""
-    dying: dict[fx.Node, list[fx.Node]] = {}
+    dying: list[list[fx.Node]] = []
     seen: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
+    for node in reversed(nodes):
         last = [source for source in node.all_input_nodes if source not in seen]
-        dying[node] = last if node.users else [*last, node]
+        dying.append([] if node.op == "output" else last if node.users else [*last, node])
         seen.update(last)
-    return dying
+    return dying[::-1]

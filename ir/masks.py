@@ -7,6 +7,7 @@ from 0 within a sequence.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -47,6 +48,7 @@ class Mask:
         return text
 
     @staticmethod
+    @functools.cache
     def parse(text: str) -> Mask:
         """The mask that `str` wrote. Raises PassError for anything else."""
         match = _TEXT.fullmatch(text)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from graphwright.ir import Level, PassError, Program
-from graphwright.ir.interpreter import WeightCache, run_program
+from graphwright.ir.interpreter import Interpreter, WeightCache
 from graphwright.ir.paging import PagedCache
 from graphwright.ir.tolerance import TOLERANCES, error_ratio
 from graphwright.passes.base import Exactness
@@ -83,23 +83,24 @@ class NumericCheck:
         return worst
 
     def _run(self, program: Program) -> list[torch.Tensor]:
-        steps = _steps(program)
+        steps, interpreter = _steps(program), Interpreter(program)
         generator = torch.Generator().manual_seed(self._seed)
         sequences = [
             torch.randint(program.info.vocab_size, (sum(counts),), generator=generator)
             for counts in zip(*steps, strict=True)
         ]
         if program.level < Level.CACHED:
-            return [self._stateless(program, tokens) for tokens in sequences if len(tokens)]
-        return self._cached(program, sequences, steps)
+            return [self._stateless(interpreter, tokens) for tokens in sequences if len(tokens)]
+        return self._cached(program, interpreter, sequences, steps)
 
-    def _stateless(self, program: Program, tokens: torch.Tensor) -> torch.Tensor:
+    def _stateless(self, interpreter: Interpreter, tokens: torch.Tensor) -> torch.Tensor:
         inputs = {"tokens": tokens, "positions": torch.arange(len(tokens))}
-        return run_program(program, inputs, self._weights)
+        return interpreter.run(inputs, self._weights)
 
     def _cached(
         self,
         program: Program,
+        interpreter: Interpreter,
         sequences: Sequence[torch.Tensor],
         steps: Sequence[Sequence[int]],
     ) -> list[torch.Tensor]:
@@ -115,7 +116,7 @@ class NumericCheck:
                 begin = cache.length(numbers[i])
                 batch.append((numbers[i], sequences[i][begin : begin + counts[i]]))
             rows = range(sum(counts))[::-1]
-            logits = run_program(program, cache.inputs(batch, rows), self._weights)
+            logits = interpreter.run(cache.inputs(batch, rows), self._weights)
             if "sample_rows" in inputs:
                 logits = logits.flip(0)
             split = logits.split([counts[i] for i in members])

@@ -85,16 +85,16 @@ def cached_attention(
         if begin == end:
             continue
         here = positions[begin:end]
-        block = block_table[b, here // block_size].long()
         if k is not None and v is not None:
-            k_cache[block, here % block_size] = k[begin:end].to(k_cache.dtype)
-            v_cache[block, here % block_size] = v[begin:end].to(v_cache.dtype)
+            where = block_table[b, here // block_size].long(), here % block_size
+            k_cache[where] = k[begin:end].to(k_cache.dtype)
+            v_cache[where] = v[begin:end].to(v_cache.dtype)
         past = torch.arange(int(here[-1]) + 1)
-        block = block_table[b, past // block_size].long()
+        where = block_table[b, past // block_size].long(), past % block_size
         result[begin:end] = attend(
             q[begin:end],
-            k_cache[block, past % block_size],
-            v_cache[block, past % block_size],
+            k_cache[where],
+            v_cache[where],
             rule.visible(here[:, None], past[None, :]),
             past[None, :] - here[:, None],
             slopes,
