@@ -14,14 +14,13 @@ POINTWISE = frozenset(
     cos.default tanh.default sigmoid.default erf.default silu.default gelu.default relu.default
     relu6.default softplus.default leaky_relu.default elu.default hardtanh.default mish.default
     square.default floor.default ceil.default round.default trunc.default sign.default
-    clamp.default clamp.Tensor clamp_min.default clamp_max.default maximum.default
-    minimum.default where.self where.ScalarSelf where.ScalarOther where.Scalar masked_fill.Scalar masked_fill.Tensor
-    eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor
-    gt.Scalar ge.Tensor ge.Scalar logical_and.default logical_or.default logical_xor.default
-    logical_not.default isnan.default isinf.default
-    bitwise_and.Tensor bitwise_or.Tensor bitwise_not.default __and__.Tensor __or__.Tensor
-    _to_copy.default addcmul.default remainder.Scalar remainder.Tensor floor_divide.default
-    fmod.Scalar
+    clamp.default clamp.Tensor clamp_min.default clamp_max.default maximum.default minimum.default
+    where.self where.ScalarSelf where.ScalarOther where.Scalar masked_fill.Scalar
+    masked_fill.Tensor eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor
+    le.Scalar gt.Tensor gt.Scalar ge.Tensor ge.Scalar logical_and.default logical_or.default
+    logical_xor.default logical_not.default isnan.default isinf.default bitwise_and.Tensor
+    bitwise_or.Tensor bitwise_not.default __and__.Tensor __or__.Tensor _to_copy.default
+    addcmul.default remainder.Scalar remainder.Tensor floor_divide.default fmod.Scalar
     """.split()
 )
 # Only moves elements:
