@@ -12,12 +12,16 @@ from multiprocessing.connection import Connection
 __all__ = ["child"]
 
 
-def child(sender: Connection, model_type: str, quant: str, log: str) -> None:
-    """Sends the result of `model_type` as JSON; what is printed meanwhile goes to `log`."""
+def child(sender: Connection, model_type: str, quant: str, log: str, limit: float) -> None:
+    """Sends the result of `model_type` as JSON; what is printed meanwhile goes to `log`.
+
+    Just before `limit` seconds are over, the log is told where the time went.
+    """
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
     faulthandler.enable()
+    faulthandler.dump_traceback_later(max(limit - 2, 0.1))
     from subject import prepare, run_subject
 
     prepare()

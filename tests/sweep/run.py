@@ -84,7 +84,8 @@ def _one(model: str, options: argparse.Namespace) -> dict[str, Any]:
     """The subject's result, or what its process died of."""
     log = options.out / "logs" / f"{model}.txt"
     receiver, sender = _PROCESSES.Pipe(duplex=False)
-    process = _PROCESSES.Process(target=child, args=(sender, model, options.quant, str(log)))
+    arguments = (sender, model, options.quant, str(log), options.timeout)
+    process = _PROCESSES.Process(target=child, args=arguments)
     start = time.perf_counter()
     process.start()
     sender.close()
@@ -93,15 +94,25 @@ def _one(model: str, options: argparse.Namespace) -> dict[str, Any]:
         if receiver.poll(options.timeout):
             row = json.loads(receiver.recv())
         else:
-            row["reason"] = f"not done after {options.timeout:.0f} s."
             process.kill()
+            row["reason"] = f"{_frames(log)}\nnot done after {options.timeout:.0f} s."
     except EOFError:
         process.join()
-        tail = log.read_text().strip().splitlines()[-12:] if log.is_file() else []
-        row["reason"] = "\n".join([*tail, f"the process ended {_how(process.exitcode or 0)}."])
+        row["reason"] = f"{_frames(log)}\nthe process ended {_how(process.exitcode or 0)}."
     process.join()
     row["wall"] = round(time.perf_counter() - start, 1)
     return row
+
+
+def _frames(log: Path) -> str:
+    """What the log ends with; of faulthandler's frames the innermost, and ours and the model's."""
+    text = log.read_text() if log.is_file() else ""
+    _, found, frames = text.rpartition("(most recent call first):")
+    if not found:
+        return "\n".join(text.strip().splitlines()[-12:])
+    lines = frames.strip().splitlines()
+    ours = [line for line in lines[3:] if "graphwright" in line or "/models/" in line]
+    return "\n".join([*lines[:3], *ours[:12]])
 
 
 def _how(code: int) -> str:
