@@ -89,7 +89,7 @@ FIX_UPS: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "deepseek_v4": {
         "hc_sinkhorn_iters": 3,
-        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8}
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
     },
     "doge": {"keep_window_size": 8},
     "dots1": {**_EXPERTS, "n_shared_experts": 1, **_SLIDING_THEN_FULL},
