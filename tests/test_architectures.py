@@ -84,8 +84,10 @@ def test_chunked_prefill_equals_one_shot(subject: Subject) -> None:
 
 
 # An activation that falls on the boundary between two integers may round either way: then one of
-# some hundred products of a row differs by 1 / 127. Everything else agrees to float32 rounding.
-ROUNDING = 0.05
+# some hundred products of a row differs by 1 / 127, in that token and in those that attend to it.
+# All other rows agree to float32 rounding.
+ROUNDED = 0.1  # of the logits' standard deviation, as for passes that approximate
+EQUAL = 1e-3
 
 
 def test_int8_weights_equal_their_reference(subject: Subject, tmp_path: Path) -> None:
@@ -97,12 +99,14 @@ def test_int8_weights_equal_their_reference(subject: Subject, tmp_path: Path) ->
     reference = ReferenceEngine(compiled.program)
     chunks = [[len(sequence) for sequence in sequences]]
     found = reference.logits_of([torch.tensor(sequence) for sequence in sequences], chunks)
+    equal = []
     for prompt, output, logits in zip(prompts, outputs, found, strict=True):
         wanted = logits[len(prompt) - 1 : -1]
         assert output.logits is not None
-        error = (torch.from_numpy(output.logits.copy()) - wanted).abs().max()
-        assert float(error) <= ROUNDING * float(wanted.std())
+        error = (torch.from_numpy(output.logits.copy()) - wanted).abs().amax(-1)
+        assert float(error.max()) <= ROUNDED * float(wanted.std())
+        equal.append(error <= EQUAL * wanted.std())
         top = wanted.topk(2, dim=-1).values
         clear = top[:, 0] - top[:, 1] > 2 * error
-        assert clear.float().mean() > 0.5
         assert wanted.argmax(-1)[clear].tolist() == torch.tensor(output.token_ids)[clear].tolist()
+    assert torch.cat(equal).float().mean() > 0.7
