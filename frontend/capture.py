@@ -135,7 +135,7 @@ def _export(forward: StatelessForward, tokens: torch.Tensor) -> Exported:
             raise
         _LOG.info("with the model's own positions: %s", error)
         try:
-            return export_repeated(forward, tokens)
+            return export_repeated(forward, tokens, known=str(error))
         except FrontendError:
             raise error from None
 

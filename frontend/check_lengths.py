@@ -13,7 +13,7 @@ from torch.fx.node import map_arg
 from graphwright.frontend.stateless import StatelessForward, float32_parameters
 from graphwright.ir.errors import FrontendError, PassError
 from graphwright.ir.inference import Inference
-from graphwright.ir.interpreter import run_program
+from graphwright.ir.interpreter import Interpreter
 from graphwright.ir.program import Program
 from graphwright.ir.tolerance import check_close
 
@@ -41,9 +41,13 @@ def check_shapes(program: Program, most: int | None) -> None:
 
 
 def check_against_eager(program: Program, forward: StatelessForward, least: int) -> None:
-    """A trace made for long sequences must still be right for short ones: compare the numbers."""
+    """A trace made for long sequences must still be right for short ones: compare the numbers.
+
+    The numbers decide, and not what the trace asserts: most of it is about memory.
+    """
+    interpreter = Interpreter(program, asserts=False)
     with float32_parameters(forward.model, values=True), torch.no_grad():
-        for length in (1, 2, least - 1):
+        for length in range(1, max(least, 3)):
             tokens = torch.arange(length) % program.info.vocab_size
             positions = torch.arange(length)
             try:
@@ -52,9 +56,9 @@ def check_against_eager(program: Program, forward: StatelessForward, least: int)
                 _LOG.info("the model itself does not take %d token(s): %s", length, error)
                 continue
             try:
-                got = run_program(program, {"tokens": tokens, "positions": positions})
+                got = interpreter.run({"tokens": tokens, "positions": positions})
                 check_close(got, want)
-            except (PassError, RuntimeError) as error:  # of numbers, or of the trace's assertions
+            except (PassError, RuntimeError) as error:  # of numbers, or of shapes
                 raise FrontendError(
                     f"{program.info.name} could only be traced for {least} tokens or "
                     f"more, and that trace is wrong for {length}: {error}"

@@ -22,6 +22,8 @@ from torch.fx.proxy import TracerBase
 from graphwright.frontend.layer_markers import is_marker
 from graphwright.frontend.length_guards import (
     AnotherPathError,
+    branches_of_the_model,
+    check_shorter,
     constants_differ,
     floats_of_the_length,
     literals,
@@ -66,7 +68,14 @@ _LADDER = (
 
 
 class _NotDynamicError(Exception):
-    """One rung's export worked, but not for every length."""
+    """One rung's export worked, but not for every length.
+
+    broken: a length for which the model's own code goes another way than the trace.
+    """
+
+    def __init__(self, message: str, broken: int = 0) -> None:
+        super().__init__(message)
+        self.broken = broken
 
 
 @dataclass(frozen=True)
@@ -79,22 +88,28 @@ class Exported:
     most: int | None
 
 
-def export_dynamic(forward: StatelessForward, tokens: torch.Tensor) -> Exported:
+def export_dynamic(forward: StatelessForward, tokens: torch.Tensor, known: str = "") -> Exported:
     """Exports `forward` over `tokens` with dynamic length, by the first rung that works.
 
+    known: the error of an earlier try. When a branch of the model ends this one too, it is raised.
     Raises FrontendError that names what each rung met, and where in the model's source.
     """
     failures: dict[str, list[str]] = {}
+    broken = 0
     for rung in _LADDER:
+        if rung.least <= broken:  # it would only find the same branch again
+            continue
         try:
             return _export(forward, tokens, rung)
         except FrontendError:
             raise
         except _NotDynamicError as error:
-            reason = str(error)
+            reason, broken = str(error), max(broken, error.broken)
         except Exception as error:  # noqa: BLE001  (torch.export raises whatever the model raises)
             reason = _explain(error, forward, tokens, rung)
         _LOG.info("%s failed: %s", rung.name, reason)
+        if broken and reason in known:
+            raise FrontendError(known)
         failures.setdefault(reason, []).append(rung.name)
     raise FrontendError(
         f"{type(forward.model).__name__} cannot be traced for a variable number of tokens."
@@ -113,21 +128,22 @@ def _export(
         args = (tokens, torch.arange(length))
     dynamic = tuple({0: Dim.DYNAMIC(min=rung.least)} for _ in args)
     with torch.no_grad(), _quiet(), _lines_of_the_model():
-        with floats_of_the_length() as floats:
+        with floats_of_the_length() as floats, branches_of_the_model(_place) as branches:
             exported = torch.export.export(
                 forward, args, dynamic_shapes=dynamic, strict=False,
                 prefer_deferred_runtime_asserts_over_guards=rung.deferred,
             )  # fmt: skip
         least, most = _bounds(exported)
-        if least > rung.least:
-            raise _NotDynamicError(
-                f"its code takes another path for fewer than {least} tokens, and one trace must "
-                f"serve every length."
-            )
         try:
-            most = longest_traced(exported, least, most, length, _place)
+            check_shorter(exported, branches, rung.least, least, _place)
+            if least > rung.least:
+                raise AnotherPathError(
+                    f"its code takes another path for fewer than {least} tokens", 0, own=False
+                )
+            most = longest_traced(exported, branches, least, most, length, _place)
         except AnotherPathError as error:
-            raise _NotDynamicError(f"{error}, and one trace must serve every length.") from None
+            reason = f"{error}, and one trace must serve every length."
+            raise _NotDynamicError(reason, error.length if error.own else 0) from None
         # Deferred asserts are not complete: there, a second trace must always agree.
         if decompose and (rung.deferred or floats & literals(exported)):
             _refuse_constants(exported, forward, tokens, rung)

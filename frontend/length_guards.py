@@ -7,6 +7,7 @@ that it was for the example.
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,17 +19,20 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 from torch.fx.experimental.sym_node import SymNode
+from torch.fx.experimental.symbolic_shapes import uninteresting_files
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
-__all__ = ["AnotherPathError", "constants_differ", "floats_of_the_length", "literals",
-           "longest_traced"]  # fmt: skip
+__all__ = ["AnotherPathError", "Branches", "branches_of_the_model", "check_shorter",
+           "constants_differ", "floats_of_the_length", "literals", "longest_traced"]  # fmt: skip
 
 aten = torch.ops.aten
 _EVERY = 200  # all lengths up to this are looked at,
 _LONGEST = 2**15  # and those around powers of two up to this
 
 Place = Callable[[Iterable[traceback.FrameSummary]], str]
+Branches = dict[Any, traceback.FrameSummary]
+"""From what the model's own code found true of sizes to the line that asked."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class _Condition:
         return getattr(self.expression, "rel_op", "") == "!=" and self.expression.args[1] in (0, 1)
 
     @property
+    def about_one_length(self) -> bool:
+        """Does it say that two sizes differ, as torch asks before it computes strides?"""
+        return getattr(self.expression, "rel_op", "") == "!="
+
+    @property
     def text(self) -> str:
         """The condition in words, for when its place is not known."""
         (symbol,) = self.expression.free_symbols
@@ -53,11 +62,23 @@ class _Condition:
 
 
 class AnotherPathError(Exception):
-    """The model's code goes another way for some length than it did for the example's."""
+    """The model's code goes another way for `length` tokens than it did for the example's.
+
+    own: it is known that a branch of the model asked for it, so that no way to export helps.
+    """
+
+    def __init__(self, message: str, length: int, own: bool) -> None:
+        super().__init__(message)
+        self.length, self.own = length, own
 
 
 def longest_traced(
-    exported: ExportedProgram, least: int, most: int | None, example: int, place: Place
+    exported: ExportedProgram,
+    branches: Branches,
+    least: int,
+    most: int | None,
+    example: int,
+    place: Place,
 ) -> int | None:
     """The longest length, at most `most`, up to which the model's code goes the traced way.
 
@@ -66,7 +87,7 @@ def longest_traced(
     is then the whole, is about memory and no other way.
     """
     found = [(_first_broken(condition.expression, least, most), condition)
-             for condition in _conditions(exported, place)]  # fmt: skip
+             for condition in _conditions(exported, branches, place)]  # fmt: skip
     for length, condition in sorted(found, key=lambda item: -item[0]):
         if length == 0 or (most is not None and length > most):
             continue
@@ -75,9 +96,34 @@ def longest_traced(
             continue
         if length <= 4 * example:
             where = condition.where or condition.text
-            raise AnotherPathError(f"its code takes another path for {length} tokens{where}")
+            reason = f"its code takes another path for {length} tokens{where}"
+            raise AnotherPathError(reason, length, own=not condition.inside_torch)
         most = length - 1
     return most
+
+
+def check_shorter(
+    exported: ExportedProgram, branches: Branches, wanted: int, least: int, place: Place
+) -> None:
+    """Raises AnotherPathError when the trace, made for `least` tokens or more, cannot be right for
+    fewer: the model's code branched on it from `wanted` tokens on, or the graph asserts it."""
+    asserted = {condition.expression for condition in _asserted(exported)}
+    found = []
+    for condition in _conditions(exported, branches, place):
+        first = wanted
+        if condition.expression in asserted and not condition.about_one_length:
+            first = 1 if wanted > 2 else 2  # the graph is run for every length
+        elif condition.inside_torch:
+            continue
+        broken = [n for n in range(first, least) if not _holds(condition.expression, n)]
+        if broken:
+            whole = len(broken) == broken[-1] + 1 - first
+            found.append((broken[-1], condition, "fewer than " * whole + str(broken[-1] + whole)))
+    if found:
+        length, condition, which = max(found, key=lambda item: (not item[1].inside_torch, item[0]))
+        where = condition.where or condition.text
+        reason = f"its code takes another path for {which} tokens{where}"
+        raise AnotherPathError(reason, length, own=not condition.inside_torch)
 
 
 def _first_broken(condition: Any, least: int, most: int | None) -> int:
@@ -98,15 +144,25 @@ def _holds(condition: Any, length: int) -> bool:
         return False
 
 
-def _conditions(exported: ExportedProgram, place: Place) -> Iterator[_Condition]:
-    name = exported.graph_signature.user_inputs[0]
-    value = next(node for node in exported.graph.nodes if node.name == name).meta["val"]
-    symbols = value.shape[0].node.expr.free_symbols
-    for guard in value.fake_mode.shape_env.guards:
+def _conditions(
+    exported: ExportedProgram, branches: Branches, place: Place
+) -> Iterator[_Condition]:
+    """What the trace took for granted, first what is known to be of the model's own code."""
+    environment, symbols = _environment(exported)
+    for expression, frame in branches.items():
+        if expression.free_symbols == symbols:
+            yield _Condition(expression, place([frame]), inside_torch=False)
+    for guard in environment.guards:
         if guard.expr.free_symbols == symbols:
             frame, line = guard.sloc.framework_loc, guard.sloc.maybe_user_loc
             own = place([frame]) if isinstance(frame, traceback.FrameSummary) else ""
             yield _Condition(guard.expr, own or (f" at {line}" if line else ""), not own)
+    yield from _asserted(exported)
+
+
+def _asserted(exported: ExportedProgram) -> Iterator[_Condition]:
+    """What the graph asserts."""
+    _, symbols = _environment(exported)
     for node in exported.graph.nodes:
         if node.target is aten._assert_scalar.default:
             condition = node.args[0].meta["val"]
@@ -114,10 +170,42 @@ def _conditions(exported: ExportedProgram, place: Place) -> Iterator[_Condition]
                 yield _Condition(condition.node.expr, "", True)
 
 
+def _environment(exported: ExportedProgram) -> tuple[Any, set[Any]]:
+    """Where torch keeps what it decided about sizes, and the symbol of the number of tokens."""
+    name = exported.graph_signature.user_inputs[0]
+    value = next(node for node in exported.graph.nodes if node.name == name).meta["val"]
+    return value.fake_mode.shape_env, value.shape[0].node.expr.free_symbols
+
+
 def _lengths(least: int, most: int | None) -> Iterator[int]:
     most = min(most or _LONGEST, _LONGEST)
     near = {2**k + d for k in range(20) for d in (-1, 0, 1)}
     return iter(sorted(n for n in near.union(range(_EVERY)) if least <= n <= most))
+
+
+@contextmanager
+def branches_of_the_model(place: Place) -> Iterator[Branches]:
+    """While open, collects the branches that code outside torch takes on sizes.
+
+    An export that defers its guards keeps no other trace of who asked.
+    """
+    found: Branches = {}
+    original, own_files = SymNode.guard_bool, uninteresting_files()
+
+    def watch(self: Any, file: str, line: int) -> bool:
+        asked = self.expr
+        value = bool(original(self, file, line))
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_code.co_filename in own_files:
+            frame = frame.f_back
+        code = frame.f_code
+        summary = traceback.FrameSummary(code.co_filename, frame.f_lineno, code.co_name)
+        if getattr(asked, "free_symbols", None) and place([summary]):
+            found.setdefault(asked if value else ~asked, summary)
+        return value
+
+    with mock.patch.object(SymNode, "guard_bool", watch):
+        yield found
 
 
 @contextmanager

@@ -26,21 +26,23 @@ __all__ = ["export_repeated", "find_classes"]
 _LOG = logging.getLogger("graphwright.frontend")
 
 
-def export_repeated(forward: StatelessForward, tokens: torch.Tensor) -> Exported:
+def export_repeated(forward: StatelessForward, tokens: torch.Tensor, known: str = "") -> Exported:
     """What `export_dynamic` returns for `forward` over `tokens`, and usually sooner.
 
-    Raises its FrontendError.
+    known: the error of an earlier try. Raises the FrontendError of `export_dynamic`.
     """
     layers = [layer for group in find_layers(forward).values() for layer in group]
     with StubbedLayers(layers) as stubs:
         if find_classes(forward, tokens, stubs):
             try:
-                exported = export_dynamic(forward, tokens)
+                exported = export_dynamic(forward, tokens, known)
                 write_out(exported.program, forward, stubs.pairs)
                 return exported
             except (FrontendError, CannotCopyError) as error:
                 _LOG.info("tracing every layer, since copying some does not work: %s", error)
-    return export_dynamic(forward, tokens)
+                if isinstance(error, FrontendError):
+                    known = str(error)
+    return export_dynamic(forward, tokens, known)
 
 
 def find_classes(forward: StatelessForward, tokens: torch.Tensor, stubs: StubbedLayers) -> bool:

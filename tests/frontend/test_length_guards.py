@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graphwright.frontend import export_ladder
 from graphwright.frontend.capture import capture_module
+from graphwright.frontend.stateless import StatelessForward
 from graphwright.ir.errors import FrontendError
 
 
@@ -66,6 +68,67 @@ def test_the_place_is_the_line_of_the_model() -> None:
     with pytest.raises(FrontendError) as caught:
         capture_module(Model(long_enough))
     assert "test_length_guards.py" in str(caught.value) and "/ 7 > 1.5" in str(caught.value)
+
+
+def branch_at(length: int) -> Callable[[Any, Tensor], Tensor]:
+    return lambda m, h: h * 2 if h.shape[1] != length else h
+
+
+DEFERRED = "export with deferred runtime asserts"
+
+
+@pytest.mark.parametrize("broken", [20, 40])
+def test_a_branch_for_one_length_is_seen_by_every_rung(
+    broken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deferred guards become assertions, which do not say that it was the model that asked."""
+    deferred = [rung for rung in export_ladder._LADDER if rung.deferred]
+    monkeypatch.setattr(export_ladder, "_LADDER", deferred)
+    with pytest.raises(FrontendError) as caught:
+        capture_module(Model(branch_at(broken)))
+    first = str(caught.value).splitlines()[1]
+    assert DEFERRED in first and f"path for {broken} tokens at " in first
+    assert "test_length_guards.py" in first and "!= length" in first
+
+
+def test_a_rung_that_would_meet_the_same_branch_is_left_out() -> None:
+    with pytest.raises(FrontendError) as caught:
+        capture_module(Model(branch_at(20)))
+    assert str(caught.value).splitlines()[1].startswith("  plain export: ")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_trace_for_long_texts_is_compared_at_every_shorter_length() -> None:
+    with pytest.raises(FrontendError, match=r"traced for 16 tokens or more.*wrong for 5:"):
+        capture_module(Model(branch_at(5)))
+
+
+def test_what_an_earlier_try_met_ends_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = StatelessForward(Model(REFUSED["parity"][0]))
+    tokens = torch.zeros(12, dtype=torch.int64)
+    lines = []
+    monkeypatch.setattr(export_ladder._LOG, "info", lambda text, *args: lines.append(text % args))
+    with pytest.raises(FrontendError) as first:
+        export_ladder.export_dynamic(forward, tokens)
+    assert len(lines) == 2
+    with pytest.raises(FrontendError) as second:
+        export_ladder.export_dynamic(forward, tokens, known=str(first.value))
+    assert len(lines) == 3 and str(second.value) == str(first.value)
+
+
+def test_windows_of_tokens_are_refused_at_the_line_that_asks() -> None:
+    """A model that packs whole windows of 4 tokens: shorter texts have none."""
+
+    def windows(m: Model, h: Tensor) -> Tensor:
+        usable = h[:, : h.shape[1] // 4 * 4]
+        if usable.shape[1] > 0:  # at least one
+            h = h + usable.reshape(1, -1, 4, 16).mean((1, 2))
+        return h
+
+    with pytest.raises(FrontendError) as caught:
+        capture_module(Model(windows))
+    first = str(caught.value).splitlines()[1]
+    assert "path for fewer than 4 tokens at " in first and "# at least one" in first
 
 
 def test_a_length_that_only_bounds_is_the_longest_context() -> None:
