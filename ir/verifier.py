@@ -13,6 +13,7 @@ from graphwright.ir.errors import PassError
 from graphwright.ir.layout import VIEW_OPS
 from graphwright.ir.op import is_gw_op
 from graphwright.ir.program import Level, Program
+from graphwright.ir.source import source_line
 
 __all__ = ["allowed_at", "verify_level"]
 
@@ -68,10 +69,16 @@ def verify_level(program: Program) -> None:
             if not isinstance(inner, fx.GraphModule):
                 raise PassError(f"node '{node.name}' calls '{node.target}', which is no region.")
         if node.op == "call_function" and not allowed_at(program.level, node.target):
-            where = node.meta.get("stack_trace") or ""
-            last = where.strip().splitlines()[-2:] if where else []
-            source = f" (from {' '.join(line.strip() for line in last)})" if last else ""
             raise PassError(
                 f"node '{node.name}' is {node.target}, which level "
-                f"'{program.level.name.lower()}' does not allow{source}."
+                f"'{program.level.name.lower()}' does not allow{source_line(node)}."
             )
+        if program.level > Level.CAPTURED and _is_complex(node.meta["val"]):
+            raise PassError(
+                f"node '{node.name}' holds complex numbers, whose real and imaginary parts could "
+                f"not be told apart{source_line(node)}."
+            )
+
+
+def _is_complex(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_complex()

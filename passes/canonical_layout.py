@@ -14,7 +14,7 @@ from graphwright.ir.program import Program
 from graphwright.ir.weights import ConstantTensor
 from graphwright.passes.drop_no_ops import same_kind
 
-__all__ = ["LAYOUT_RULES", "reshape_like", "same_value"]
+__all__ = ["LAYOUT_RULES", "canonical_sizes", "reshape_like", "same_value"]
 
 aten = torch.ops.aten
 _RESHAPES = frozenset({aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim,

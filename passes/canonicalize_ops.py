@@ -11,6 +11,7 @@ from torch import fx
 from graphwright.ir.program import Program
 from graphwright.passes.base import Exactness, Pass, Stage
 from graphwright.passes.canonical_choices import CHOICE_RULES
+from graphwright.passes.canonical_complex import COMPLEX_RULES
 from graphwright.passes.canonical_layout import LAYOUT_RULES
 from graphwright.passes.canonical_matrix import MATRIX_RULES
 from graphwright.passes.canonical_numbers import NUMBER_RULES
@@ -20,7 +21,7 @@ from graphwright.passes.drop_no_ops import DropNoOps, changes_nothing
 __all__ = ["CanonicalizeOps"]
 
 Rule = Callable[[Program, fx.Node], fx.Node | None]
-_TABLES = (LAYOUT_RULES, MATRIX_RULES, NUMBER_RULES, CHOICE_RULES, WRITE_RULES)
+_TABLES = (LAYOUT_RULES, MATRIX_RULES, NUMBER_RULES, CHOICE_RULES, WRITE_RULES, COMPLEX_RULES)
 _RULES: dict[Any, tuple[Rule, ...]] = {
     target: tuple(table[target] for table in _TABLES if target in table)
     for target in {key: None for table in _TABLES for key in table}
@@ -33,7 +34,8 @@ class CanonicalizeOps(Pass):
     """flatten, squeeze → reshape without symbolic sizes (-1 counts tokens); t, transpose → permute;
     split, chunk, unbind → slice, select; addmm, mm, matmul by a weight → linear; scalars → Tensor
     overloads; x * x, square → pow(x, 2); outer product by matmul → mul; reshapes meet and cancel;
-    topk, sort, max, argmax along the last axis → gw.top_k; gather, scatter, one_hot → comparisons.
+    topk, sort, max, argmax along the last axis → gw.top_k; gather, scatter, one_hot → comparisons;
+    complex numbers → their real and imaginary parts.
 
     Leaves: sizes that need two symbolic numbers; a split along the tokens.
     """
