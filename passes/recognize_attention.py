@@ -161,7 +161,8 @@ def _rewrite(
     operands: tuple[_Operand, _Operand, _Operand],
     masks: _Masks,
 ) -> None:
-    before, value = core.result, core.result.meta["val"]
+    before = core.rescaled or core.result
+    value = before.meta["val"]
     heads = operands[0].heads
     mask, slopes = masks.of(core, heads)
     q, k, v = (operand.build(program, before) for operand in operands)
@@ -183,7 +184,7 @@ def _rewrite(
     flat = [atom for axis in axes[:-2] for atom in axis]
     assert math.prod(atom.size for atom in flat) == heads
     result = arrange(program, before, attention, [axes[-2], flat, axes[-1]], axes)
-    program.replace(core.result, result)
+    program.replace(before, result)
 
 
 def _sinks(program: Program, core: AttentionCore, heads: int) -> fx.Node | None:
@@ -191,14 +192,15 @@ def _sinks(program: Program, core: AttentionCore, heads: int) -> fx.Node | None:
     if core.sinks is None:
         return None
     chain = trace(core.sinks)
-    kept = [atom for axis in chain.axes[:-2] for atom in axis if atom not in chain.repeated]
+    axes = chain.axes if core.rescaled is not None else chain.axes[:-2]
+    kept = [atom for axis in axes for atom in axis if atom not in chain.repeated]
     weight = program.weight_of(chain.base)
     if weight is None or math.prod(atom.size for atom in kept) != heads:
         raise PassError(
             f"the attention sinks '{core.sinks.name}' are not one weight for each of {heads} heads."
         )
     if kept != [atom for axis in chain.base_axes for atom in axis if atom in kept]:
-        return arrange(program, core.result, chain.base, chain.base_axes, [kept])
+        return arrange(program, core.rescaled or core.result, chain.base, chain.base_axes, [kept])
     if weight.shape == (heads,):
         return chain.base
     flat = Expression.of(torch.ops.aten.reshape.default, weight, [heads])

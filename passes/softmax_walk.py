@@ -12,6 +12,7 @@ from torch import fx
 from graphwright.ir import Program
 from graphwright.ir.layout import size_of
 from graphwright.passes.mask_recognition import MaskTerm
+from graphwright.passes.sink_scale import find_sink_scale
 
 __all__ = ["AttentionCore", "NoCoreError", "SoftmaxWalk"]
 
@@ -51,6 +52,7 @@ class AttentionCore:
     causal: bool = False
     softcap: float = 0.0
     sinks: fx.Node | None = None
+    rescaled: fx.Node | None = None  # the result times what the sinks take off
     terms: list[MaskTerm] = field(default_factory=list)
 
 
@@ -65,6 +67,7 @@ class SoftmaxWalk:
         self._core = AttentionCore(root, root, root, root, 1.0)
 
     def core(self) -> AttentionCore:
+        self._rescaled()
         node: Any = self._root.args[0]
         above: fx.Node | None = node
         while above is not None:
@@ -77,6 +80,17 @@ class SoftmaxWalk:
 
     def _fail(self, node: fx.Node, why: str) -> NoCoreError:
         return NoCoreError(f"the softmax '{self._root.name}' is no attention: '{node.name}' {why}")
+
+    def _rescaled(self) -> None:
+        """Sinks that follow the product with v; what shifts the scores is not skipped then."""
+        node, scores = self._root, self._root.args[0]
+        while len(node.users) == 1 and next(iter(node.users)).target in _CASTS:
+            node = next(iter(node.users))
+        for product in node.users:
+            if product.target in _PRODUCTS and product.args[0] is node:
+                found = find_sink_scale(product, scores)  # type: ignore[arg-type]
+                if found is not None:
+                    self._core.rescaled, self._core.sinks = found
 
     # ---- up
 
@@ -119,6 +133,8 @@ class SoftmaxWalk:
     def _up_shift(self, node: fx.Node) -> fx.Node:
         if self._core.softcap:
             raise self._fail(node, "shifts the scores inside the cap")
+        if self._core.sinks is not None:
+            raise self._fail(node, "shifts the scores, but not the sinks")
         return node.args[0]  # type: ignore[return-value]
 
     def _up_add(self, node: fx.Node) -> fx.Node:
@@ -135,7 +151,7 @@ class SoftmaxWalk:
         left, right = node.args[:2]
         if not isinstance(right, fx.Node):
             return self._up_shift(node)
-        if _is_row_maximum(right, left):
+        if _is_row_maximum(right, left) and self._core.sinks is None:
             return left  # type: ignore[return-value]
         self._add(right, -self._factor * float(node.kwargs.get("alpha", 1)))  # type: ignore[arg-type]
         return left  # type: ignore[return-value]
@@ -236,7 +252,7 @@ class SoftmaxWalk:
     # ---- down
 
     def _down(self) -> None:
-        node, cut = self._root, self._core.sinks is None
+        node, cut = self._root, self._core.sinks is None or self._core.rescaled is not None
         while True:
             users = list(node.users)
             if len(users) != 1:
@@ -244,7 +260,7 @@ class SoftmaxWalk:
             user = users[0]
             if user.target in _PRODUCTS and user.args[0] is node and user.args[1] is not node:
                 break
-            if self._core.sinks is not None and not cut and _drops_last_column(user):
+            if not cut and _drops_last_column(user):
                 cut = True
             elif not (
                 user.target in _CASTS

@@ -157,6 +157,58 @@ def test_sinks_forbid_a_bias_that_moves_whole_rows() -> None:
         fire(small_decoder(core, sinks=torch.randn(HEADS)), RecognizeAttention())
 
 
+def logsumexp(s: Any, keep: bool) -> Any:
+    """As an export spells it, whose rows may be hidden altogether."""
+    top = aten.amax.default(s, [-1], True)
+    top = aten.masked_fill.Scalar(top, aten.eq.Scalar(aten.abs.default(top), float("inf")), 0)
+    total = aten.sum.dim_IntList(aten.exp.default(aten.sub.Tensor(s, top)), [-1], keep)
+    return aten.add.Tensor(aten.log.default(total), top if keep else aten.squeeze.dims(top, [-1]))
+
+
+def rescaled(total: Any = logsumexp, keep: bool = False, shape: Any = (1, -1, 1)) -> Any:
+    def core(q: Any, k: Any, v: Any, m: Masks, sinks: Any) -> Any:
+        s = aten.add.Tensor(aten.mul.Tensor(scores(q, k), 0.5), zeros_or_lowest(m.causal))
+        above = aten.sub.Tensor(total(s, keep), aten.reshape.default(sinks, list(shape)))
+        gate = aten.sigmoid.default(above)
+        gate = gate if keep else aten.unsqueeze.default(gate, -1)
+        return aten.mul.Tensor(weighted(s, v), gate)
+
+    return core
+
+
+@pytest.mark.parametrize(
+    "core", [rescaled(), rescaled(keep=True, shape=(1, -1, 1, 1))], ids=["flat", "keepdim"]
+)
+def test_sinks_that_scale_what_attention_returns(core: Any) -> None:
+    program = small_decoder(core, sinks=torch.randn(HEADS))
+    assert check_decoder(program, RecognizeAttention()) == [1]
+    assert attention_of(program).args[5].target == "sinks"
+    assert not any(n.target is aten.exp.default for n in program.graph.nodes)
+
+
+def half_of_the_sum(s: Any, keep: bool) -> Any:
+    return aten.sub.Tensor(logsumexp(s, keep), aten.amax.default(s, [-1], keep))
+
+
+def shifted(q: Any, k: Any, v: Any, m: Masks, sinks: Any) -> Any:
+    s = aten.add.Scalar(scores(q, k), 5.0)
+    s = aten.add.Tensor(s, zeros_or_lowest(m.causal))
+    above = aten.sub.Tensor(logsumexp(s, True), aten.reshape.default(sinks, [1, -1, 1, 1]))
+    return aten.mul.Tensor(weighted(s, v), aten.sigmoid.default(above))
+
+
+def test_a_gate_that_is_no_logsumexp_is_not_taken_for_sinks() -> None:
+    program = small_decoder(rescaled(half_of_the_sum), sinks=torch.randn(HEADS))
+    assert check_decoder(program, RecognizeAttention()) == [1]
+    assert attention_of(program).args[5] is None
+    assert any(n.target is aten.sigmoid.default for n in program.graph.nodes)
+
+
+def test_sinks_forbid_a_constant_on_the_scores() -> None:
+    counts, misses = fire(small_decoder(shifted, sinks=torch.randn(HEADS)), RecognizeAttention())
+    assert counts == [0] and "shifts the scores, but not the sinks" in "".join(misses)
+
+
 def test_two_nodes_with_one_mask() -> None:
     def core(q: Any, k: Any, v: Any, m: Masks) -> Any:
         return sdpa(sdpa(q, k, v, m.causal), k, v, m.causal)
