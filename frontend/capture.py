@@ -117,11 +117,19 @@ def capture_with_weights(
         vocab_size=vocab_size or int(logits.shape[-1]),
         max_context=max_context or min(known, default=None),
     )
-    check_shapes(program, exported.most)
     small = sum(tensor.nbytes for tensor in _held(model).values()) <= _CHECKED_BYTES
-    if exported.least > 2 or small:
-        with settled_buffers(model, context):
-            check_against_eager(program, forward, exported.least)
+    try:
+        check_shapes(program, exported.most)
+        if exported.least > 2 or small:
+            with settled_buffers(model, context):
+                check_against_eager(program, forward, exported.least)
+    except FrontendError as error:
+        if not exported.because:
+            raise
+        raise FrontendError(
+            f"{program.info.name} cannot be traced for a variable number of tokens: "
+            f"{exported.because}\n  {exported.rung} does not help: {error}"
+        ) from error
     _LOG.info("captured %s by %s", program.info.name, exported.rung)
     return program
 

@@ -9,7 +9,7 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -80,12 +80,16 @@ class _NotDynamicError(Exception):
 
 @dataclass(frozen=True)
 class Exported:
-    """A decomposed export and the lengths its trace is sure to be right for (most: None = any)."""
+    """A decomposed export and the lengths its trace is sure to be right for (most: None = any).
+
+    because: what kept the first rung from working, if it did not.
+    """
 
     program: ExportedProgram
     rung: str
     least: int
     most: int | None
+    because: str = ""
 
 
 def export_dynamic(forward: StatelessForward, tokens: torch.Tensor, known: str = "") -> Exported:
@@ -100,7 +104,7 @@ def export_dynamic(forward: StatelessForward, tokens: torch.Tensor, known: str =
         if rung.least <= broken:  # it would only find the same branch again
             continue
         try:
-            return _export(forward, tokens, rung)
+            return replace(_export(forward, tokens, rung), because=next(iter(failures), ""))
         except FrontendError:
             raise
         except _NotDynamicError as error:

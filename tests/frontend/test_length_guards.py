@@ -99,8 +99,23 @@ def test_a_rung_that_would_meet_the_same_branch_is_left_out() -> None:
 
 
 def test_a_trace_for_long_texts_is_compared_at_every_shorter_length() -> None:
-    with pytest.raises(FrontendError, match=r"traced for 16 tokens or more.*wrong for 5:"):
+    with pytest.raises(
+        FrontendError, match=r"traced for 16 tokens or more.*wrong for 5:"
+    ) as caught:
         capture_module(Model(branch_at(5)))
+    assert "path for 5 tokens at " in str(caught.value).splitlines()[0]  # the true reason first
+
+
+def test_a_choice_among_so_many_tokens_is_refused_for_the_branch_around_it() -> None:
+    def best(m: Model, h: Tensor) -> Tensor:
+        if h.shape[1] > 8:  # keep the best
+            h = h + h.topk(8, 1).values.mean(1, keepdim=True)
+        return h
+
+    with pytest.raises(FrontendError, match="16 tokens or more does not help: ") as caught:
+        capture_module(Model(best))
+    first = str(caught.value).splitlines()[0]
+    assert "path for fewer than 9 tokens at " in first and "# keep the best" in first
 
 
 def test_what_an_earlier_try_met_ends_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
