@@ -14,6 +14,7 @@ from torch import fx
 
 from graphwright.ir.layout import size_of
 from graphwright.ir.program import Program
+from graphwright.ir.weights import ConstantTensor
 from graphwright.passes.canonical_layout import same_value
 from graphwright.passes.drop_no_ops import same_kind
 
@@ -51,20 +52,35 @@ def _broadcast(source: torch.Tensor, wanted: torch.Tensor) -> list[int] | None:
 
 
 def _slice_scatter(program: Program, node: fx.Node) -> fx.Node | None:
-    """x with part [start:end] replaced  →  cat(x[:start], part, x[end:])."""
+    """x with part [start:end] replaced  →  cat(x[:start], part, x[end:]); one with a step chooses
+    from x and the part."""
     given: list[Any] = list(node.args)
     given += [0, None, None, 1][len(given) - 2 :]
     base, part, dim, start, end, step = given
     value = base.meta["val"]
     dim = int(dim) % value.dim()
     size = size_of(value.shape[dim])
-    if step != 1 or not isinstance(size, int) or part.meta["val"].dtype != value.dtype:
+    if not isinstance(size, int) or part.meta["val"].dtype != value.dtype:
         return None
     bounds: list[Any] = [default if n is None else n for n, default in ((start, 0), (end, size))]
-    if not all(isinstance(bound, int) for bound in bounds):
+    if not all(isinstance(bound, int) for bound in (*bounds, step)):
         return None
     first, last = (min(max(n + size if n < 0 else n, 0), size) for n in bounds)
+    if step != 1:
+        return _with_entries(program, node, base, part, dim, range(first, last, step))
     return _with_part(program, node, base, part, dim, (first, last))
+
+
+def _with_entries(
+    program: Program, node: fx.Node, base: fx.Node, part: fx.Node, dim: int, places: range
+) -> fx.Node:
+    """x with the entries at `places` replaced  →  cat(x, part), entry by entry."""
+    size = int(base.meta["val"].shape[dim])
+    chosen = torch.arange(size)
+    chosen[torch.tensor(places)] = size + torch.arange(len(places))
+    index = program.add_weight("chosen_entries", ConstantTensor.of(chosen))
+    both = program.call(node, aten.cat.default, [base, part], dim)
+    return same_value(program, node, aten.index_select.default, both, dim, index)
 
 
 def _select_scatter(program: Program, node: fx.Node) -> fx.Node | None:

@@ -66,6 +66,17 @@ SPELLINGS: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
         lambda x: aten.copy.default(aten.gt.Scalar(x, 0), x),
         ["aten._to_copy(%x, dtype=bool)"],
     ),
+    "every third column is written": (
+        lambda x: aten.slice_scatter.default(
+            x, aten.neg.default(aten.slice.Tensor(x, 3, 0, 2)), 3, 1, 2**63 - 1, 3
+        ),
+        [
+            "aten.slice.Tensor(%x, 3, 0, 2)",
+            "aten.neg(%slice_1)",
+            "aten.cat([%x, %neg_1], 3)",
+            "aten.index_select(%cat_1, 3, %chosen_entries)",
+        ],
+    ),
     "everything is written": (
         lambda x: aten.slice_scatter.default(x, aten.neg.default(x), 2, 0, 2**63 - 1),
         ["aten.neg(%x)"],
