@@ -11,10 +11,10 @@ from torch import fx
 from graphwright.ir.errors import PassError
 from graphwright.ir.layout import size_of
 from graphwright.ir.program import Program
-from graphwright.ir.weights import Expression
 from graphwright.passes.base import Pass, Stage
 from graphwright.passes.canonicalize_ops import CanonicalizeOps
 from graphwright.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
+from graphwright.passes.experts_everywhere import route_chosen, turned_weight
 from graphwright.passes.experts_unflatten import unflatten_pairs
 from graphwright.passes.index_range import index_range
 from graphwright.passes.layout_chains import arrange, trace
@@ -29,6 +29,7 @@ aten, gw = torch.ops.aten, torch.ops.gw
 class RecognizeExperts(Pass):
     """x · weight[experts]  →  gw.routed_linear(x, experts, weight), nothing gathered.
 
+    A sum over all experts, whose scores are zero but for the chosen ones, is one over the chosen.
     Values laid out as T·S pairs of token and slot become [T, S, ...] first. A bias gathered by the
     same experts joins its product; Σ_s y[t, s] * w[t, s] becomes gw.weighted_sum. What happens
     between the products stays as it is. Leaves: products by matrices that are computed; pairs that
@@ -42,10 +43,11 @@ class RecognizeExperts(Pass):
 
     def run(self, program: Program) -> int:
         """Counts values that lost their axis of pairs, routed products and sums."""
-        count = unflatten_pairs(program, self.miss)
+        turned: dict[str, fx.Node] = {}
+        count = route_chosen(program, turned, self.miss)
+        count += unflatten_pairs(program, self.miss)
         if count:
             program.drop_dead()
-        turned: dict[str, fx.Node] = {}
         routed = sum(_route(program, node, turned) for node in list(program.graph.nodes))
         if count or routed:
             program.drop_dead()
@@ -86,7 +88,7 @@ def _route(program: Program, node: fx.Node, turned: dict[str, fx.Node]) -> int:
     if experts.meta["val"].dim() == 1:
         experts = program.call(node, aten.unsqueeze.default, experts, 1)
     if transposed:
-        weight = _turned(program, weight, turned)
+        weight = turned_weight(program, weight, turned)
     rows = _rows(program, node, x, unit)
     new = program.call(node, gw.routed_linear.default, rows, experts, weight)
     new.meta["stack_trace"] = node.meta.get("stack_trace", "")
@@ -176,17 +178,6 @@ def _share_rows(program: Program, node: fx.Node) -> int:
         return 0
     node.args = (rows, *node.args[1:])
     return 1
-
-
-def _turned(program: Program, weight: fx.Node, known: dict[str, fx.Node]) -> fx.Node:
-    """The weight [E, K, N] as [E, N, K]: lazily, and once."""
-    name = str(weight.target)
-    if name not in known:
-        source = program.weights[name]
-        known[name] = program.add_weight(
-            name, Expression.of(aten.permute.default, source, [0, 2, 1])
-        )
-    return known[name]
 
 
 def _add_bias(x: Any, experts: Any, weight: Any, bias: Any) -> Any:
