@@ -23,6 +23,7 @@ _EXTREMA: dict[Any, Any] = {
     aten.max.dim: aten.amax.default,
     aten.min.dim: aten.amin.default,
 }
+_MOST_UNFOLDED = 64  # elements of a window, each of which becomes a slice
 _LAST = 2**63 - 1  # torch's way to say "to the end"
 
 
@@ -159,10 +160,24 @@ def _slice(program: Program, node: fx.Node) -> fx.Node | None:
             end = max(start, end)
     elif isinstance(end, int) and end == _LAST:
         end = None
-    if start == 0 and step == 1 and same_kind(value, node.meta["val"]):
+    if step == 1 and same_kind(value, node.meta["val"]):
         return source  # type: ignore[no-any-return]
     args = (source, dim, start, end) if step == 1 else (source, dim, start, end, step)
     return None if node.args == args else same_value(program, node, aten.slice.Tensor, *args)
+
+
+def _unfold(program: Program, node: fx.Node) -> fx.Node | None:
+    """unfold(x, dim, size, 1)  →  stack of `size` slices, each one element further."""
+    source, dim, size, step = node.args
+    assert isinstance(source, fx.Node) and isinstance(dim, int) and isinstance(size, int)
+    if step != 1 or not 0 < size <= _MOST_UNFOLDED:
+        return None
+    dim %= source.meta["val"].dim()
+    parts = [
+        program.call(node, aten.slice.Tensor, source, dim, i, i + 1 - size or None)
+        for i in range(size)
+    ]
+    return same_value(program, node, aten.stack.default, parts, source.meta["val"].dim())
 
 
 def _select(program: Program, node: fx.Node) -> fx.Node | None:
@@ -269,6 +284,7 @@ LAYOUT_RULES: dict[Any, Callable[[Program, fx.Node], fx.Node | None]] = {
     aten.expand.default: _expand,
     aten.broadcast_to.default: _expand,
     aten.slice.Tensor: _slice,
+    aten.unfold.default: _unfold,
     aten.select.int: _select,
     aten.index.Tensor: _index,
     operator.getitem: _getitem,

@@ -35,7 +35,7 @@ class CanonicalizeOps(Pass):
     split, chunk, unbind → slice, select; addmm, mm, matmul by a weight → linear; scalars → Tensor
     overloads; x * x, square → pow(x, 2); outer product by matmul → mul; reshapes meet and cancel;
     topk, sort, max, argmax along the last axis → gw.top_k; gather, scatter, one_hot → comparisons;
-    complex numbers → their real and imaginary parts.
+    unfold → a stack of slices; complex numbers → their real and imaginary parts.
 
     Leaves: sizes that need two symbolic numbers; a split along the tokens.
     """

@@ -66,6 +66,17 @@ SPELLINGS: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
         lambda x: aten.neg.default(aten.transpose.int(aten.transpose.int(x, 1, 2), 2, 1)),
         ["aten.neg(%x)"],
     ),
+    "unfold": (
+        lambda x: aten.unfold.default(x, -1, 5, 1),
+        [
+            "aten.slice.Tensor(%x, 3, 0, 2)",
+            "aten.slice.Tensor(%x, 3, 1, 3)",
+            "aten.slice.Tensor(%x, 3, 2, 4)",
+            "aten.slice.Tensor(%x, 3, 3, 5)",
+            "aten.slice.Tensor(%x, 3, 4, 6)",
+            "aten.stack([%slice_1, %slice_2, %slice_3, %slice_4, %slice_5], 4)",
+        ],
+    ),
     "slice": (
         lambda x: aten.slice.Tensor(x, -1, -3, 2**63 - 1),
         ["aten.slice.Tensor(%x, 3, 3, 6)"],

@@ -15,6 +15,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from graphwright.ir import ConvState, KVState, Level, PassError, Program, format_graph
 from graphwright.ir.interpreter import run_program
 from graphwright.ir.tolerance import check_close
+from graphwright.passes.canonicalize_ops import CanonicalizeOps
 from graphwright.passes.insert_kv_cache import InsertKvCache
 from graphwright.passes.recognize_attention import RecognizeAttention
 from graphwright.passes.recognize_causal_conv import RecognizeCausalConv
@@ -102,6 +103,29 @@ def test_a_dense_convolution_is_a_product_with_the_rows_that_a_token_sees() -> N
 return %reshape_2
 """
     )
+
+
+def unfolded(x: Any, tokens: Any, w: Any) -> Any:
+    """Windows of three tokens, the last one first, weighted and summed: [1, T, C]."""
+    padded = aten.constant_pad_nd.default(first(x), [2, 0])
+    windows = aten.unfold.default(padded, -1, 3, 1)
+    windows = aten.permute.default(aten.flip.default(windows, [-1]), [0, 2, 1, 3])
+    return aten.sum.dim_IntList(aten.mul.Tensor(windows, w), [-1])
+
+
+def test_windows_that_are_unfolded_are_shifts() -> None:
+    program = program_of(unfolded, w=kernel(WIDTH, 3))
+    before = program.copy()
+    with enable_python_dispatcher():
+        fire(program, CanonicalizeOps())
+    _, misses = fire(program, RecognizeCausalConv())
+    assert not misses
+    targets = [node.target for node in program.graph.nodes]
+    assert targets.count(torch.ops.gw.conv_along_tokens.default) == 2  # the third is x itself
+    assert aten.unfold.default not in targets and aten.constant_pad_nd.default not in targets
+    for tokens in (1, 6):
+        inputs = random_inputs(before, tokens)
+        check_close(run_program(program, inputs), run_program(before, inputs), "reassociating")
 
 
 def test_each_group_of_channels_has_a_matrix_of_its_own() -> None:
