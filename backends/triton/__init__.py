@@ -1,0 +1,1 @@
+"""Triton for NVIDIA GPUs: lowerings, kernels, generated regions, cubins ahead of time."""
