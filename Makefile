@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 DEMO := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench sweep
+.PHONY: help install demo test lint bench bench-prepare bench-regression sweep
 
 help:  ## what can be made
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## .venv with everything for compiling and testing
 
@@ -34,8 +34,16 @@ lint: install  ## ruff and mypy (strict)
 	$(BIN)/mypy -p graphwright
 	MYPYPATH=tests:tests/passes:tests/backends:tests/sweep $(BIN)/mypy tests
 
-bench: install  ## compare with other runtimes; see benchmarks/README.md
-	$(BIN)/python benchmarks/run.py
+bench-prepare: install  ## environments of other runtimes and model files for make bench
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/run.py --prepare
+
+bench: bench-prepare  ## compare with other runtimes, write docs/performance.md; see benchmarks/README.md
+	$(BIN)/python benchmarks/run.py --record
+
+bench-regression: bench-prepare  ## a short run, against the ratios of the last recorded one
+	$(BIN)/python benchmarks/run.py --quick
+	$(BIN)/python benchmarks/compare.py
 
 sweep: install  ## every decoder of transformers, tiny: docs/architectures.md
 	$(BIN)/python tests/sweep/run.py --jobs 2; status=$$?; \

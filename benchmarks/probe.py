@@ -34,34 +34,43 @@ static void *reader(void *argument) {
 }
 int main(int count, char **arguments) {
   threads = atoi(arguments[1]); bytes = (size_t)atol(arguments[2]) << 20;
+  double seconds = atof(arguments[3]);
   if (posix_memalign((void **)&memory, 1 << 21, bytes)) return 1;
   for (size_t i = 0; i < bytes; i += 64) memory[i] = (char)i;
   char line[16];
   while (fgets(line, sizeof line, stdin)) {
-    pthread_t ids[64]; double start = now();
-    for (long i = 0; i < threads; i++) pthread_create(ids + i, 0, reader, (void *)i);
-    for (int i = 0; i < threads; i++) pthread_join(ids[i], 0);
-    printf("%f\n", bytes / (now() - start) / 1e9); fflush(stdout);
+    pthread_t ids[64]; double start = now(); int passes = 0;
+    do {
+      for (long i = 0; i < threads; i++) pthread_create(ids + i, 0, reader, (void *)i);
+      for (int i = 0; i < threads; i++) pthread_join(ids[i], 0);
+      passes++;
+    } while (now() - start < seconds);
+    printf("%f\n", passes * (double)bytes / (now() - start) / 1e9); fflush(stdout);
   }
 }
 """
 
 
 class Probe:
-    """A compiled reader that waits between measurements. Needs a C compiler."""
+    """A compiled reader that waits between measurements. Needs a C compiler.
 
-    def __init__(self, threads: int, mebibytes: int = 512) -> None:
+    threads: each pinned to a core of its own. Each measurement lasts `seconds` or a little more.
+    """
+
+    def __init__(self, threads: int, mebibytes: int = 256, seconds: float = 0.1) -> None:
         self._folder = tempfile.TemporaryDirectory()
         source = Path(self._folder.name) / "probe.c"
         source.write_text(_SOURCE)
         program = source.with_suffix("")
         subprocess.run(["cc", "-O3", "-march=native", "-pthread", str(source), "-o", str(program)],
                        check=True)  # fmt: skip
-        self._process = subprocess.Popen([program, str(threads), str(mebibytes)], text=True,
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+        command = [program, *map(str, (threads, mebibytes, seconds))]
+        self._process = subprocess.Popen(
+            command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
 
     def measure(self) -> float:
-        """Bytes read per second, in GB/s, once through the memory."""
+        """Bytes read per second, in GB/s."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()

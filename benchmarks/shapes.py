@@ -11,7 +11,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tinyllama-1.1b": {
         **_COMMON, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
         "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000,
-        "max_position_embeddings": 2048, "tie_word_embeddings": False,
+        "max_position_embeddings": 8192, "tie_word_embeddings": False,
     },
     "smollm2-135m": {
         **_COMMON, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,

@@ -1,9 +1,11 @@
-"""An artifact run by the engine; greedy.   graphwright_worker.py ARTIFACT THREADS"""
+"""An artifact run by the engine; greedy.
+
+graphwright_worker.py ARTIFACT THREADS CONTEXT SEQUENCES
+"""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 
 from protocol import serve
@@ -15,31 +17,49 @@ from graphwright.runtime.sampling_params import SamplingParams
 
 
 class Graphwright:
-    """One artifact in one engine of 1024 positions; the engine itself feeds back its tokens."""
+    """One artifact in one engine; the engine itself feeds back its tokens."""
 
-    def __init__(self, path: str, threads: int) -> None:
-        self.engine = Engine(path, max_sequences=1, context=1024, threads=threads)
-        self.request: Request | None = None
+    def __init__(self, path: str, threads: int, context: int, sequences: int) -> None:
+        self.engine = Engine(path, max_sequences=sequences, context=context, threads=threads)
+        self.requests: list[Request] = []
+
+    def prefill_batch(self, prompts: Sequence[Sequence[int]]) -> list[int]:
+        """See BatchModel."""
+        for request in self.requests:
+            self.engine.cancel(request)
+        self.requests = []
+        for prompt in prompts:
+            room = self.engine.context - len(prompt)
+            params = SamplingParams(temperature=0.0, max_tokens=room, ignore_eos=True)
+            self.requests.append(self.engine.submit(list(prompt), params))
+        while not all(request.generated for request in self.requests):
+            self.engine.step()
+        return self._newest()
+
+    def step_batch(self, tokens: Sequence[int]) -> list[int]:
+        """See BatchModel."""
+        self.engine.step()
+        return self._newest()
 
     def prefill(self, tokens: Sequence[int]) -> int:
         """See Model."""
-        if self.request is not None:
-            self.engine.cancel(self.request)
-        params = SamplingParams(temperature=0.0, max_tokens=1024 - len(tokens), ignore_eos=True)
-        self.request = self.engine.submit(list(tokens), params)
-        while not self.request.generated:
-            self.engine.step()
-        return self.request.generated[-1]
+        return self.prefill_batch([tokens])[0]
 
     def step(self, token: int) -> int:
         """See Model."""
-        self.engine.step()
-        assert self.request is not None
-        return self.request.generated[-1]
+        return self.step_batch([token])[0]
+
+    def _newest(self) -> list[int]:
+        return [request.generated[-1] for request in self.requests]
 
 
 if __name__ == "__main__":
-    begin = time.perf_counter()
-    model = Graphwright(sys.argv[1], int(sys.argv[2]))
-    seconds = time.perf_counter() - begin
-    serve(model, model.engine.plan.vocab_size, seconds, f"graphwright {graphwright.__version__}")
+
+    def load() -> tuple[Graphwright, int]:
+        """The engine and the size of its vocabulary."""
+        threads, context, sequences = map(int, sys.argv[2:5])
+        model = Graphwright(sys.argv[1], threads, context, sequences)
+        return model, model.engine.plan.vocab_size
+
+    serve(load, f"graphwright {graphwright.__version__}",
+          lambda model: model.engine.plan.weight_bytes_per_token)  # fmt: skip

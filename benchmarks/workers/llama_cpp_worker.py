@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import time
 from collections.abc import Sequence
 
 import llama_cpp
 import numpy as np
 from protocol import serve
 
+SEQUENCES, CONTEXT, CHUNK = 8, 512, 512
+
 
 class LlamaCpp:
-    """One GGUF file in one context of 1024 positions."""
+    """One GGUF file in two contexts: one sequence of 1024 positions, and SEQUENCES of CONTEXT."""
 
     def __init__(self, path: str, threads: int) -> None:
         self._log = llama_cpp.llama_log_callback(lambda level, text, data: None)
@@ -21,48 +22,85 @@ class LlamaCpp:
         llama_cpp.llama_backend_init()
         model_parameters = llama_cpp.llama_model_default_params()
         model_parameters.n_gpu_layers = 0
+        self.path, self.threads = path, threads
         self.model = llama_cpp.llama_model_load_from_file(path.encode(), model_parameters)
         if not self.model:
             raise SystemExit(f"llama.cpp could not load {path}.")
-        parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx = 1024
-        parameters.n_batch = parameters.n_ubatch = 512
-        parameters.n_threads = parameters.n_threads_batch = threads
-        self.context = llama_cpp.llama_init_from_model(self.model, parameters)
-        self.memory = llama_cpp.llama_get_memory(self.context)
         self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
-        self.batch = llama_cpp.llama_batch_init(512, 0, 1)
-        self.position = 0
+        self.batch = llama_cpp.llama_batch_init(CHUNK, 0, 1)
+        self.one = self._context(1024, 1)
+        self.many = None
+        self.positions = [0]
 
-    def _decode(self, tokens: Sequence[int]) -> int:
+    def _context(self, positions: int, sequences: int) -> object:
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = positions
+        parameters.n_batch = parameters.n_ubatch = CHUNK
+        parameters.n_threads = parameters.n_threads_batch = self.threads
+        parameters.n_seq_max = sequences
+        return llama_cpp.llama_init_from_model(self.model, parameters)
+
+    def _run(
+        self, context: object, rows: Sequence[tuple[int, int]], wanted: Sequence[int]
+    ) -> list[int]:
+        """One llama_decode over (token, sequence) rows; the next token after each wanted row."""
         batch = self.batch
-        batch.n_tokens = len(tokens)
-        for i, token in enumerate(tokens):
+        batch.n_tokens = len(rows)
+        for i, (token, sequence) in enumerate(rows):
             batch.token[i] = token
-            batch.pos[i] = self.position + i
+            batch.pos[i] = self.positions[sequence]
             batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = 0
-            batch.logits[i] = i == len(tokens) - 1
-        code = llama_cpp.llama_decode(self.context, batch)
+            batch.seq_id[i][0] = sequence
+            batch.logits[i] = 0
+            self.positions[sequence] += 1
+        for i in wanted:
+            batch.logits[i] = 1
+        code = llama_cpp.llama_decode(context, batch)
         if code:
             raise SystemExit(f"llama_decode returned {code}.")
-        self.position += len(tokens)
-        logits = llama_cpp.llama_get_logits_ith(self.context, -1)
-        return int(np.ctypeslib.as_array(logits, shape=(self.vocab,)).argmax())
+        logits = (llama_cpp.llama_get_logits_ith(context, i) for i in wanted)
+        return [int(np.ctypeslib.as_array(row, shape=(self.vocab,)).argmax()) for row in logits]
 
     def prefill(self, tokens: Sequence[int]) -> int:
         """See Model."""
-        llama_cpp.llama_memory_clear(self.memory, False)
-        self.position = 0
-        return self._decode(tokens)
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.one), False)
+        self.positions = [0]
+        return self._run(self.one, [(token, 0) for token in tokens], [len(tokens) - 1])[0]
 
     def step(self, token: int) -> int:
         """See Model."""
-        return self._decode([token])
+        return self._run(self.one, [(token, 0)], [0])[0]
+
+    def prefill_batch(self, prompts: Sequence[Sequence[int]]) -> list[int]:
+        """See BatchModel."""
+        if self.many is None:
+            self.many = self._context(SEQUENCES * CONTEXT, SEQUENCES)
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.many), False)
+        self.positions = [0] * len(prompts)
+        return [
+            self._run(self.many, [(token, n) for token in prompt], [len(prompt) - 1])[0]
+            for n, prompt in enumerate(prompts)
+        ]
+
+    def step_batch(self, tokens: Sequence[int]) -> list[int]:
+        """See BatchModel."""
+        return self._run(self.many, [(t, n) for n, t in enumerate(tokens)], range(len(tokens)))
+
+
+def weight_bytes(model: LlamaCpp) -> int:
+    """Sizes of the tensors, without the input embedding unless it is the head too."""
+    import gguf
+
+    tensors = {each.name: int(each.n_bytes) for each in gguf.GGUFReader(model.path).tensors}
+    tied = "output.weight" not in tensors
+    return sum(size for name, size in tensors.items() if tied or name != "token_embd.weight")
 
 
 if __name__ == "__main__":
-    begin = time.perf_counter()
-    model = LlamaCpp(sys.argv[1], int(sys.argv[2]))
-    seconds = time.perf_counter() - begin
-    serve(model, model.vocab, seconds, f"llama-cpp-python {llama_cpp.__version__}")
+
+    def load() -> tuple[LlamaCpp, int]:
+        """The model and the size of its vocabulary."""
+        model = LlamaCpp(sys.argv[1], int(sys.argv[2]))
+        return model, model.vocab
+
+    serve(load, f"llama-cpp-python {llama_cpp.__version__}", weight_bytes)

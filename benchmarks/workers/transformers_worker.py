@@ -6,7 +6,6 @@ transformers_worker.py DIRECTORY THREADS eager|compile [float32|bfloat16]
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 
 import torch
@@ -55,17 +54,27 @@ class Transformers:
         return self._call(torch.tensor([[token]]))
 
 
+def weight_bytes(model: Transformers) -> int:
+    """Sizes of the parameters, without the input embedding unless it is the head too."""
+    module = model.model
+    total = sum(p.nbytes for p in module.parameters())
+    embedding, head = module.get_input_embeddings().weight, module.get_output_embeddings().weight
+    return total if embedding is head else total - embedding.nbytes
+
+
 if __name__ == "__main__":
-    directory, threads, mode = sys.argv[1:4]
-    dtype = getattr(torch, sys.argv[4] if len(sys.argv) > 4 else "float32")
+    directory, threads, mode, dtype = sys.argv[1:5]
     torch.set_num_threads(int(threads))
     transformers.utils.logging.disable_progress_bar()
-    begin = time.perf_counter()
-    model = Transformers(directory, mode == "compile", dtype)
-    if mode == "compile":
-        token = model.prefill(range(1, 129))
-        for _ in range(3):
-            token = model.step(token)
-    seconds = time.perf_counter() - begin
+
+    def load() -> tuple[Transformers, int]:
+        """The model, compiled if asked, and the size of its vocabulary."""
+        model = Transformers(directory, mode == "compile", getattr(torch, dtype))
+        if mode == "compile":
+            token = model.prefill(range(1, 129))
+            for _ in range(3):
+                token = model.step(token)
+        return model, model.model.config.vocab_size
+
     version = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    serve(model, model.model.config.vocab_size, seconds, version)
+    serve(load, version, weight_bytes)

@@ -1,0 +1,234 @@
+"""What is measured, scenario by scenario. Each gives Measurements; tables are made elsewhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from alternation import Measurement, alternate
+from lineup import Contestant
+from probe import Probe
+from worker_process import Worker, first_token_seconds
+
+__all__ = ["LOADED", "PROMPT", "Settings", "first_token", "load", "long_context"]
+
+PROMPT = 128
+TOKENS = {"tinyllama-1.1b": 16, "smollm2-135m": 32, "stories15m": 128}  # decoded a measurement
+SEQUENCES = 8
+LONGEST = 9.0  # seconds: a prefill that takes longer is left out
+RESERVE_MB = 1500  # memory that stays free, so that mapped weights are not read from disk again
+Runs = dict[str, tuple[dict[str, Any], Callable[[], float]]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured. rounds: of decoding; everything longer takes its share of them."""
+
+    rounds: int
+    threads: int
+    prefill_lengths: tuple[int, ...]
+    probe: Probe
+
+    def share(self, part: float) -> int:
+        """A part of the rounds, at least 2."""
+        return max(2, round(self.rounds * part))
+
+
+@contextmanager
+def load(contestants: Sequence[Contestant]) -> Iterator[list[Worker]]:
+    """Starts all of them, warms them up, and ends them afterwards.
+
+    Raises SystemExit when little memory is left: mapped files would be dropped and read again.
+    """
+    workers: list[Worker] = []
+    try:
+        for each in contestants:
+            print(f"  loading {each.title}", file=sys.stderr)
+            workers.append(Worker(each))
+            workers[-1].ask(op="decode", prompt=PROMPT, tokens=2)
+        free = _available_mb()
+        if free < RESERVE_MB:
+            raise SystemExit(f"{len(workers)} runtimes leave {free} MB of memory: load fewer.")
+        yield workers
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def decode(shape: str, workers: list[Worker], settings: Settings) -> Iterator[Measurement]:
+    """One sequence."""
+    tokens = TOKENS[shape]
+    runs: Runs = {
+        w.contestant.title: (_facts(w), _asking(w, op="decode", prompt=PROMPT, tokens=tokens))
+        for w in workers
+    }
+    found = Measurement("decode", shape, {"prompt": PROMPT, "tokens": tokens})
+    yield _finish(alternate(found, runs, settings.rounds, settings.probe), workers)
+
+
+def prefill(shape: str, workers: list[Worker], settings: Settings) -> Iterator[Measurement]:
+    """One prompt of each length; who would take longer than LONGEST is left out, and named.
+
+    A decode step that is compiled says nothing about prefill, which runs eagerly there.
+    """
+    for length in settings.prefill_lengths:
+        found = Measurement("prefill", shape, {"prompt": length})
+        runs: Runs = {}
+        for worker in workers:
+            title = worker.contestant.title
+            if worker.contestant.kind.startswith("compile"):
+                continue
+            seconds = length / worker.ask(op="prefill", prompt=PROMPT)
+            if seconds > LONGEST:
+                found.notes.append(f"{title} was left out: it takes about {seconds:.0f} s")
+            else:
+                runs[title] = (_facts(worker), _asking(worker, op="prefill", prompt=length))
+        if runs:
+            yield alternate(found, runs, settings.share(1 / 3), settings.probe)
+
+
+def batch(shape: str, workers: list[Worker], settings: Settings) -> Iterator[Measurement]:
+    """SEQUENCES at once, beside our own single sequence."""
+    tokens = max(8, TOKENS[shape] // SEQUENCES)
+    runs: Runs = {}
+    for worker in workers:
+        title, facts = worker.contestant.title, _facts(worker)
+        if worker.contestant.batches:
+            runs[title] = (facts, _asking(worker, op="batch", sequences=SEQUENCES, prompt=PROMPT,
+                                          tokens=tokens))  # fmt: skip
+    # One sequence again, from other processes: switching would read the prompts again.
+    singles = [Worker(w.contestant) for w in workers if w.contestant.ours]
+    try:
+        for worker in singles:
+            run = _asking(worker, op="decode", prompt=PROMPT, tokens=TOKENS[shape])
+            runs[f"{worker.contestant.title}, one sequence"] = (
+                {**_facts(worker), "single": worker.contestant.title}, run
+            )  # fmt: skip
+        for _, run in runs.values():
+            run()
+        found = Measurement("batch", shape, {"sequences": SEQUENCES, "prompt": PROMPT,
+                                             "tokens": tokens})  # fmt: skip
+        yield alternate(found, runs, settings.share(2 / 3), settings.probe)
+    finally:
+        for worker in singles:
+            worker.stop()
+
+
+def contention(shape: str, workers: list[Worker], settings: Settings) -> Iterator[Measurement]:
+    """Decoding, in turn undisturbed and beside one process that computes all the time."""
+    chosen = [w for w in workers if w.contestant.ours or w.contestant.kind in ("Q4_0", "Q8_0")]
+    if shape != "tinyllama-1.1b" or not chosen:
+        return
+    runs: Runs = {}
+    for worker in chosen:
+        title, facts = worker.contestant.title, _facts(worker)
+        run = _asking(worker, op="decode", prompt=PROMPT, tokens=TOKENS[shape] // 2)
+        run()
+        runs[f"{title}, undisturbed"] = ({**facts, "of": title}, run)
+        runs[f"{title}, disturbed"] = ({**facts, "of": title, "disturbed": True}, _disturbed(run))
+    found = Measurement("contention", shape, {"prompt": PROMPT, "tokens": TOKENS[shape] // 2})
+    yield alternate(found, runs, settings.share(1 / 2), settings.probe)
+
+
+LOADED: dict[str, Callable[[str, list[Worker], Settings], Iterator[Measurement]]] = {
+    "decode": decode,
+    "prefill": prefill,
+    "batch": batch,
+    "contention": contention,
+}
+
+
+@dataclass(frozen=True)
+class LongContext:
+    """An artifact, a position, and the bytes of keys and values that decoding there reads more than
+    at PROMPT."""
+
+    contestant: Contestant
+    position: int
+    more_kv_bytes: int = field(default=0)
+
+
+def long_context(
+    shape: str, subjects: Sequence[LongContext], settings: Settings
+) -> Iterator[Measurement]:
+    """Decoding at each position, each in a process of its own: to switch is to read again."""
+    tokens = TOKENS[shape]
+    found = Measurement("context", shape, {"tokens": tokens})
+    runs: Runs = {}
+    workers = [Worker(each.contestant) for each in subjects]
+    try:
+        for worker, subject in zip(workers, subjects, strict=True):
+            facts = {**_facts(worker), "of": subject.contestant.title,
+                     "position": subject.position, "kv_bytes": subject.more_kv_bytes}  # fmt: skip
+            run = _asking(worker, op="decode", prompt=subject.position, tokens=tokens)
+            run()
+            runs[f"{subject.contestant.title} at {subject.position}"] = (facts, run)
+        yield alternate(found, runs, settings.share(2 / 3), settings.probe)
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def first_token(
+    shape: str, contestants: Sequence[Contestant], settings: Settings
+) -> Iterator[Measurement]:
+    """Seconds from the start of a process to the first token of PROMPT token ids, files cached."""
+    found = Measurement("first-token", shape, {"prompt": PROMPT, "unit": "s"})
+    runs: Runs = {}
+    for each in contestants:
+        imports: list[float] = []
+
+        def run(each: Contestant = each, imports: list[float] = imports) -> float:
+            seconds, before = first_token_seconds(each, PROMPT)
+            imports.append(before)
+            return seconds
+
+        run()
+        imports.clear()
+        runs[each.title] = ({"ours": each.ours, "bits": each.bits, "imports_s": imports}, run)
+    yield alternate(found, runs, settings.share(1 / 2), settings.probe)
+
+
+def _facts(worker: Worker) -> dict[str, Any]:
+    each, hello = worker.contestant, worker.hello
+    return {
+        "ours": each.ours, "bits": each.bits, "peer": each.peer, "kind": each.kind,
+        "version": hello["version"], "weight_bytes": hello["weight_bytes"],
+        "load_s": hello["load_s"],
+    }  # fmt: skip
+
+
+def _asking(worker: Worker, **command: Any) -> Callable[[], float]:
+    return lambda: worker.ask(**command)
+
+
+def _finish(measurement: Measurement, workers: list[Worker]) -> Measurement:
+    for worker in workers:
+        facts = measurement.series[worker.contestant.title].facts
+        facts["peak_rss_mb"] = worker.peak_rss_mb
+    return measurement
+
+
+def _disturbed(run: Callable[[], float]) -> Callable[[], float]:
+    """`run` beside a process that computes all the time and is pinned nowhere."""
+
+    def disturbed() -> float:
+        busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        try:
+            time.sleep(0.2)
+            return run()
+        finally:
+            busy.kill()
+            busy.wait()
+
+    return disturbed
+
+
+def _available_mb() -> int:
+    with open("/proc/meminfo") as lines:
+        return next(int(line.split()[1]) // 1024 for line in lines if "MemAvailable" in line)

@@ -1,0 +1,77 @@
+"""A runtime as a process that keeps its model loaded and answers one command at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from lineup import Contestant
+
+__all__ = ["Worker", "first_token_seconds"]
+
+WORKERS = Path(__file__).resolve().parent / "workers"
+SETTLE = 0.05  # seconds that a runtime's idle threads get to stop spinning
+
+
+class Worker:
+    """One started contestant. Raises SystemExit when the process ends on its own."""
+
+    def __init__(self, contestant: Contestant) -> None:
+        self.contestant = contestant
+        self.peak_rss_mb = 0
+        self._process = subprocess.Popen(
+            contestant.command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            cwd=WORKERS,
+        )  # fmt: skip
+        self.hello = self._answer()
+
+    def ask(self, **command: Any) -> float:
+        """One measurement: tokens per second."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        self.peak_rss_mb = answer["peak_rss_mb"]
+        time.sleep(SETTLE)
+        return float(answer["tps"])
+
+    def stop(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            command = " ".join(self.contestant.command)
+            raise SystemExit(f"the worker of '{self.contestant.title}' ended: {command}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def first_token_seconds(contestant: Contestant, prompt: int) -> tuple[float, float]:
+    """(seconds from the start of a new process to the first token of a prompt, of which the process
+    spent before it began to load the model: the interpreter and its imports)."""
+    from workers.protocol import FIRST_TOKEN
+
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        contestant.command, text=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        cwd=WORKERS, env={**os.environ, FIRST_TOKEN: str(prompt)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    seconds = time.perf_counter() - start
+    process.wait()
+    process.stdout.close()
+    if not line:
+        raise SystemExit(f"'{contestant.title}' ended before its first token.")
+    time.sleep(SETTLE)
+    return seconds, seconds - float(json.loads(line)["total_s"])
