@@ -1,39 +1,47 @@
-"""Weight quantization schemes by name, e.g. ``w8`` and ``w8g32``: parameters and meaning."""
+"""Weight quantization schemes by name, e.g. ``w8`` and ``w4g128``: parameters and meaning."""
 
 from __future__ import annotations
 
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from graphwright.ir.errors import PassError
 
-__all__ = ["Scheme", "quantize_activation", "quantize_weight"]
+__all__ = ["GROUPS", "Scheme", "dequantize", "quantize_activation", "quantize_weight"]
+
+GROUPS = (32, 64, 128)  # inputs that may share a scale
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """Symmetric integer weights of `bits` bits; a scale per output channel, or per `group` inputs.
+    """Integer weights of `bits` bits; a scale per output channel, or per `group` inputs.
 
+    w8: -127..127 with float32 scales. w4: always in groups, float16 scales; symmetric, values
+    -8..7, or with a `zero` point per group, values 0..15 of which the zero point is subtracted.
     Activations are quantized to int8 on the fly, per token (and per group, when there are any).
     """
 
     bits: int
     group: int | None = None
+    zero: bool = False
 
     def __str__(self) -> str:
-        return f"w{self.bits}" + (f"g{self.group}" if self.group else "")
+        return f"w{self.bits}" + (f"g{self.group}" if self.group else "") + "z" * self.zero
 
     @staticmethod
     def parse(text: str) -> Scheme:
-        """Reads ``w8`` or ``w8g32``. Raises PassError for a scheme that does not exist yet."""
-        match = re.fullmatch(r"w(8)(?:g(32|64|128))?", text)
-        if match is None:
-            known = "f32 (none), w8, w8g32, w8g64, w8g128"
-            raise PassError(f"'{text}' is not a quantization scheme; there are {known}.")
-        return Scheme(int(match[1]), int(match[2]) if match[2] else None)
+        """Reads ``w8``, ``w8g32``, ``w4g128``, ``w4g32z``. Raises PassError for anything else."""
+        match = re.fullmatch(r"w(8|4)(?:g(32|64|128))?(z?)", text)
+        if match is None or (match[1] == "8" and match[3]) or (match[1] == "4" and not match[2]):
+            raise PassError(
+                f"'{text}' is not a quantization scheme; there are f32 (none), w8, w8g32, w8g64, "
+                "w8g128, w4g32, w4g64, w4g128, and with zero points w4g32z, w4g64z, w4g128z."
+            )
+        return Scheme(int(match[1]), int(match[2]) if match[2] else None, bool(match[3]))
 
     def groups(self, inputs: int) -> int:
         """How many scales a row of `inputs` weights has. Raises PassError if they do not divide."""
@@ -43,34 +51,96 @@ class Scheme:
             raise PassError(f"{inputs} input channels do not divide into groups of {self.group}.")
         return inputs // self.group
 
+    def for_inputs(self, inputs: int) -> Scheme:
+        """This scheme, or the nearest whose groups divide `inputs`: smaller groups, then w8."""
+        if self.group is None or inputs % self.group == 0:
+            return self
+        smaller = [each for each in GROUPS if each < self.group and inputs % each == 0]
+        return Scheme(self.bits, max(smaller), self.zero) if smaller else Scheme(8)
 
-def _symmetric(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int8 values and float32 scales over the last axis: scale = max|x| / 127, ties to even."""
-    scale = x.abs().amax(-1) / 127
-    divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
-    return torch.round(x / divisor[..., None]).clamp(-127, 127).to(torch.int8), scale
+    @property
+    def parts(self) -> int:
+        """Tensors that a quantized weight consists of: values, scales and perhaps zero points."""
+        return 3 if self.zero else 2
 
 
 _ROWS_AT_ONCE = 1 << 22  # elements of a weight quantized together: bounds the temporaries
 
 
-def quantize_weight(weight: torch.Tensor, scheme: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """weight [..., N, K] float -> (int8 [..., N, K], float32 scale [..., N, groups])."""
+def quantize_weight(weight: torch.Tensor, scheme: str) -> tuple[torch.Tensor, ...]:
+    """weight [..., N, K] float -> the parts of `scheme`, rounded to nearest, ties to even.
+
+    int8 values [..., N, K]; scale [..., N, groups], float32 for w8 and float16 for w4; with zero
+    points also uint8 [..., N, groups]. Raises PassError for weights that a float16 scale cannot
+    reach.
+    """
+    parsed = Scheme.parse(scheme)
     *outer, inputs = weight.shape
-    rows = math.prod(outer)
-    groups = Scheme.parse(scheme).groups(inputs)
+    rows, groups = math.prod(outer), parsed.groups(inputs)
     values = torch.empty((rows, inputs), dtype=torch.int8, device=weight.device)
-    scale = torch.empty((rows, groups), dtype=torch.float32, device=weight.device)
+    dtype = torch.float32 if parsed.bits == 8 else torch.float16
+    scale = torch.empty((rows, groups), dtype=dtype, device=weight.device)
+    zero = torch.empty((rows, groups), dtype=torch.uint8, device=weight.device)
     flat = weight.reshape(rows, inputs)
     step = max(1, _ROWS_AT_ONCE // inputs)
     for begin in range(0, rows, step):
-        part = flat[begin : begin + step].float()
-        q, scale[begin : begin + step] = _symmetric(part.reshape(len(part), groups, -1))
-        values[begin : begin + step] = q.reshape(part.shape)
-    return values.reshape(*outer, inputs), scale.reshape(*outer, groups)
+        part = slice(begin, begin + step)
+        x = flat[part].float()
+        q, scale[part], zero[part] = _quantize(x.reshape(len(x), groups, -1), parsed)
+        values[part] = q.reshape(x.shape)
+    real = weight.device.type != "meta"
+    if real and not bool(scale.isfinite().all()) and bool(weight.isfinite().all()):
+        most = float(weight.abs().max())
+        raise PassError(f"weights of up to {most:.3g} need scales beyond float16: use w8 for them.")
+    scale = scale.reshape(*outer, groups)
+    found = (values.reshape(*outer, inputs), scale, zero.reshape(*outer, groups))
+    return found[: parsed.parts]
 
 
 def quantize_activation(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
     """x [..., K] float32 -> (int8 [..., K], float32 scale [..., groups])."""
     values, scale = _symmetric(x.float().reshape(*x.shape[:-1], groups, x.shape[-1] // groups))
     return values.reshape(x.shape), scale
+
+
+def dequantize(
+    values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(values - zero) * scale in float32: what the parts of a weight [..., K] stand for."""
+    grouped = values.float().reshape(*scale.shape, -1)
+    if zero is not None:
+        grouped = grouped - zero.float()[..., None]
+    return (grouped * scale.float()[..., None]).reshape(values.shape)
+
+
+def _quantize(x: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """Values, scales and zero points of groups [rows, groups, inputs]."""
+    if scheme.bits == 8:
+        return (*_symmetric(x), 0)
+    if scheme.zero:
+        low, high = x.amin(-1).clamp(max=0), x.amax(-1).clamp(min=0)
+        scale = ((high - low) / 15).half()
+        divisor = _divisor(scale)
+        zero = torch.round(-low / divisor).clamp(0, 15)
+        q = torch.round(x / divisor[..., None]) + zero[..., None]
+        return q.clamp(0, 15).to(torch.int8), scale, zero.to(torch.uint8)
+    # The largest magnitude becomes -8, whatever its sign, so that all sixteen values are used; then
+    # the scale that fits these values best in the sense of least squares.
+    extreme = x.gather(-1, x.abs().argmax(-1, keepdim=True)).squeeze(-1)
+    q = torch.round(x / _divisor(extreme / -8)[..., None]).clamp_(-8, 7)
+    scale = ((q * x).sum(-1) / _divisor((q * q).sum(-1))).half()
+    q = torch.round(x / _divisor(scale)[..., None])
+    return q.clamp_(-8, 7).to(torch.int8), scale, 0
+
+
+def _symmetric(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 values and float32 scales over the last axis: scale = max|x| / 127, ties to even."""
+    scale = x.abs().amax(-1) / 127
+    q = torch.round(x / _divisor(scale)[..., None])
+    return q.clamp(-127, 127).to(torch.int8), scale
+
+
+def _divisor(scale: torch.Tensor) -> torch.Tensor:
+    """The scales in float32, 1 where they are 0."""
+    real = scale.float()
+    return torch.where(real == 0, torch.ones_like(real), real)

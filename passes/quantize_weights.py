@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -28,9 +28,9 @@ class QuantizeWeights(Pass):
     """gw.linear, gw.routed_linear, gw.embedding  →  quantized over quantize_weight(w, scheme).
 
     A table and a head that share a weight and a scheme share the quantized one. A weight whose
-    inputs do not divide into the scheme's groups gets one scale per output channel instead, with a
-    miss. Leaves: what the recipe says; tables read by anything but the tokens (position tables:
-    small, and their values matter); weights that are not float.
+    inputs do not divide into the scheme's groups gets smaller ones, or w8, with a miss. Leaves:
+    what the recipe says; tables read by anything but the tokens (position tables: small, and their
+    values matter); weights that are not float.
     """
 
     stage: ClassVar[Stage] = Stage.QUANTIZE
@@ -41,7 +41,7 @@ class QuantizeWeights(Pass):
 
     def run(self, program: Program) -> int:
         heads = logits_linears(program)
-        made: dict[tuple[str, str], tuple[fx.Node, fx.Node]] = {}
+        made: dict[tuple[str, str], list[fx.Node]] = {}
         count = 0
         for node in list(program.graph.nodes):
             role = _role(node, heads)
@@ -57,7 +57,7 @@ class QuantizeWeights(Pass):
             key = (str(source.target), str(scheme))
             if key not in made:
                 made[key] = _quantized(program, *key, weight)
-            _replace(program, node, role, *made[key], scheme)
+            _replace(program, node, role, made[key], scheme)
             count += 1
         return count
 
@@ -72,13 +72,13 @@ class QuantizeWeights(Pass):
             self.miss(f"'{node.name}': the table '{name}' is not read by token id.")
             return None
         inputs = weight.shape[-1]
-        if scheme.group and inputs % scheme.group:
+        fitting = scheme.for_inputs(inputs)
+        if fitting != scheme:
             self.miss(
                 f"'{node.name}': {inputs} inputs of '{name}' do not divide into groups of "
-                f"{scheme.group}; it gets one scale a channel (w{scheme.bits})."
+                f"{scheme.group}; it gets {fitting}."
             )
-            return Scheme(scheme.bits)
-        return scheme
+        return fitting
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,44 +124,48 @@ def _reads_tokens(ids: object) -> bool:
     return isinstance(ids, fx.Node) and ids.target == "tokens"
 
 
-def _quantized(program: Program, name: str, scheme: str, weight: Weight) -> tuple[fx.Node, fx.Node]:
+def _quantized(program: Program, name: str, scheme: str, weight: Weight) -> list[fx.Node]:
+    """The nodes of the values, scales and perhaps zero points of `weight`."""
     shared = _Shared(weight, scheme)
+    stems = (f"{name}_{scheme}", f"{name}_scale", f"{name}_zero")
     nodes = []
-    for output, stem in enumerate((f"{name}_{scheme}", f"{name}_scale")):
+    for output in range(Scheme.parse(scheme).parts):
         plain = Expression.of(quantize_weight, weight, scheme, output=output)
         part = QuantizedPart(
             plain.shape, plain.dtype, plain.function, plain.args, plain.kwargs, output, shared
         )
-        nodes.append(program.add_weight(stem, part))
-    return nodes[0], nodes[1]
+        nodes.append(program.add_weight(stems[output], part))
+    return nodes
 
 
 def _replace(
-    program: Program, node: fx.Node, role: Role, weight: fx.Node, scale: fx.Node, scheme: Scheme
+    program: Program, node: fx.Node, role: Role, parts: list[fx.Node], scheme: Scheme
 ) -> None:
+    weight, scale, *zeros = parts
+    zero: Any = zeros[0] if zeros else None
+    options: dict[str, Any] = {"scheme": str(scheme)}
     if role == "experts":
         x, experts, _, *bias = node.args
-        new = program.call(
-            node,
-            gw.quantized_routed_linear.default,
-            *(x, experts, weight, scale, *bias),
-            scheme=str(scheme),
-        )
+        target = gw.quantized_routed_linear.default
+        arguments = _given(x, experts, weight, scale, *_padded(bias, 1), zero)
     elif role == "embedding":
-        new = program.call(
-            node, gw.quantized_embedding.default, weight, scale, node.args[1], scheme=str(scheme)
-        )
+        target = gw.quantized_embedding.default
+        arguments = _given(weight, scale, node.args[1], zero)
     else:
         x, _, *epilogue = node.args
-        new = program.call(
-            node,
-            gw.quantized_linear.default,
-            x,
-            weight,
-            scale,
-            *epilogue,
-            scheme=str(scheme),
-            activation=node.kwargs.get("activation", "none"),
-        )
+        target = gw.quantized_linear.default
+        arguments = _given(x, weight, scale, *_padded(epilogue, 2), zero)
+        options["activation"] = node.kwargs.get("activation", "none")
+    new = program.call(node, target, *arguments, **options)
     new.meta["stack_trace"] = node.meta.get("stack_trace", "")
     program.replace(node, new)
+
+
+def _padded(arguments: list[Any], count: int) -> list[Any]:
+    return arguments + [None] * (count - len(arguments))
+
+
+def _given(*arguments: Any) -> list[Any]:
+    """The arguments up to the last one that is not None."""
+    last = max(i for i, each in enumerate(arguments) if each is not None)
+    return list(arguments[: last + 1])

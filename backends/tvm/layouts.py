@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from graphwright.backends.tvm.blobs import Layout
+from graphwright.backends.tvm.blobs import Layout, dense
 from graphwright.backends.tvm.kernels.linear_f32 import pack_f32
+from graphwright.backends.tvm.kernels.linear_w4 import pack_w4, pack_w4_rows
 from graphwright.backends.tvm.kernels.linear_w8 import pack_w8
-from graphwright.backends.tvm.kernels.matmul import TILE
+from graphwright.backends.tvm.kernels.matmul import TILE, pack_groups
 from graphwright.backends.tvm.kernels.quantize_rows import padded
 from graphwright.backends.tvm.kernels.routed_linear_f32 import pack_routed_f32
-from graphwright.backends.tvm.kernels.routed_linear_w8 import pack_routed_w8
+from graphwright.ir.schemes import Scheme
 
 __all__ = [
     "linear_f32_layout",
-    "linear_w8_layout",
-    "linear_w8_scales",
+    "linear_quantized_layouts",
     "routed_f32_layout",
-    "routed_w8_layout",
-    "routed_w8_scales",
+    "routed_quantized_layouts",
+    "table_quantized_layouts",
 ]
 
 
@@ -33,26 +34,20 @@ def linear_f32_layout() -> Layout:
     )
 
 
-def linear_w8_layout() -> Layout:
-    """int8 tiles of 16 output by 4 input channels: [ceil(N / 16), K' / 4, 16, 4]."""
-    return Layout(
-        "linear-w8",
-        "int8",
-        lambda shape: _rows(shape) * padded(shape[1]),
-        lambda weight: pack_w8(weight.numpy(), np.zeros(len(weight), np.float32))[0],
+def linear_quantized_layouts(scheme: Scheme) -> tuple[Layout, ...]:
+    """The layouts of the parts of a weight [N, K]: values, scales and perhaps zero points.
+
+    w8: int8 [ceil(N / 16), K' / 4, 16, 4] and float32 [ceil(N / 16), groups, 16]. w4: uint8
+    [ceil(N / 16), K' / 64, 8, 16, 4], float16 and uint8 [ceil(N / 16), groups, 16].
+    """
+    values = Layout(
+        f"linear-{_values(scheme)}",
+        "int8" if scheme.bits == 8 else "uint8",
+        lambda shape: _rows(shape) * padded(shape[1]) * scheme.bits // 8,
+        lambda weight: _pack_values(weight.numpy(), scheme),
         rows_multiple=TILE,
     )
-
-
-def linear_w8_scales() -> Layout:
-    """The scales of such tiles: float32 [ceil(N / 16), groups, 16]."""
-    return Layout(
-        "linear-w8-scales",
-        "float32",
-        lambda shape: _rows(shape) * shape[1] * 4,
-        lambda scale: pack_w8(np.zeros((len(scale), 4), np.int8), scale.float().numpy())[1],
-        rows_multiple=TILE,
-    )
+    return (values, *(_group_layout(dtype) for dtype in _group_dtypes(scheme)))
 
 
 def routed_f32_layout() -> Layout:
@@ -66,26 +61,61 @@ def routed_f32_layout() -> Layout:
     )
 
 
-def routed_w8_layout() -> Layout:
-    """Of each expert what linear_w8_layout says: [E, ceil(N / 16), K' / 4, 16, 4]."""
-    return Layout(
-        "routed-linear-w8",
-        "int8",
-        lambda shape: shape[0] * _rows(shape[1:]) * padded(shape[2]),
-        lambda weight: pack_routed_w8(weight.numpy(), np.zeros(weight.shape[:2], np.float32))[0],
+def routed_quantized_layouts(scheme: Scheme) -> tuple[Layout, ...]:
+    """Of each expert what linear_quantized_layouts says, for weights [E, N, K]."""
+    return tuple(_routed(each) for each in linear_quantized_layouts(scheme))
+
+
+def table_quantized_layouts(scheme: Scheme) -> tuple[Layout, ...]:
+    """The layouts of the parts of a table [V, K] that is only read row by row.
+
+    w8: as they are. w4: two nibbles a byte, uint8 [V, K' / 64, 32]: input channels 0..31 of 64 in
+    the low nibbles.
+    """
+    if scheme.bits == 8:
+        return dense(torch.int8), dense()
+    values = Layout(
+        f"rows-{_values(scheme)}",
+        "uint8",
+        lambda shape: shape[0] * padded(shape[1]) // 2,
+        lambda weight: pack_w4_rows(weight.numpy(), scheme.zero),
         rows_multiple=1,
+    )
+    return (values, *(dense(getattr(torch, dtype)) for dtype in _group_dtypes(scheme)))
+
+
+def _values(scheme: Scheme) -> str:
+    """What the packed values depend on: not the size of a group."""
+    return f"w{scheme.bits}" + "z" * scheme.zero
+
+
+def _group_dtypes(scheme: Scheme) -> tuple[str, ...]:
+    return ("float32",) if scheme.bits == 8 else ("float16", "uint8")[: scheme.parts - 1]
+
+
+def _pack_values(weight: np.ndarray, scheme: Scheme) -> np.ndarray:
+    return pack_w8(weight) if scheme.bits == 8 else pack_w4(weight, scheme.zero)
+
+
+def _group_layout(dtype: str) -> Layout:
+    """Scales or zero points [N, groups] as [ceil(N / 16), groups, 16]."""
+    size = np.dtype(dtype).itemsize
+    return Layout(
+        f"linear-groups-{dtype}",
+        dtype,
+        lambda shape: _rows(shape) * shape[1] * size,
+        lambda values: pack_groups(values.numpy().astype(dtype)),
+        rows_multiple=TILE,
     )
 
 
-def routed_w8_scales() -> Layout:
-    """Of each expert what linear_w8_scales says: float32 [E, ceil(N / 16), groups, 16]."""
+def _routed(layout: Layout) -> Layout:
+    """`layout` of each expert's matrix, one after the other."""
     return Layout(
-        "routed-linear-w8-scales",
-        "float32",
-        lambda shape: shape[0] * _rows(shape[1:]) * shape[2] * 4,
-        lambda scale: pack_routed_w8(
-            np.zeros((*scale.shape[:2], 4), np.int8), scale.float().numpy()
-        )[1],
+        f"routed-{layout.name}",
+        layout.dtype,
+        lambda shape: shape[0] * layout.size(shape[1:]),
+        lambda weight: np.stack([layout.pack(each) for each in weight]),
         rows_multiple=1,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from graphwright.ir.op import Sample, declare
-from graphwright.ir.schemes import quantize_weight
+from graphwright.ir.schemes import dequantize, quantize_weight
 
 __all__ = ["embedding", "quantized_embedding"]
 
@@ -16,8 +16,8 @@ def _meta(weight, ids):  # type: ignore[no-untyped-def]
     return weight.new_empty((*ids.shape, weight.shape[1]))
 
 
-def _quantized_meta(weight, scale, ids, *, scheme):  # type: ignore[no-untyped-def]
-    return scale.new_empty((*ids.shape, weight.shape[1]))
+def _quantized_meta(weight, scale, ids, zero=None, *, scheme):  # type: ignore[no-untyped-def]
+    return scale.new_empty((*ids.shape, weight.shape[1]), dtype=torch.float32)
 
 
 def _samples() -> Iterator[Sample]:
@@ -28,9 +28,9 @@ def _samples() -> Iterator[Sample]:
 
 def _quantized_samples() -> Iterator[Sample]:
     torch.manual_seed(0)
-    for scheme in ("w8", "w8g32"):
-        table = quantize_weight(torch.randn(11, 64), scheme)
-        yield Sample((*table, torch.tensor([3, 0, 10])), {"scheme": scheme}, scheme)
+    for scheme in ("w8", "w8g32", "w4g32", "w4g64z"):
+        weight, scale, *zero = quantize_weight(torch.randn(11, 64), scheme)
+        yield Sample((weight, scale, torch.tensor([3, 0, 10]), *zero), {"scheme": scheme}, scheme)
 
 
 @declare("embedding(Tensor weight, Tensor ids) -> Tensor", meta=_meta, samples=_samples,
@@ -41,15 +41,20 @@ def embedding(weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 @declare(
-    "quantized_embedding(Tensor weight, Tensor scale, Tensor ids, *, str scheme) -> Tensor",
+    "quantized_embedding(Tensor weight, Tensor scale, Tensor ids, Tensor? zero=None, *, "
+    "str scheme) -> Tensor",
     meta=_quantized_meta,
     samples=_quantized_samples,
     exactness="exact",
 )
 def quantized_embedding(
-    weight: torch.Tensor, scale: torch.Tensor, ids: torch.Tensor, *, scheme: str
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    ids: torch.Tensor,
+    zero: torch.Tensor | None = None,
+    *,
+    scheme: str,
 ) -> torch.Tensor:
-    """(weight * scale)[ids]. weight int8 [V, K], scale float32 [V, groups] -> [..., K]."""
-    rows = weight[ids].float()
-    grouped = rows.reshape(*ids.shape, scale.shape[1], -1) * scale[ids][..., None]
-    return grouped.reshape(rows.shape)
+    """((weight - zero) * scale)[ids]. weight int8 [V, K], scale [V, groups], zero uint8 alike ->
+    float32 [..., K]."""
+    return dequantize(weight[ids], scale[ids], None if zero is None else zero[ids])

@@ -15,7 +15,7 @@ __all__ = ["quantized_linear"]
 _ELEMENTS_AT_ONCE = 1 << 22  # of the weight, in float64: bounds the temporaries
 
 
-def _meta(x, weight, scale, bias=None, residual=None, *, scheme, activation="none"):  # type: ignore[no-untyped-def]
+def _meta(x, weight, scale, bias=None, residual=None, zero=None, *, scheme, activation="none"):  # type: ignore[no-untyped-def]
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
@@ -26,8 +26,13 @@ def _samples() -> Iterator[Sample]:
         (5, 33, 30, "w8", True, False, "gelu_tanh"),
         (7, 16, 64, "w8g32", True, True, "none"),
         (3, 20, 128, "w8g64", False, True, "silu"),
+        (1, 40, 128, "w4g128", False, False, "none"),
+        (5, 33, 96, "w4g32", True, False, "none"),
+        (4, 16, 192, "w4g64", False, True, "none"),
+        (6, 20, 96, "w4g32z", True, True, "silu"),
+        (2, 18, 256, "w4g128z", False, False, "none"),
     ):
-        weight, scale = quantize_weight(torch.randn(n, k) * k**-0.5, scheme)
+        weight, scale, *zero = quantize_weight(torch.randn(n, k) * k**-0.5, scheme)
         yield Sample(
             (
                 torch.randn(rows, k),
@@ -35,6 +40,7 @@ def _samples() -> Iterator[Sample]:
                 scale,
                 torch.randn(n) if bias else None,
                 torch.randn(rows, n) if residual else None,
+                *zero,
             ),
             {"scheme": scheme, "activation": activation},
             f"{scheme}-{rows}x{n}x{k}",
@@ -43,7 +49,8 @@ def _samples() -> Iterator[Sample]:
 
 @declare(
     "quantized_linear(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None, "
-    'Tensor? residual=None, *, str scheme, str activation="none") -> Tensor',
+    "Tensor? residual=None, Tensor? zero=None, *, str scheme, "
+    'str activation="none") -> Tensor',
     meta=_meta,
     samples=_samples,
 )
@@ -53,14 +60,16 @@ def quantized_linear(
     scale: torch.Tensor,
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
+    zero: torch.Tensor | None = None,
     *,
     scheme: str,
     activation: str = "none",
 ) -> torch.Tensor:
-    """activation(Σ_g (x_q · weight_gᵀ) * x_scale_g * scale_g + bias) + residual.
+    """activation(Σ_g (x_q · (weight_g - zero_g)ᵀ) * x_scale_g * scale_g + bias) + residual.
 
-    x [..., K] float, quantized per token and group to int8; weight int8 [N, K]; scale float32
-    [N, groups]; integer sums are exact -> [..., N]. `scheme` as in graphwright.ir.schemes.
+    x [..., K] float, quantized per token and group to int8; weight int8 [N, K]; scale float32 or
+    float16 [N, groups]; zero uint8 [N, groups], 0 where there is none; integer sums are exact
+    -> [..., N]. `scheme` as in graphwright.ir.schemes.
     """
     groups = scale.shape[1]
     x_q, x_scale = quantize_activation(x, groups)
@@ -70,6 +79,8 @@ def quantized_linear(
     for begin in range(0, weight.shape[0], step):
         part = slice(begin, begin + step)
         w_g = weight[part].reshape(-1, groups, x_g.shape[-1]).double()
+        if zero is not None:
+            w_g -= zero[part].double()[..., None]
         dots = torch.einsum("...gk,ngk->...ng", x_g, w_g).float()
-        y[..., part] = (dots * x_scale[..., None, :] * scale[part]).sum(-1)
+        y[..., part] = (dots * x_scale[..., None, :] * scale[part].float()).sum(-1)
     return epilogue(y, bias, residual, activation).to(x.dtype)

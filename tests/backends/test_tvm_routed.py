@@ -19,17 +19,18 @@ from hypothesis import strategies as st
 
 from graphwright.backends.tvm.blobs import BlobTable
 from graphwright.backends.tvm.kernels.kernel import Kernel
+from graphwright.backends.tvm.kernels.linear_quantized import weight_pointers
 from graphwright.backends.tvm.kernels.quantize_rows import quantize_rows, row_size
 from graphwright.backends.tvm.kernels.routed_groups import groups_ints, routed_groups
 from graphwright.backends.tvm.kernels.routed_linear_f32 import pack_routed_f32, routed_linear_f32
-from graphwright.backends.tvm.kernels.routed_linear_w8 import pack_routed_w8, routed_linear_w8
+from graphwright.backends.tvm.kernels.routed_linear_quantized import routed_linear_quantized
 from graphwright.backends.tvm.kernels.standalone import Run, build, standalone
 from graphwright.backends.tvm.kernels.top_k import top_k
 from graphwright.backends.tvm.kernels.weighted_sum import weighted_sum
-from graphwright.backends.tvm.layouts import routed_f32_layout, routed_w8_layout, routed_w8_scales
+from graphwright.backends.tvm.layouts import routed_f32_layout, routed_quantized_layouts
 from graphwright.backends.tvm.target import cpu_by_name, host_cpu, host_features
 from graphwright.ir.op import get_op
-from graphwright.ir.schemes import quantize_weight
+from graphwright.ir.schemes import Scheme, quantize_weight
 from graphwright.ir.tolerance import check_close
 from graphwright.ir.weights import ConstantTensor
 
@@ -49,7 +50,7 @@ class Case:
     cpu: str = CPU.name
     shared: bool = True
     bias: bool = False
-    group: int | None = None
+    scheme: str = "w8"  # of a quantized product
     padding: int = 0  # elements between the rows of x
     max_rows: int = 512
     rows: int = 1
@@ -119,14 +120,15 @@ def f32_kernel(case: Case) -> Run:
 
 
 @cache
-def w8_kernels(case: Case) -> tuple[Run, Run]:
-    cpu = cpu_by_name(case.cpu)
+def quantized_kernels(case: Case) -> tuple[Run, Run]:
+    cpu, scheme = cpu_by_name(case.cpu), Scheme.parse(case.scheme)
     quantize = quantize_rows(
-        case.k, x_stride=case.x_row + case.padding, group=case.group,
+        case.k, x_stride=case.x_row + case.padding, group=scheme.group,
         vectors=1 if case.shared else case.slots, cpu=cpu,
     )  # fmt: skip
-    product = routed_linear_w8(case.n, case.k, group=case.group, **case.options)
-    dtypes = ["int32", "int8", "float32", "int8", *["float32"] * (2 + case.bias)]
+    product = routed_linear_quantized(case.n, case.k, scheme, **case.options)
+    weights = [dtype for _, dtype in weight_pointers(scheme)]
+    dtypes = ["int32", "int8", "float32", *weights, *["float32"] * (1 + case.bias)]
     return standalone(quantize, ["float32", "int8", "float32"], cpu), standalone(
         product, dtypes, cpu
     )
@@ -141,21 +143,21 @@ def check_f32(case: Case, experts: torch.Tensor | None = None) -> None:
     check_close(got, want, "reassociating")
 
 
-def check_w8(case: Case, experts: torch.Tensor | None = None) -> None:
+def check_quantized(case: Case, experts: torch.Tensor | None = None) -> None:
     x, drawn, weight, bias = case.data()
     experts = drawn if experts is None else experts
-    scheme = f"w8g{case.group}" if case.group else "w8"
-    q, scale = quantize_weight(weight.reshape(-1, case.k), scheme)
-    q, scale = q.reshape(weight.shape), scale.reshape(*weight.shape[:2], -1)
+    scheme = Scheme.parse(case.scheme)
+    q, scale, *zero = quantize_weight(weight, case.scheme)
     want = get_op("quantized_routed_linear").reference(
-        case.rows_of(x), experts, q, scale, bias, scheme=scheme
+        case.rows_of(x), experts, q, scale, bias, *zero, scheme=case.scheme
     )
-    quantize, run = w8_kernels(case.static)
+    quantize, run = quantized_kernels(case.static)
     vectors = case.rows * (1 if case.shared else case.slots)
-    x_q = np.full((vectors, row_size(case.k, case.group)), 77, np.int8)
+    x_q = np.full((vectors, row_size(case.k, scheme.group)), 77, np.int8)
     x_scale = np.full((vectors, scale.shape[2]), np.nan, np.float32)
     quantize(case.rows, case.threads, x.numpy(), x_q, x_scale)
-    packed = pack_routed_w8(q.numpy(), scale.numpy())
+    parts = zip(routed_quantized_layouts(scheme), (q, scale, *zero), strict=True)
+    packed = [layout.pack(part) for layout, part in parts]
     inputs = [case.grouped(experts), x_q, x_scale, *packed]
     got = case.outputs(run, *inputs, *([] if bias is None else [bias.numpy()]))
     check_close(got, want, "reassociating")
@@ -173,13 +175,12 @@ def test_routed_linear_for_any_rows_and_threads(cpu: str) -> None:
 
 
 @pytest.mark.parametrize("cpu", HERE)
-@pytest.mark.parametrize("group", [None, 32])
-def test_quantized_routed_linear_for_any_rows_and_threads(cpu: str, group: int | None) -> None:
-    k = 45 if group is None else 96
-    case = Case(5, 3, 37, k, cpu, padding=3, bias=True, shared=False, group=group)
+@pytest.mark.parametrize(("k", "scheme"), [(45, "w8"), (96, "w8g32"), (96, "w4g32z")])
+def test_quantized_routed_linear_for_any_rows_and_threads(cpu: str, k: int, scheme: str) -> None:
+    case = Case(5, 3, 37, k, cpu, padding=3, bias=True, shared=False, scheme=scheme)
     for count in ROWS:
         for threads in (1, 2, 5):
-            check_w8(replace(case, rows=count, threads=threads))
+            check_quantized(replace(case, rows=count, threads=threads))
 
 
 CASES = st.builds(
@@ -191,7 +192,7 @@ CASES = st.builds(
     cpu=st.sampled_from(HERE),
     shared=st.booleans(),
     bias=st.booleans(),
-    group=st.sampled_from([None, 32, 64, 128]),
+    scheme=st.sampled_from(["w8", "w8g32", "w8g64", "w8g128", "w4g32", "w4g64z", "w4g128"]),
     padding=st.integers(0, 5),
     max_rows=st.sampled_from([8, 512]),
     rows=st.integers(1, 60),
@@ -202,14 +203,14 @@ CASES = st.builds(
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(CASES)
 def test_routed_linear_of_any_size(case: Case) -> None:
-    check_f32(replace(case, rows=min(case.rows, case.max_rows), group=None))
+    check_f32(replace(case, rows=min(case.rows, case.max_rows)))
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(CASES)
 def test_quantized_routed_linear_of_any_size(case: Case) -> None:
-    group = case.group if case.group and case.k % case.group == 0 else None
-    check_w8(replace(case, rows=min(case.rows, case.max_rows), group=group))
+    fitting = Scheme.parse(case.scheme).for_inputs(case.k)
+    check_quantized(replace(case, rows=min(case.rows, case.max_rows), scheme=str(fitting)))
 
 
 @pytest.mark.parametrize("max_rows", [8, 512])
@@ -221,7 +222,7 @@ def test_routings_that_are_not_balanced(max_rows: int, count: int) -> None:
     for pair in ([3, 3], [0, 0], [5, 5], [0, 5], [4, 1]):
         experts = torch.tensor([pair] * count)
         check_f32(case, experts)
-        check_w8(case, experts)
+        check_quantized(case, experts)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -291,7 +292,7 @@ def test_kernels_build_for_aarch64() -> None:
     options: dict[str, Any] = {"slots": 2, "shared": True, "max_rows": 512, "cpu": cpu}
     w8 = ["int32", "int8", "float32", "int8", "float32", "float32"]
     build(routed_linear_f32(20, 24, x_stride=24, **options), ["int32"] + ["float32"] * 3, cpu)
-    build(routed_linear_w8(20, 64, group=32, **options), w8, cpu)
+    build(routed_linear_quantized(20, 64, Scheme(8, 32), **options), w8, cpu)
     build(routed_groups(4, 2, experts_stride=2, cpu=cpu), ["int64", "int32"], cpu)
     build(top_k(8, 2, x_stride=8, cpu=cpu), TOP_K_DTYPES, cpu)
     build(weighted_sum(20, 2, y_stride=40, weights_stride=2, cpu=cpu), ["float32"] * 3, cpu)
@@ -300,9 +301,16 @@ def test_kernels_build_for_aarch64() -> None:
 def test_names_tell_kernels_apart() -> None:
     base: dict[str, Any] = {"slots": 2, "shared": True, "max_rows": 4, "cpu": CPU}
     variants: list[dict[str, Any]] = [
-        {}, {"slots": 3}, {"shared": False}, {"max_rows": 512}, {"bias": True}, {"group": 32},
+        {}, {"slots": 3}, {"shared": False}, {"max_rows": 512}, {"bias": True},
     ]  # fmt: skip
-    names = [routed_linear_w8(16, 64, **{**base, **each}).name for each in variants]
+    names = [
+        routed_linear_quantized(16, 64, Scheme.parse("w8"), **{**base, **each}).name
+        for each in variants
+    ]
+    names += [
+        routed_linear_quantized(16, 64, Scheme.parse(text), **base).name
+        for text in ("w8g32", "w4g32", "w4g32z")
+    ]
     strides = [128, 130]
     names += [
         routed_linear_f32(16, 64, x_stride=stride, **{**base, "shared": shared}).name
@@ -321,8 +329,9 @@ def test_experts_are_packed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, q = torch.randn(5, 20, 6), torch.randint(-127, 128, (5, 20, 6), dtype=torch.int8)
     table = BlobTable()
     table.add("weight", ConstantTensor.of(weight.bfloat16()), routed_f32_layout())
-    table.add("q", ConstantTensor.of(q), routed_w8_layout())
-    table.add("scale", ConstantTensor.of(torch.rand(5, 20, 2)), routed_w8_scales())
+    values, scales = routed_quantized_layouts(Scheme(8, 32))
+    table.add("q", ConstantTensor.of(q), values)
+    table.add("scale", ConstantTensor.of(torch.rand(5, 20, 2)), scales)
     sizes = [5 * 32 * 6 * 4, 5 * 32 * 64, 5 * 32 * 2 * 4]
     assert [blob["bytes"] for blob in table.describe()] == sizes
     whole = b"".join(table.chunks())

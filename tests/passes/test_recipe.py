@@ -46,3 +46,22 @@ def test_errors(text: str, reason: str) -> None:
     with pytest.raises(PassError) as error:
         Recipe.parse(text)
     assert reason in str(error.value)
+
+
+def test_schemes_by_name() -> None:
+    for text in ("w8", "w8g128", "w4g32", "w4g64z"):
+        assert str(Scheme.parse(text)) == text
+    for text in ("w4", "w8z", "w8g32z", "w4g16", "w2g32", "4"):
+        with pytest.raises(PassError, match=f"'{text}' is not a quantization scheme"):
+            Scheme.parse(text)
+
+
+def test_schemes_for_inputs_that_do_not_divide() -> None:
+    for text, inputs, expected in (
+        ("w4g128", 576, "w4g64"),
+        ("w4g64z", 96, "w4g32z"),
+        ("w4g32", 48, "w8"),
+        ("w8g64", 45, "w8"),
+        ("w8", 45, "w8"),
+    ):
+        assert str(Scheme.parse(text).for_inputs(inputs)) == expected

@@ -1,8 +1,9 @@
-"""y = epilogue(x_q · weight_qᵀ * x_scale * weight_scale): int8 times int8 with exact int32 sums.
+"""The inner loop of products by 8-bit weights: int8 times int8 with exact int32 sums.
 
 Packed weights are tiles of 16 output channels by 4 input channels, int8 [ceil(N/16), K'/4, 16, 4]
 with K' = K padded to 64: a cache line for each 4 input channels is one operand of AVX-512's
-vpdpbusd and two of AVX2's vpmaddubsw. One layout serves decode and prefill on every CPU.
+vpdpbusd and two of AVX2's vpmaddubsw. Scales are float32 [ceil(N/16), K/G or 1, 16]. One layout
+serves decode and prefill on every CPU.
 """
 
 from __future__ import annotations
@@ -15,93 +16,30 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.int8_dot import LINE, QUAD, Dot, dot_for
-from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define
-from graphwright.backends.tvm.kernels.loops import kernel_name, load, spread, store
+from graphwright.backends.tvm.kernels.kernel import Expr
+from graphwright.backends.tvm.kernels.loops import load, spread, store
 from graphwright.backends.tvm.kernels.matmul import (
     TILE,
-    Epilogue,
     Tiling,
-    few_or_many,
-    for_each_block,
     prefetch_ahead,
     stage,
     unrolled,
-    write_block,
     zeros,
 )
 from graphwright.backends.tvm.kernels.quantize_rows import group_count, padded, row_size
 from graphwright.backends.tvm.kernels.vector import constant, fma, span, vector_type
 from graphwright.backends.tvm.target import Cpu
 
-__all__ = ["ProductW8", "linear_w8", "pack_w8", "w8_tilings"]
+__all__ = ["ProductW8", "pack_w8", "w8_tilings"]
 
 
-def pack_w8(q: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8 [N, K] and float32 [N] or [N, K/G] -> the blobs of weights and scales.
-
-    Weights: int8 [ceil(N/16), K'/4, 16, 4]. Scales: float32 [ceil(N/16), K/G or 1, 16]. Channels
-    behind the last one and inputs behind K are zero.
-    """
+def pack_w8(q: np.ndarray) -> np.ndarray:
+    """int8 [N, K] -> int8 [ceil(N/16), K'/4, 16, 4], zero behind the last channel and input."""
     n, k = q.shape
     tiles = -(-n // TILE)
     weights = np.zeros((tiles * TILE, padded(k)), np.int8)
     weights[:n, :k] = q
-    scales = np.zeros((tiles * TILE, scale.size // n), np.float32)
-    scales[:n] = scale.reshape(n, -1)
-    return (
-        np.ascontiguousarray(weights.reshape(tiles, TILE, -1, QUAD).transpose(0, 2, 1, 3)),
-        np.ascontiguousarray(scales.reshape(tiles, TILE, -1).transpose(0, 2, 1)),
-    )
-
-
-def linear_w8(
-    n: int,
-    k: int,
-    *,
-    group: int | None = None,
-    bias: bool = False,
-    activation: str | None = None,
-    residual_stride: int | None = None,
-    max_rows: int,
-    cpu: Cpu,
-) -> Kernel:
-    """Pointers: x_q, x_scale, weight, weight_scale, (bias [N]), (residual), out.
-
-    x_q [rows, row_size(k, group)] and x_scale [rows, K/G or 1] come from quantize_rows, weight and
-    weight_scale from pack_w8; out is float32 [rows, N]. A call may have up to `max_rows` rows.
-    `residual_stride` None means no residual; `out` may be the residual itself if its stride is N.
-    """
-    epilogue = Epilogue(bias, activation, residual_stride)
-    few, many, limit = w8_tilings(cpu, group is not None)
-    only_few = limit if max_rows <= limit else None
-    name = kernel_name("linear_w8", cpu, n=n, k=k, g=group, rows=only_few, **epilogue.parameters)
-
-    def body(thread: Expr, threads: Expr, rows: Expr, *buffers: Expr) -> None:
-        x, x_scale, weight, weight_scale, *operands, out = buffers
-
-        def emit(tiling: Tiling, dot: Dot) -> None:
-            product = ProductW8.staged(x, x_scale, weight, weight_scale, k, group, dot, tiling)
-            write = write_block(n, tiling, epilogue, cpu.lanes, product.value, operands, out)
-            begin = product.begin if dot.starts_from_channels else None
-            for_each_block(n, tiling, thread, threads, rows, product.multiply, write, begin)
-
-        few_or_many(
-            rows,
-            limit,
-            max_rows,
-            lambda: emit(few, dot_for(cpu, many_rows=False)),
-            lambda: emit(many, dot_for(cpu, many_rows=True)),
-        )
-
-    pointers = [
-        ("x_q", "int8"),
-        ("x_scale", "float32"),
-        ("weight", "int8"),
-        ("weight_scale", "float32"),
-        *epilogue.pointers,
-        ("out", "float32"),
-    ]
-    return define(name, pointers, body)
+    return np.ascontiguousarray(weights.reshape(tiles, TILE, -1, QUAD).transpose(0, 2, 1, 3))
 
 
 def w8_tilings(cpu: Cpu, grouped: bool) -> tuple[Tiling, Tiling, int]:
@@ -132,17 +70,20 @@ class ProductW8:
 
     @classmethod
     def staged(
-        cls, x: Expr, x_scale: Expr, weight: Expr, weight_scale: Expr, k: int, group: int | None,
-        dot: Dot, tiling: Tiling,
+        cls, x: Expr, x_scale: Expr, weights: list[Expr], k: int, group: int | None,
+        tiling: Tiling, cpu: Cpu, many_rows: bool,
     ) -> ProductW8:  # fmt: skip
-        """With buffers on the stack for blocks of `tiling`."""
+        """With buffers on the stack for blocks of `tiling`. weights: values and scales."""
+        (weight, weight_scale), dot = weights, dot_for(cpu, many_rows)
         sums, starts = stage(tiling.stage_size, "float32" if group else "int32"), None
         if dot.starts_from_channels:
             starts = stage(group_count(k, group) * tiling.tiles * TILE, "int32")
         return cls(x, x_scale, weight, weight_scale, sums, starts, k, group, dot, tiling.ahead)
 
     def begin(self, tiles: list[Expr]) -> None:
-        """Fills `starts` for the blocks of `tiles` that follow."""
+        """What comes before the blocks of `tiles`: fills `starts`, where the dot needs them."""
+        if self.starts is None:
+            return
         lanes, bases = self.dot.lanes, self._bases(tiles)
         count = len(tiles) * TILE // lanes
         with T.serial(0, group_count(self.k, self.group)) as number:

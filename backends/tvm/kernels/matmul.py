@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
@@ -23,6 +24,7 @@ __all__ = [
     "block_count",
     "few_or_many",
     "for_each_block",
+    "pack_groups",
     "panel_count",
     "prefetch_ahead",
     "share_of_blocks",
@@ -77,6 +79,14 @@ class Epilogue:
             index = tirx.Cast("int64", row) * self.residual_stride + n
             value = value + remaining.pop(0)[span(index, lanes)]
         return value
+
+
+def pack_groups(values: np.ndarray) -> np.ndarray:
+    """Scales or zero points [N, groups] -> [ceil(N/16), groups, 16], 0 behind the last channel."""
+    n, groups = values.shape
+    full = np.zeros((-(-n // TILE) * TILE, groups), values.dtype)
+    full[:n] = values
+    return np.ascontiguousarray(full.reshape(-1, TILE, groups).transpose(0, 2, 1))
 
 
 def few_or_many(

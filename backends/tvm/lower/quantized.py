@@ -1,25 +1,27 @@
-"""gw.quantized_linear and gw.quantized_embedding: int8 weights with scales."""
+"""gw.quantized_linear and gw.quantized_embedding: integer weights with scales."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import fx
 
-from graphwright.backends.tvm.blobs import dense
+from graphwright.backends.tvm.blobs import Layout
 from graphwright.backends.tvm.context import LoweringContext, arguments
-from graphwright.backends.tvm.kernels.linear_w8 import linear_w8
+from graphwright.backends.tvm.kernels.linear_quantized import linear_quantized
 from graphwright.backends.tvm.kernels.quantize_rows import quantize_rows
 from graphwright.backends.tvm.kernels.quantized_embedding import (
     quantized_embedding as embedding_kernel,
 )
-from graphwright.backends.tvm.layouts import linear_w8_layout, linear_w8_scales
+from graphwright.backends.tvm.layouts import linear_quantized_layouts, table_quantized_layouts
 from graphwright.backends.tvm.lower.linear import epilogue_of, one_vector_a_row
 from graphwright.backends.tvm.lower.tokens import one_id_a_row
-from graphwright.backends.tvm.phases import Phase
+from graphwright.backends.tvm.phases import Operand, Phase
 from graphwright.backends.tvm.registry import lowering
 from graphwright.ir.schemes import Scheme
 
-__all__ = ["quantized_embedding", "quantized_linear"]
+__all__ = ["quantized_embedding", "quantized_linear", "weight_parts"]
 
 gw = torch.ops.gw
 
@@ -29,23 +31,22 @@ def quantized_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ..
     """The input is quantized once for all products of the step that read it."""
     given = arguments(node)
     outputs, inputs = (int(size) for size in given["weight"].meta["val"].shape)
-    group = Scheme.parse(given["scheme"]).group
+    scheme = Scheme.parse(given["scheme"])
     rows, x = context.rows(node), given["x"]
     values, scales = context.scratch(node)
     phases = []
     if any(context.fills_scratch(node)):
         stride = context.view(x).row_stride
-        kernel = context.kernel(quantize_rows, inputs, group=group, x_stride=stride)
+        kernel = context.kernel(quantize_rows, inputs, group=scheme.group, x_stride=stride)
         phases.append(Phase(node.name, kernel, (context.value(x), values, scales), rows))
     options, epilogue = epilogue_of(context, given)
     kernel = context.kernel(
-        linear_w8, outputs, inputs, group=group, max_rows=context.plan.max_tokens, **options
+        linear_quantized, outputs, inputs, scheme, max_rows=context.plan.max_tokens, **options
     )
     operands = (
         values,
         scales,
-        context.weight(given["weight"], linear_w8_layout()),
-        context.weight(given["scale"], linear_w8_scales()),
+        *weight_parts(context, given, linear_quantized_layouts(scheme)),
         *epilogue,
         *context.results(node),
     )
@@ -57,16 +58,26 @@ def quantized_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ..
 def quantized_embedding(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
     """As gw.embedding, with the scales of each row."""
     given = arguments(node)
-    width = int(given["weight"].meta["val"].shape[1])
-    groups = int(given["scale"].meta["val"].shape[1])
+    width, scheme = int(given["weight"].meta["val"].shape[1]), Scheme.parse(given["scheme"])
     tied = context.streamed(given["weight"])
-    kernel = context.kernel(embedding_kernel, width, groups, layout="linear" if tied else "rows")
-    layout = linear_w8_layout() if tied else dense(torch.int8)
-    scales = linear_w8_scales() if tied else dense()
+    layouts = linear_quantized_layouts(scheme) if tied else table_quantized_layouts(scheme)
+    kernel = context.kernel(embedding_kernel, width, scheme, layout="linear" if tied else "rows")
     operands = (
         context.value(given["ids"]),
-        context.weight(given["weight"], layout, read=width),
-        context.weight(given["scale"], scales, read=4 * groups),
+        *weight_parts(context, given, layouts, one_row=True),
         *context.results(node),
     )
     return (Phase(node.name, kernel, operands, context.rows(node)),)
+
+
+def weight_parts(
+    context: LoweringContext, given: dict[str, Any], layouts: tuple[Layout, ...],
+    one_row: bool = False,
+) -> list[Operand]:  # fmt: skip
+    """The values, scales and perhaps zero points of a node; `one_row`: a token reads one row."""
+    operands = []
+    for name, layout in zip(("weight", "scale", "zero"), layouts, strict=False):
+        shape = tuple(int(size) for size in given[name].meta["val"].shape)
+        read = layout.size(shape) // shape[0] if one_row else None
+        operands.append(context.weight(given[name], layout, read=read))
+    return operands

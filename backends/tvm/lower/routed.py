@@ -12,10 +12,10 @@ from graphwright.backends.tvm.context import LoweringContext, arguments
 from graphwright.backends.tvm.kernels.quantize_rows import quantize_rows
 from graphwright.backends.tvm.kernels.routed_groups import routed_groups
 from graphwright.backends.tvm.kernels.routed_linear_f32 import routed_linear_f32
-from graphwright.backends.tvm.kernels.routed_linear_w8 import routed_linear_w8
+from graphwright.backends.tvm.kernels.routed_linear_quantized import routed_linear_quantized
 from graphwright.backends.tvm.kernels.top_k import top_k as top_k_kernel
 from graphwright.backends.tvm.kernels.weighted_sum import weighted_sum as weighted_sum_kernel
-from graphwright.backends.tvm.layouts import routed_f32_layout, routed_w8_layout, routed_w8_scales
+from graphwright.backends.tvm.layouts import routed_f32_layout, routed_quantized_layouts
 from graphwright.backends.tvm.phases import Operand, Phase
 from graphwright.backends.tvm.registry import lowering
 from graphwright.ir.schemes import Scheme
@@ -110,25 +110,23 @@ def routed_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
 def quantized_routed_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
     """A vector of x is quantized once, however many experts read it."""
     routing = _Routing(context, node)
-    group = Scheme.parse(routing.given["scheme"]).group
+    scheme = Scheme.parse(routing.given["scheme"])
     values, scales, groups = context.scratch(node)
     values_unfilled, _, groups_unfilled = context.fills_scratch(node)
     phases = []
     if values_unfilled:
         kernel = context.kernel(
-            quantize_rows, routing.inputs, group=group, x_stride=routing.x.row_stride,
+            quantize_rows, routing.inputs, group=scheme.group, x_stride=routing.x.row_stride,
             vectors=routing.x.row_size // routing.inputs,
         )  # fmt: skip
         phases.append(routing.phase(kernel, context.value(routing.given["x"]), values, scales))
     if groups_unfilled:
         phases.append(routing.group(groups))
     kernel = context.kernel(
-        routed_linear_w8, routing.outputs, routing.inputs, group=group, **routing.options
+        routed_linear_quantized, routing.outputs, routing.inputs, scheme, **routing.options
     )
-    weights = (
-        routing.weight("weight", routed_w8_layout()),
-        routing.weight("scale", routed_w8_scales()),
-    )
+    parts = zip(("weight", "scale", "zero"), routed_quantized_layouts(scheme), strict=False)
+    weights = [routing.weight(name, layout) for name, layout in parts]
     result = context.results(node)
     phases.append(routing.phase(kernel, groups, values, scales, *weights, *routing.bias, *result))
     return tuple(phases)

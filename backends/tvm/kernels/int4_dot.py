@@ -1,0 +1,108 @@
+"""Products of unsigned nibbles and int8 activations, one class per kind of CPU.
+
+A line is 64 bytes: of 16 output channels, 4 bytes each, whose low nibbles belong to 4 input
+channels and whose high nibbles to the 4 that are 32 further on. A step multiplies one half of a
+line; eight steps make a run of 32 input channels, whose partial sums `fold` makes int32.
+
+- `VnniNibbleDot` (vpdpbusd): partial sums are int32 at once.
+- `PairNibbleDot` (AVX2): vpmaddubsw leaves sums of two products in int16; eight of them are at most
+  8 * 2 * 15 * 127 = 30480 and still fit, so that the widening vpmaddwd is paid once in a run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from graphwright.backends.tvm.kernels.int8_dot import QUAD
+from graphwright.backends.tvm.kernels.kernel import Expr
+from graphwright.backends.tvm.kernels.vector import constant, span
+from graphwright.backends.tvm.target import Cpu
+
+__all__ = ["NIBBLE_LINE", "RUN", "UNIT", "NibbleDot", "nibble_dot_for"]
+
+NIBBLE_LINE = 64  # bytes of 16 output channels x 2 x QUAD input channels
+RUN = 32  # input channels whose products are added before `fold`
+UNIT = 2 * RUN  # input channels of 8 lines: a run of low and a run of high nibbles
+
+
+class NibbleDot:
+    """Plain vector code, for CPUs without a special instruction."""
+
+    lanes = 4  # channels of a vector of sums
+    partial = ("int32", 4)  # dtype and lanes of a vector of partial sums
+
+    def weights(self, weight: Expr, first: Expr, high: bool) -> Any:
+        """The operand for `lanes` channels in memory from `first` on; several rows use it."""
+        bytes_ = (weight[T.ramp(first + i, QUAD, self.lanes)] for i in range(QUAD))
+        nibbles = (_nibbles(each, self.lanes, high) for each in bytes_)
+        return [T.bind(tirx.Cast(f"int32x{self.lanes}", each)) for each in nibbles]
+
+    def activations(self, x: Expr, first: Expr) -> Any:
+        """The operand for x[first : first + 4]; several channels use it."""
+        values = (tirx.Cast("int32", x[first + i]) for i in range(QUAD))
+        return [T.bind(tirx.Broadcast(value, self.lanes)) for value in values]
+
+    def add(self, partial: Expr, weights: Any, activations: Any) -> Expr:
+        """partial + the four products of each channel."""
+        for weight, activation in zip(weights, activations, strict=True):
+            partial = partial + weight * activation
+        return partial
+
+    def fold(self, partial: Expr) -> Expr:
+        """The sums of a run as int32, one for each of `lanes` channels."""
+        return partial
+
+
+class PairNibbleDot(NibbleDot):
+    lanes = 8
+    partial = ("int16", 16)
+
+    def weights(self, weight: Expr, first: Expr, high: bool) -> Any:
+        return T.bind(_nibbles(weight[span(first, 32)], 32, high))
+
+    def activations(self, x: Expr, first: Expr) -> Any:
+        return T.bind(_quads(x, first, self.lanes))
+
+    def add(self, partial: Expr, weights: Any, activations: Any) -> Expr:
+        name = "llvm.x86.avx2.pmadd.ub.sw"
+        return partial + T.call_llvm_pure_intrin("int16x16", name, weights, activations)
+
+    def fold(self, partial: Expr) -> Expr:
+        ones = constant(1, 16, "int16")
+        return T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", partial, ones)
+
+
+class VnniNibbleDot(NibbleDot):
+    lanes = 16
+    partial = ("int32", 16)
+
+    def weights(self, weight: Expr, first: Expr, high: bool) -> Any:
+        return T.bind(_nibbles(weight[span(first, NIBBLE_LINE)], NIBBLE_LINE, high))
+
+    def activations(self, x: Expr, first: Expr) -> Any:
+        return T.bind(_quads(x, first, self.lanes))
+
+    def add(self, partial: Expr, weights: Any, activations: Any) -> Expr:
+        name = "llvm.x86.avx512.vpdpbusd.512"
+        return T.call_llvm_pure_intrin("int32x16", name, partial, weights, activations)
+
+
+def nibble_dot_for(cpu: Cpu) -> NibbleDot:
+    """The fastest for `cpu`."""
+    if cpu.vnni:
+        return VnniNibbleDot()
+    return PairNibbleDot() if "avx2" in cpu.features else NibbleDot()
+
+
+def _nibbles(values: Expr, lanes: int, high: bool) -> Expr:
+    if high:
+        return tirx.shift_right(values, constant(4, lanes, "uint8"))
+    return values & constant(15, lanes, "uint8")
+
+
+def _quads(x: Expr, first: Expr, lanes: int) -> Expr:
+    quad = tirx.reinterpret("int32", x[span(first, QUAD)])
+    return tirx.reinterpret(f"int8x{lanes * QUAD}", tirx.Broadcast(quad, lanes))

@@ -1,0 +1,88 @@
+"""y = epilogue((x_q · (weight_q - zero)ᵀ) * x_scale * weight_scale) for every weight scheme."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define
+from graphwright.backends.tvm.kernels.linear_w4 import ProductW4, w4_tilings
+from graphwright.backends.tvm.kernels.linear_w8 import ProductW8, w8_tilings
+from graphwright.backends.tvm.kernels.loops import kernel_name
+from graphwright.backends.tvm.kernels.matmul import (
+    Epilogue,
+    Tiling,
+    few_or_many,
+    for_each_block,
+    write_block,
+)
+from graphwright.backends.tvm.target import Cpu
+from graphwright.ir.schemes import Scheme
+
+__all__ = ["linear_quantized", "product_of", "tilings_of", "weight_pointers"]
+
+Product: TypeAlias = ProductW8 | ProductW4
+
+
+def linear_quantized(
+    n: int,
+    k: int,
+    scheme: Scheme,
+    *,
+    bias: bool = False,
+    activation: str | None = None,
+    residual_stride: int | None = None,
+    max_rows: int,
+    cpu: Cpu,
+) -> Kernel:
+    """Pointers: x_q, x_scale, weight, weight_scale, (weight_zero), (bias [N]), (residual), out.
+
+    x_q [rows, row_size(k, group)] and x_scale [rows, K/G or 1] come from quantize_rows, the
+    weight's parts from pack_w8 or pack_w4; out is float32 [rows, N]. A call may have up to
+    `max_rows` rows. `residual_stride` None means no residual; `out` may be the residual itself if
+    its stride is N.
+    """
+    epilogue = Epilogue(bias, activation, residual_stride)
+    few, many, limit = tilings_of(cpu, scheme)
+    only_few = limit if max_rows <= limit else None
+    name = kernel_name(f"linear_{scheme}", cpu, n=n, k=k, rows=only_few, **epilogue.parameters)
+    weights = weight_pointers(scheme)
+
+    def body(thread: Expr, threads: Expr, rows: Expr, *buffers: Expr) -> None:
+        x, x_scale, *rest, out = buffers
+        parts, operands = rest[: len(weights)], rest[len(weights) :]
+
+        def emit(tiling: Tiling, many_rows: bool) -> None:
+            product = product_of(scheme, x, x_scale, parts, k, tiling, cpu, many_rows)
+            write = write_block(n, tiling, epilogue, cpu.lanes, product.value, operands, out)
+            for_each_block(n, tiling, thread, threads, rows, product.multiply, write, product.begin)
+
+        few_or_many(rows, limit, max_rows, lambda: emit(few, False), lambda: emit(many, True))
+
+    pointers = [("x_q", "int8"), ("x_scale", "float32"), *weights, *epilogue.pointers]
+    return define(name, [*pointers, ("out", "float32")], body)
+
+
+def weight_pointers(scheme: Scheme) -> list[tuple[str, str]]:
+    """The pointers, by name and dtype, of the parts of a weight."""
+    if scheme.bits == 8:
+        return [("weight", "int8"), ("weight_scale", "float32")]
+    zero = [("weight_zero", "uint8")] * scheme.zero
+    return [("weight", "uint8"), ("weight_scale", "float16"), *zero]
+
+
+def tilings_of(cpu: Cpu, scheme: Scheme) -> tuple[Tiling, Tiling, int]:
+    """For few rows, where memory is the limit, for many, where arithmetic is; up to where few."""
+    if scheme.bits == 8:
+        return w8_tilings(cpu, scheme.group is not None)
+    return w4_tilings(cpu)
+
+
+def product_of(
+    scheme: Scheme, x: Expr, x_scale: Expr, parts: list[Expr], k: int, tiling: Tiling, cpu: Cpu,
+    many_rows: bool,
+) -> Product:  # fmt: skip
+    """The inner loop over a weight of `scheme`, with its buffers on the stack."""
+    if scheme.bits == 8:
+        return ProductW8.staged(x, x_scale, parts, k, scheme.group, tiling, cpu, many_rows)
+    assert scheme.group is not None
+    return ProductW4.staged(x, x_scale, parts, k, scheme.group, tiling, cpu)
