@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from graphwright.backends.blobs import BlobTable
 from graphwright.backends.tvm import lower as lower  # registers the lowerings
-from graphwright.backends.tvm.blobs import BlobTable
 from graphwright.backends.tvm.context import Kernels, LoweringContext
 from graphwright.backends.tvm.emit import emit_entries, emit_kernels, kernels_of
 from graphwright.backends.tvm.kernels.pipeline import compile_module

@@ -9,7 +9,8 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from graphwright.backends.tvm.blobs import BlobTable, Layout, identity
+from graphwright.backends.blobs import BlobTable, Layout, identity
+from graphwright.backends.registry import arguments
 from graphwright.backends.tvm.kernels.kernel import Kernel
 from graphwright.backends.tvm.kv_layout import KvLayout
 from graphwright.backends.tvm.phases import PARAMETERS, Operand, RowCount
@@ -140,15 +141,3 @@ class LoweringContext:
         if name not in self._offsets:
             raise BackendError(f"plan '{self.plan.entry}' has no buffer '{name}': run PlanMemory.")
         return Operand("arena", self._offsets[name] + start)
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a gw op's node by name, with the schema's defaults."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    given = dict(node.kwargs)
-    for position, parameter in enumerate(node.target._schema.arguments):
-        if position < len(node.args):
-            given[parameter.name] = node.args[position]
-        else:
-            given.setdefault(parameter.name, parameter.default_value)
-    return given

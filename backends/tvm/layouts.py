@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from graphwright.backends.tvm.blobs import Layout, dense
+from graphwright.backends.blobs import Layout, dense
 from graphwright.backends.tvm.kernels.linear_f32 import pack_f32
 from graphwright.backends.tvm.kernels.linear_w4 import pack_w4, pack_w4_rows
 from graphwright.backends.tvm.kernels.linear_w8 import pack_w8

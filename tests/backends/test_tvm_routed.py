@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphwright.backends.tvm.blobs import BlobTable
+from graphwright.backends.blobs import BlobTable
 from graphwright.backends.tvm.kernels.kernel import Kernel
 from graphwright.backends.tvm.kernels.linear_quantized import weight_pointers
 from graphwright.backends.tvm.kernels.quantize_rows import quantize_rows, row_size

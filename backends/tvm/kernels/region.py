@@ -1,7 +1,7 @@
 """One kernel for a fused region: generated code for pointwise, shape, reduction and gather ops.
 
 An element of an output is computed by a recursive walk from the output to the inputs, on which
-shape ops only rewrite indices (region_shapes.py), so no intermediate value is stored. Reductions
+shape ops only rewrite indices (regions/shapes.py), so no intermediate value is stored. Reductions
 become loops in front of the innermost loop that does not change them (region_values.py).
 
 The row of an output is flat; its loop is split where an index needs a quotient, and cut where a
@@ -20,17 +20,17 @@ import torch
 from torch import fx
 from tvm.tirx.script import builder as T
 
-from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define, partition
-from graphwright.backends.tvm.kernels.loops import quotient, remainder
-from graphwright.backends.tvm.kernels.region_expressions import cast, dtype_name
-from graphwright.backends.tvm.kernels.region_index import (
+from graphwright.backends.regions.index import (
     Index,
     Quotient,
     Remainder,
     flatten,
     unflatten,
 )
-from graphwright.backends.tvm.kernels.region_values import Inputs, Values
+from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define, partition
+from graphwright.backends.tvm.kernels.loops import quotient, remainder
+from graphwright.backends.tvm.kernels.region_expressions import cast, dtype_name
+from graphwright.backends.tvm.kernels.region_values import INT32, Inputs, Values
 from graphwright.backends.tvm.target import Cpu
 from graphwright.ir.errors import BackendError
 from graphwright.ir.layout import row_axis
@@ -185,7 +185,7 @@ def _write(
             run = flatten(loops, outer) * plan.sizes[-1]
             start = T.bind(chunk * size + low)
             length = size if chunks == 1 else T.min(high - start, T.int32(size))
-            base = T.bind(number * output.row_size + run.expr())
+            base = T.bind(number * output.row_size + run.expr(INT32))
 
             with values.looking_ahead():
                 column = values.variable(low, high - 1, T.var("int32"))

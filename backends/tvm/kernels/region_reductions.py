@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from torch import fx
 from tvm.tirx.script import builder as T
 
+from graphwright.backends.regions.index import Index, unflatten
+from graphwright.backends.regions.shapes import Arguments, refuse, shape_of
 from graphwright.backends.tvm.kernels.kernel import Expr
 from graphwright.backends.tvm.kernels.region_expressions import (
     cast,
@@ -18,8 +20,6 @@ from graphwright.backends.tvm.kernels.region_expressions import (
     largest,
     smallest,
 )
-from graphwright.backends.tvm.kernels.region_index import Index, unflatten
-from graphwright.backends.tvm.kernels.region_shapes import Arguments, refuse, shape_of
 from graphwright.backends.tvm.kernels.vector import vexp
 
 __all__ = ["REDUCTIONS"]

@@ -19,19 +19,8 @@ from torch import fx
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from graphwright.backends.tvm.kernels.kernel import Expr, registers
-from graphwright.backends.tvm.kernels.loops import settle
-from graphwright.backends.tvm.kernels.region_expressions import (
-    COMPARISONS,
-    CONDITIONS,
-    POINTWISE,
-    cast,
-    constant,
-    dtype_name,
-)
-from graphwright.backends.tvm.kernels.region_index import Index, Variable, flatten
-from graphwright.backends.tvm.kernels.region_reductions import REDUCTIONS
-from graphwright.backends.tvm.kernels.region_shapes import (
+from graphwright.backends.regions.index import Index, Variable, flatten
+from graphwright.backends.regions.shapes import (
     MOVES,
     Arguments,
     Piece,
@@ -41,14 +30,39 @@ from graphwright.backends.tvm.kernels.region_shapes import (
     refuse,
     shape_of,
 )
+from graphwright.backends.tvm.kernels.kernel import Expr, registers
+from graphwright.backends.tvm.kernels.loops import quotient, remainder, settle
+from graphwright.backends.tvm.kernels.region_expressions import (
+    COMPARISONS,
+    CONDITIONS,
+    POINTWISE,
+    cast,
+    constant,
+    dtype_name,
+)
+from graphwright.backends.tvm.kernels.region_reductions import REDUCTIONS
 from graphwright.ir.layout import row_axis
 
-__all__ = ["Inputs", "Values"]
+__all__ = ["INT32", "Inputs", "Values"]
 
 ACCUMULATORS = 16  # partial results of a long reduction, so that its loop can be vectorized
 _OPERANDS = frozenset({"self", "other"})  # numbers given for these are constants of the op's type
 _FILLS = {"zeros": 0, "ones": 1, "zeros_like": 0, "ones_like": 1, "new_zeros": 0, "new_ones": 1}
 Key = tuple[Any, ...]
+
+
+class _Int32:
+    """How indices are written in TIR."""
+
+    @staticmethod
+    def constant(value: int) -> Expr:
+        return tirx.const(value, "int32")
+
+    divide = staticmethod(quotient)
+    modulo = staticmethod(remainder)
+
+
+INT32 = _Int32()
 
 
 @dataclass(frozen=True)
@@ -203,7 +217,7 @@ class Values:
             row = indices[axis] * self.inputs.strides[node]
             position = row + flatten(indices[axis + 1 :], sizes)
         self.used.append(position)
-        return cast(self.inputs.buffers[node][position.expr()], dtype_name(value.dtype))
+        return cast(self.inputs.buffers[node][position.expr(INT32)], dtype_name(value.dtype))
 
     def _join(
         self, node: fx.Node, indices: list[Index], axis: int, parts: list[Piece], filler: float
@@ -220,7 +234,7 @@ class Values:
                 return constant(filler, dtype)
             local = index + -part.first
             if len(near) > 1:
-                inside = tirx.max(tirx.min(local.expr(), part.size - 1), 0)
+                inside = tirx.max(tirx.min(local.expr(INT32), part.size - 1), 0)
                 key = ("clamped", index, part.first, part.size)
                 local = self.recall(key, lambda: self.variable(0, part.size - 1, self.bind(inside)))
             own = [local] * (not part.stacked)
@@ -229,7 +243,7 @@ class Values:
 
         total = value(near[-1])
         for part in near[-2::-1]:
-            before = index.expr() < part.first + part.size
+            before = index.expr(INT32) < part.first + part.size
             total = tirx.Select(before, value(part), total)
         return total
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import fx
 
-from graphwright.backends.tvm.blobs import Layout, dense
+from graphwright.backends.blobs import Layout, dense
 from graphwright.backends.tvm.context import LoweringContext, arguments
 from graphwright.backends.tvm.kernels.causal_conv import causal_conv as causal_conv_kernel
 from graphwright.backends.tvm.kernels.causal_conv import roll_state

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphwright.backends.tvm.blobs import dense
+from graphwright.backends.blobs import dense
 from graphwright.backends.tvm.context import LoweringContext, arguments
 from graphwright.backends.tvm.kernels.linear_f32 import linear_f32
 from graphwright.backends.tvm.layouts import linear_f32_layout

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphwright.backends.tvm.blobs import dense
+from graphwright.backends.blobs import dense
 from graphwright.backends.tvm.context import LoweringContext, arguments
 from graphwright.backends.tvm.kernels import norms
 from graphwright.backends.tvm.kernels.gated_act import gated_act as gated_act_kernel

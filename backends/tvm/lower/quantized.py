@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphwright.backends.tvm.blobs import Layout
+from graphwright.backends.blobs import Layout
 from graphwright.backends.tvm.context import LoweringContext, arguments
 from graphwright.backends.tvm.kernels.linear_quantized import linear_quantized
 from graphwright.backends.tvm.kernels.quantize_rows import quantize_rows

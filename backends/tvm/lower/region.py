@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from graphwright.backends.tvm.blobs import dense
+from graphwright.backends.blobs import dense
 from graphwright.backends.tvm.context import LoweringContext
 from graphwright.backends.tvm.kernels.region import region as region_kernel
 from graphwright.backends.tvm.phases import Operand, Phase

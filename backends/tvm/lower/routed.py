@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphwright.backends.tvm.blobs import Layout, dense
+from graphwright.backends.blobs import Layout, dense
 from graphwright.backends.tvm.context import LoweringContext, arguments
 from graphwright.backends.tvm.kernels.quantize_rows import quantize_rows
 from graphwright.backends.tvm.kernels.routed_groups import routed_groups

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from graphwright.backends.tvm.blobs import dense
+from graphwright.backends.blobs import dense
 from graphwright.backends.tvm.context import LoweringContext, arguments
 from graphwright.backends.tvm.kernels.embedding import embedding as embedding_kernel
 from graphwright.backends.tvm.kernels.select_rows import select_rows as select_rows_kernel

@@ -10,23 +10,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from tvm import tirx
-from tvm.tirx.script import builder as T
+__all__ = ["Arithmetic", "Index", "Quotient", "Remainder", "Variable", "flatten", "unflatten"]
 
-from graphwright.backends.tvm.kernels.kernel import Expr
 
-__all__ = ["Index", "Quotient", "Remainder", "Variable", "flatten", "unflatten"]
+class Arithmetic(Protocol):
+    """What a backend's int32 expressions need beside + and *, which are Python's."""
+
+    def constant(self, value: int) -> Any: ...
+
+    def divide(self, value: Any, divisor: int) -> Any: ...
+
+    def modulo(self, value: Any, divisor: int) -> Any: ...
 
 
 @dataclass(frozen=True)
 class Variable:
-    """An integer in [low, high]; `expr` is the TVM expression, int32, that holds it."""
+    """An integer in [low, high]; `expr` is the backend's expression, int32, that holds it."""
 
     number: int
     low: float
     high: float
-    expr: Expr = field(compare=False, repr=False)
+    expr: Any = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -121,15 +127,16 @@ class Index:
         """Of a direct term; 0 when there is none."""
         return dict(self.terms).get(atom, 0)
 
-    def expr(self) -> Expr:
-        """The TVM expression, int32."""
+    def expr(self, arithmetic: Arithmetic) -> Any:
+        """The backend's expression of it, int32."""
         ordered = sorted(self.terms, key=lambda term: (-abs(term[1]), repr(term[0])))
-        total: Expr = None
+        total: Any = None
         for atom, coefficient in ordered:
-            part = _expr(atom) if coefficient == 1 else _expr(atom) * coefficient
+            part = _expr(atom, arithmetic)
+            part = part if coefficient == 1 else part * coefficient
             total = part if total is None else total + part
         if total is None:
-            return tirx.const(self.constant, "int32")
+            return arithmetic.constant(self.constant)
         return total + self.constant if self.constant else total
 
     def _divided(self, divisor: int) -> tuple[Index, Index]:
@@ -183,8 +190,8 @@ def _bounds(atom: Atom) -> tuple[float, float]:
     return low // atom.divisor, math.inf if high == math.inf else high // atom.divisor
 
 
-def _expr(atom: Atom) -> Expr:
+def _expr(atom: Atom, arithmetic: Arithmetic) -> Any:
     if isinstance(atom, Variable):
         return atom.expr
-    divide = T.truncdiv if isinstance(atom, Quotient) else T.truncmod
-    return divide(atom.index.expr(), atom.divisor)
+    change = arithmetic.divide if isinstance(atom, Quotient) else arithmetic.modulo
+    return change(atom.index.expr(arithmetic), atom.divisor)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphwright.backends.tvm.kernels.region_index import Index, flatten, unflatten
+from graphwright.backends.regions.index import Index, flatten, unflatten
 from graphwright.ir.errors import BackendError
 
 __all__ = ["MOVES", "Arguments", "Piece", "arguments", "broadcast", "pieces", "refuse", "shape_of"]
