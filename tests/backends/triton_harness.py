@@ -1,0 +1,138 @@
+"""Running a Triton kernel in Triton's interpreter, and compiling it to a cubin, without a GPU.
+
+Needs TRITON_INTERPRET=1 before triton is imported (tests/conftest.py); cubins are compiled by a
+process of its own, `compile_all`, which this file is too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from graphwright.backends.triton.kernels.kernel import DTYPES, TritonKernel
+
+__all__ = ["batch_header", "call", "compile_all", "untouched"]
+
+
+def batch_header(tokens: int, sequences: int = 1, width: int = 1, rows: int = 0) -> torch.Tensor:
+    """int32 [8]: T, B, M, R and zeros."""
+    return torch.tensor([tokens, sequences, width, rows, 0, 0, 0, 0], dtype=torch.int32)
+
+
+def call(kernel: TritonKernel, *tensors: torch.Tensor, spare: int = 3) -> None:
+    """Runs `kernel` on its pointers, the batch header first, in a bucket of `spare` rows more."""
+    _interpret_bfloat16()
+    assert len(tensors) == len(kernel.pointers), (len(tensors), kernel.pointers)
+    for tensor, (name, dtype) in zip(tensors, kernel.pointers, strict=True):
+        assert str(tensor.dtype) == f"torch.{dtype}", f"{name}: {tensor.dtype}, not {dtype}"
+    batch = tensors[0].tolist()
+    grid = kernel.grid({"T": batch[0] + spare, "R": batch[3] + spare})
+    names = [name for name, _ in kernel.pointers]
+    kernel.function[grid](**dict(zip(names, tensors, strict=True)), **kernel.constants)
+
+
+def untouched(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A result to be: NaN (or a number nobody computes), so that what is not written shows."""
+    return torch.full(tuple(shape), torch.nan if dtype.is_floating_point else 77, dtype=dtype)
+
+
+@cache
+def _interpret_bfloat16() -> None:
+    """Triton's interpreter keeps bfloat16 as uint16: it rounds towards zero, and multiplies the
+    bit patterns in a dot. Here it rounds to nearest even and multiplies the numbers.
+    """
+    from triton.runtime import interpreter
+
+    builder, handle = interpreter.interpreter_builder, interpreter.TensorHandle
+    cast, dot = builder.cast_impl, builder.create_dot
+
+    def widen(data: Any) -> Any:
+        return (data.astype(np.uint32) << 16).view(np.float32)
+
+    def cast_impl(source: Any, dtype: Any) -> Any:
+        if source.dtype.scalar == tl.float32 and dtype.scalar == tl.bfloat16:
+            bits = np.ascontiguousarray(source.data).view(np.uint32)
+            rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+            nan = np.isnan(source.data)
+            return handle(np.where(nan, 0x7FC0, rounded).astype(np.uint16), tl.bfloat16)
+        return cast(source, dtype)
+
+    def create_dot(a: Any, b: Any, *rest: Any) -> Any:
+        if a.dtype.scalar == tl.bfloat16:
+            a, b = handle(widen(a.data), tl.float32), handle(widen(b.data), tl.float32)
+        return dot(a, b, *rest)
+
+    builder.cast_impl, builder.create_dot = cast_impl, create_dot
+
+
+def compile_all(factory: str, arguments: Iterable[Any]) -> list[dict[str, Any]]:
+    """What ptxas made of each kernel `factory` (module:function) gives for each of `arguments`.
+
+    The arguments travel as JSON. Each result has registers, stack (bytes of spills a thread),
+    shared (bytes) and name.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_DEFAULT_FP_FUSION": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, factory],
+        input=json.dumps(list(arguments)), env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _compile(kernel: TritonKernel, capability: int) -> dict[str, Any]:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names, types = list(kernel.function.arg_names), dict(kernel.pointers)
+    source = ASTSource(
+        fn=kernel.function,
+        signature={n: f"*{DTYPES[types[n]]}" if n in types else "constexpr" for n in names},
+        constexprs={(names.index(n),): value for n, value in kernel.constants.items()},
+        attrs={(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n in types},
+    )
+    options = {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = dict(re.findall(r"(REG|STACK):(\d+)", usage))
+    return {
+        "name": kernel.name, "registers": int(found["REG"]), "stack": int(found["STACK"]),
+        "shared": compiled.metadata.shared, "warps": kernel.num_warps,
+    }  # fmt: skip
+
+
+def main() -> None:
+    module, function = sys.argv[1].split(":")
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    sys.path.insert(0, str(Path(__file__).parent / "triton_kernels"))
+    factory = getattr(__import__(module), function)
+    results = []
+    for argument in json.loads(sys.stdin.read()):
+        kernel, capability = factory(argument)
+        results.append(_compile(kernel, capability))
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

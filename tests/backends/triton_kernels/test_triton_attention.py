@@ -1,0 +1,292 @@
+"""Rope, the append to the paged cache and attention over it, in Triton's interpreter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from graphwright.ir.masks import Mask
+from graphwright.ir.op import get_op
+from graphwright.ir.tolerance import check_close
+
+triton = pytest.importorskip("triton")
+
+from triton_harness import batch_header, call, untouched  # noqa: E402
+
+from graphwright.backends.triton.kernels.attention_decode import (  # noqa: E402
+    combine_splits,
+    decode_attention,
+    default_splits,
+)
+from graphwright.backends.triton.kernels.attention_prefill import prefill_attention  # noqa: E402
+from graphwright.backends.triton.kernels.attention_tile import AttentionShape  # noqa: E402
+from graphwright.backends.triton.kernels.rope import append_kv, rope, rope_append  # noqa: E402
+from graphwright.backends.triton.kernels.token_slots import token_slots  # noqa: E402
+
+BLOCK = 16  # positions of a block
+
+
+@dataclass(frozen=True)
+class Case:
+    """Heads and dims, then a ragged batch: (positions in the cache, new tokens) by sequence."""
+
+    heads: int
+    kv_heads: int
+    dim: int
+    value_dim: int
+    mask: str = "causal"
+    softcap: float = 0.0
+    slopes: bool = False
+    sinks: bool = False
+    lengths: tuple[tuple[int, int], ...] = ((18, 1), (0, 3), (5, 0), (30, 5))
+    dtype: torch.dtype = torch.float32
+    cache: torch.dtype = torch.float32
+    splits: int = 2
+
+
+class Step:
+    """A step over caches full of NaN but for the positions that its sequences have."""
+
+    def __init__(self, case: Case) -> None:
+        torch.manual_seed(0)
+        self.case = case
+        used = [-(-(past + new) // BLOCK) for past, new in case.lengths]
+        self.blocks = sum(used) + 2
+        order = torch.randperm(self.blocks).int()
+        self.table = torch.full((len(used), max(used) + 1), -(10**6), dtype=torch.int32)
+        taken = 0
+        for row, count in zip(self.table, used, strict=True):
+            row[:count] = order[taken : taken + count]
+            taken += count
+        new = [new for _, new in case.lengths]
+        self.query_start = torch.tensor([0, *new]).cumsum(0).int()
+        self.positions = torch.cat([torch.arange(p, p + n) for p, n in case.lengths])
+        self.tokens = sum(new)
+        self.batch = batch_header(self.tokens, len(new), self.table.shape[1])
+        self.k_cache, self.v_cache = (
+            torch.full((self.blocks, BLOCK, case.kv_heads, dim), torch.nan)
+            for dim in (case.dim, case.value_dim)
+        )
+        for row, (past, _) in zip(self.table, case.lengths, strict=True):
+            for cache in (self.k_cache, self.v_cache):
+                for p in range(past):
+                    cache[row[p // BLOCK], p % BLOCK] = torch.randn(cache.shape[2:])
+        shape = (self.tokens, case.kv_heads)
+        self.q = torch.randn(self.tokens, case.heads, case.dim).to(case.dtype)
+        self.k = torch.randn(*shape, case.dim).to(case.dtype)
+        self.v = torch.randn(*shape, case.value_dim).to(case.dtype)
+        self.slopes = torch.rand(case.heads) if case.slopes else None
+        self.sinks = torch.randn(case.heads) if case.sinks else None
+        self.sequences, self.slots = (untouched((self.tokens,), torch.int32) for _ in range(2))
+        found = (self.positions, self.query_start, self.table, self.sequences, self.slots)
+        call(token_slots(block_size=BLOCK), self.batch, *found)
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Blocks of [keys, values, key scales, value scales] in the cache's element type."""
+        case = self.case
+        sizes = [case.kv_heads * BLOCK * dim for dim in (case.dim, case.value_dim)]
+        scaled = case.cache is torch.int8
+        if scaled:
+            sizes += [4 * case.kv_heads * BLOCK] * 2
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.stride = sum(sizes) + 8
+        self.pool = untouched((self.blocks * self.stride,), case.cache)
+        self.parts = [self.pool[start:] for start in starts]
+        if scaled:
+            self.parts[2:] = [part.view(torch.float32) for part in self.parts[2:]]
+        for number, cache in enumerate((self.k_cache, self.v_cache)):
+            values = cache.transpose(1, 2)
+            if scaled:
+                scale = values.abs().amax(-1) / 127
+                values = torch.round(values / scale[..., None]).nan_to_num(99)
+                self._blocks(2 + number, 1).copy_(scale[..., None])
+                kept = values * scale[..., None]
+            else:
+                kept = values.to(case.cache).float()
+            self._blocks(number, cache.shape[3]).copy_(values)
+            cache.copy_(kept.transpose(1, 2))
+
+    def _blocks(self, number: int, dim: int) -> torch.Tensor:
+        """The part [blocks, heads, BLOCK, dim] of the pool, as a view."""
+        part = self.parts[number]
+        stride = self.stride // (part.element_size() // self.pool.element_size())
+        inner = (BLOCK * dim, dim, 1)
+        return part.as_strided(
+            (self.blocks, self.case.kv_heads, BLOCK, dim), (stride, *inner), part.storage_offset()
+        )
+
+    def shape(self) -> AttentionShape:
+        case = self.case
+        return AttentionShape(
+            case.heads, case.kv_heads, case.dim, case.value_dim, q_stride=case.heads * case.dim,
+            block_stride=self.stride, scale=case.dim**-0.5, mask=Mask.parse(case.mask),
+            softcap=case.softcap, slopes=case.slopes, sinks=case.sinks, block_size=BLOCK,
+            dtype=str(case.dtype).removeprefix("torch."),
+            cache=str(case.cache).removeprefix("torch."),
+        )  # fmt: skip
+
+    def append(self) -> None:
+        case = self.case
+        kernel = append_kv(
+            case.kv_heads, case.dim, case.value_dim, k_stride=case.kv_heads * case.dim,
+            v_stride=case.kv_heads * case.value_dim, block_stride=self.stride,
+            dtype=str(case.dtype).removeprefix("torch."),
+            cache=str(case.cache).removeprefix("torch."),
+        )  # fmt: skip
+        call(kernel, self.batch, self.k, self.v, self.slots, *self.parts)
+
+    def expected(self) -> torch.Tensor:
+        """The op on a float32 cache that rounds what the narrow one would."""
+        case = self.case
+        k, v = (narrowed(x.float(), case.cache) for x in (self.k, self.v))
+        result: torch.Tensor = get_op("cached_attention").reference(
+            self.q.float(), k, v, self.k_cache, self.v_cache, self.positions, self.query_start,
+            self.table, self.slopes, self.sinks, scale=case.dim**-0.5, mask=case.mask,
+            softcap=case.softcap,
+        )  # fmt: skip
+        return result.to(case.dtype)
+
+    def prefill(self, **sizes: int) -> torch.Tensor:
+        out = untouched((self.tokens + 1, self.case.heads, self.case.value_dim), self.case.dtype)
+        kernel = prefill_attention(self.shape(), tokens=self.tokens, sequences=8, **sizes)
+        extra = [x for x in (self.slopes, self.sinks) if x is not None]
+        where = (self.positions, self.query_start, self.table)
+        call(kernel, self.batch, self.q, *self.parts, *extra, *where, out)
+        assert out[-1].isnan().all()
+        return out[:-1]
+
+    def decode(self, splits: int, **sizes: int) -> torch.Tensor:
+        out = untouched((self.tokens + 1, self.case.heads, self.case.value_dim), self.case.dtype)
+        slopes, sinks = ([] if x is None else [x] for x in (self.slopes, self.sinks))
+        where = (self.positions, self.sequences, self.table)
+        kernel = decode_attention(self.shape(), splits, **sizes)
+        if splits == 1:
+            call(kernel, self.batch, self.q, *self.parts, *slopes, *sinks, *where, out)
+        else:
+            part = untouched((self.tokens, self.case.heads, splits, self.case.value_dim))
+            top, total = (untouched(part.shape[:3]) for _ in range(2))
+            call(kernel, self.batch, self.q, *self.parts, *slopes, *where, part, top, total)
+            call(combine_splits(self.shape(), splits), self.batch, part, top, total, *sinks, out)
+        assert out[-1].isnan().all()
+        return out[:-1]
+
+
+def narrowed(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if dtype is not torch.int8:
+        return x.to(dtype).float()
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    return torch.round(x / scale) * scale
+
+
+CASES = [
+    Case(4, 2, 16, 16),
+    Case(2, 1, 24, 8, "causal & window(7)", softcap=5.0, splits=4),
+    Case(6, 1, 80, 20, "causal & (window(5) | first(3))", sinks=True),
+    Case(3, 3, 96, 96, "causal & chunk(8)", slopes=True, sinks=True),
+    Case(5, 1, 10, 6, "causal & (window(20) | first(18)) & chunk(24)"),
+    Case(4, 2, 16, 16, cache=torch.int8),
+    Case(4, 2, 32, 16, dtype=torch.bfloat16, cache=torch.bfloat16),
+    Case(4, 1, 16, 16, "causal & window(9)", dtype=torch.float16, cache=torch.int8),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_attention_over_ragged_batches_is_its_op(case: Case) -> None:
+    step = Step(case)
+    step.append()
+    want = step.expected()
+    check_close(step.prefill(rows=16, keys=16), want)
+    check_close(step.decode(case.splits, keys=16), want)
+
+
+def test_one_split_needs_no_second_kernel() -> None:
+    step = Step(Case(4, 2, 16, 16, sinks=True, slopes=True, lengths=((35, 1),)))
+    step.append()
+    check_close(step.decode(1, keys=16), step.expected())
+
+
+def test_more_query_heads_than_rows_of_a_tile_are_taken_in_packs() -> None:
+    step = Step(Case(70, 1, 16, 16, lengths=((3, 2),)))
+    step.append()
+    want = step.expected()
+    check_close(step.prefill(keys=16), want)
+    check_close(step.decode(1), want)
+
+
+def test_inner_tiles_skip_the_mask() -> None:
+    step = Step(Case(1, 1, 16, 16, "causal & window(60)", lengths=((70, 20),)))
+    step.append()
+    check_close(step.prefill(rows=16, keys=16), step.expected())
+
+
+def test_a_token_decodes_to_the_same_bits_in_any_batch() -> None:
+    alone, beside = (
+        Step(Case(2, 1, 16, 16, lengths=lengths)) for lengths in (((37, 1),), ((37, 1), (3, 2)))
+    )
+    for step in (alone, beside):
+        step.append()
+    # the same keys and query in both
+    beside.q[0], beside.k[0], beside.v[0] = alone.q[0], alone.k[0], alone.v[0]
+    beside.append()
+    for number in range(2):
+        for p in range(37):
+            source = alone._blocks(number, 16)[alone.table[0, p // BLOCK], :, p % BLOCK]
+            beside._blocks(number, 16)[beside.table[0, p // BLOCK], :, p % BLOCK] = source
+    assert torch.equal(alone.decode(4, keys=16)[0], beside.decode(4, keys=16)[0])
+
+
+def test_splits_follow_heads_and_context_only() -> None:
+    shape = Step(Case(4, 2, 16, 16, lengths=((1, 1),))).shape()
+    assert default_splits(shape, 100) == 1
+    assert default_splits(shape, 8192) == 64
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 3), st.sampled_from([16, 24, 80]),
+       st.booleans())  # fmt: skip
+def test_rope_alone_is_its_op(
+    tokens: int, heads: int, half: int, dim: int, interleaved: bool
+) -> None:
+    rotary = dim if half == 3 else 4 * half
+    x, angle = torch.randn(tokens, heads, dim), torch.randn(tokens, rotary)
+    out = untouched((tokens + 1, heads, dim))
+    kernel = rope(heads, dim, rotary, x_stride=heads * dim, angle_stride=rotary,
+                  interleaved=interleaved)  # fmt: skip
+    call(kernel, batch_header(tokens), x, angle.cos(), angle.sin(), out)
+    want = get_op("rope").reference(x, angle.cos(), angle.sin(), interleaved=interleaved)
+    check_close(out[:tokens], want, "exact")
+    assert out[tokens].isnan().all()
+
+
+@pytest.mark.parametrize("cache", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_rope_and_append_write_queries_and_the_cache(cache: torch.dtype) -> None:
+    case = Case(3, 2, 24, 10, cache=cache)
+    step = Step(case)
+    angle = torch.randn(step.tokens, 16)
+    kernel = rope_append(
+        3, 2, 24, 10, 16, q_stride=72, k_stride=48, v_stride=20, angle_stride=16,
+        interleaved=False, block_stride=step.stride, cache=str(cache).removeprefix("torch."),
+    )  # fmt: skip
+    out = untouched(step.q.shape)
+    turn = (angle.cos(), angle.sin())
+    before = [step._blocks(i, dim).clone() for i, dim in enumerate((24, 10))]
+    call(kernel, step.batch, step.q, step.k, step.v, *turn, step.slots, out, *step.parts)
+    rotate = get_op("rope").reference
+    check_close(out, rotate(step.q, *turn, interleaved=False), "exact")
+    where = (step.slots // BLOCK).long(), slice(None), (step.slots % BLOCK).long()
+    values = (rotate(step.k, *turn, interleaved=False), step.v)
+    for number, (value, old) in enumerate(zip(values, before, strict=True)):
+        now = step._blocks(number, value.shape[2])
+        got = now[where].float()
+        if cache is torch.int8:
+            got = got * step._blocks(2 + number, 1)[where]
+            assert (got - value).abs().max() <= value.abs().max() / 127
+        else:
+            check_close(got, value.to(cache).float(), "exact")
+        now[where] = old[where]
+        assert torch.equal(now.float().nan_to_num(7.5), old.float().nan_to_num(7.5))

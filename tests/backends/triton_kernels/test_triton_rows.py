@@ -1,0 +1,144 @@
+"""The kernels that work row by row, in Triton's interpreter, against their ops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from graphwright.ir.activations import ACTIVATIONS
+from graphwright.ir.op import get_op
+from graphwright.ir.schemes import quantize_weight
+from graphwright.ir.tolerance import check_close
+
+triton = pytest.importorskip("triton")
+
+from triton_harness import batch_header, call, untouched  # noqa: E402
+
+from graphwright.backends.triton.kernels.embedding import (  # noqa: E402
+    embedding,
+    quantized_embedding,
+)
+from graphwright.backends.triton.kernels.gated_act import gated_act  # noqa: E402
+from graphwright.backends.triton.kernels.norms import norm  # noqa: E402
+from graphwright.backends.triton.kernels.select_rows import select_rows  # noqa: E402
+from graphwright.backends.triton.kernels.top_k import top_k  # noqa: E402
+from graphwright.backends.triton.kernels.weighted_sum import weighted_sum  # noqa: E402
+
+FEW = settings(max_examples=6, deadline=None)
+ROWS = st.integers(1, 33)
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def padded(x: torch.Tensor, padding: int) -> torch.Tensor:
+    """Rows of x with NaN between them."""
+    rows = x.reshape(len(x), -1)
+    wide = torch.full((len(x), rows.shape[1] + padding), torch.nan, dtype=x.dtype)
+    wide[:, : rows.shape[1]] = rows
+    return wide
+
+
+@FEW
+@given(ROWS, st.sampled_from([(1, 40), (3, 16), (5, 72), (1, 1100)]), DTYPES, st.booleans(),
+       st.booleans(), st.booleans())  # fmt: skip
+def test_norms_are_their_ops(
+    rows: int, shape: tuple[int, int], dtype: torch.dtype, layer: bool, adds: bool, affine: bool
+) -> None:
+    groups, width = shape
+    torch.manual_seed(rows)
+    kind = "layer_norm" if layer else "rms_norm"
+    x, residual = (torch.randn(rows, groups, width).to(dtype) for _ in range(2))
+    weight, bias = torch.randn(width).to(dtype), torch.randn(width)
+    kernel = norm(
+        kind, width, x_stride=groups * width + 3, residual_stride=groups * width if adds else None,
+        weight=name_of(dtype) if affine else None, bias="float32" if affine and layer else None,
+        eps=1e-5, groups=groups, dtype=name_of(dtype),
+    )  # fmt: skip
+    total, out = (untouched((rows + 1, groups, width), dtype) for _ in range(2))
+    tensors = [batch_header(rows), padded(x, 3)] + [residual] * adds
+    tensors += [weight] * affine + [bias] * (affine and layer) + [total] * adds + [out]
+    call(kernel, *tensors)
+    extra = [weight if affine else None] + [bias if affine else None] * layer
+    want = get_op("add_" * adds + kind).reference(x, *[residual] * adds, *extra, eps=1e-5)
+    if adds:
+        check_close(total[:rows], want[0], "exact")
+    check_close(out[:rows], want[1] if adds else want)
+    assert out[rows].isnan().all()
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_gated_activations_are_their_op(activation: str) -> None:
+    merged = torch.randn(5, 2 * 1030) * 4
+    merged[0, :5] = torch.tensor([-100.0, 100.0, 0.0, 1e-6, -30.0])
+    gate, up = merged.split(1030, dim=1)
+    out = untouched((6, 1030))
+    kernel = gated_act(1030, gate_stride=2060, up_stride=2060, activation=activation)
+    flat = merged.flatten()
+    call(kernel, batch_header(5), flat, flat[1030:], out)
+    check_close(out[:5], get_op("gated_act").reference(gate, up, activation=activation))
+    assert out[5].isnan().all()
+
+
+@pytest.mark.parametrize("scheme", [None, "w8", "w8g32"])
+def test_embeddings_are_their_ops(scheme: str | None) -> None:
+    table, ids = torch.randn(11, 1056), torch.tensor([3, 0, 10])
+    out = untouched((4, 1056))
+    if scheme is None:
+        call(embedding(1056, weight="float32"), batch_header(3), table, ids, out)
+        want = get_op("embedding").reference(table, ids)
+    else:
+        weight, scale = quantize_weight(table, scheme)[:2]
+        kernel = quantized_embedding(1056, groups=scale.shape[1])
+        call(kernel, batch_header(3), weight, scale, ids, out)
+        want = get_op("quantized_embedding").reference(weight, scale, ids, scheme=scheme)
+    check_close(out[:3], want, "exact")
+    assert out[3].isnan().all()
+
+
+def test_a_table_in_bfloat16_gives_rows_in_float32() -> None:
+    table, out = torch.randn(5, 24).bfloat16(), untouched((2, 24))
+    call(embedding(24, weight="bfloat16"), batch_header(2), table, torch.tensor([4, 1]), out)
+    assert torch.equal(out, table[[4, 1]].float())
+
+
+def test_selected_rows_are_copied_for_sampled_rows_only() -> None:
+    x, rows = torch.randn(6, 1100), torch.tensor([5, 2], dtype=torch.int32)
+    out = untouched((3, 1100))
+    kernel = select_rows(1100, x_stride=1103)
+    call(kernel, batch_header(6, rows=2), padded(x, 3), rows, out)
+    assert torch.equal(out[:2], x[[5, 2]])
+    assert out[2].isnan().all()
+
+
+@FEW
+@given(st.integers(1, 9), st.integers(1, 4), st.sampled_from([17, 48, 1030]), DTYPES)
+def test_weighted_sums_are_their_op(rows: int, slots: int, n: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(rows)
+    y, weights = torch.randn(rows, slots, n).to(dtype), torch.rand(rows, slots)
+    out = untouched((rows, n), dtype)
+    kernel = weighted_sum(
+        slots, n, y_stride=slots * n + 5, weights_stride=slots, dtype=name_of(dtype)
+    )
+    call(kernel, batch_header(rows), padded(y, 5), weights, out)
+    check_close(out, get_op("weighted_sum").reference(y, weights))
+
+
+@FEW
+@given(st.integers(1, 7), st.integers(1, 70), st.data())
+def test_the_largest_come_in_order_and_ties_by_index(
+    rows: int, width: int, data: st.DataObject
+) -> None:
+    k = data.draw(st.integers(1, min(width, 6)))
+    special = [float("nan"), float("inf"), float("-inf"), -0.0, 0.0, 1.0, -1.0]
+    values = st.sampled_from(special)
+    x = torch.tensor([[data.draw(values) for _ in range(width)] for _ in range(rows)])
+    found, indices = untouched((rows, k)), untouched((rows, k), torch.int64)
+    call(top_k(width, k, x_stride=width), batch_header(rows), x, found, indices)
+    want, places = get_op("top_k").reference(x, k=k)
+    assert torch.equal(indices, places)
+    assert torch.equal(found.nan_to_num(7.5), want.nan_to_num(7.5))
