@@ -19,6 +19,7 @@ from graphwright.ir.weights import CheckpointTensor, ConstantTensor, Expression,
 
 __all__ = ["Blob", "BlobTable", "Layout", "dense", "identity"]
 
+_NUMPY = {torch.bfloat16: torch.int16}  # numpy has no bfloat16
 PIECE = 32 << 20  # elements of a weight that are packed at once
 
 
@@ -43,7 +44,7 @@ def dense(dtype: torch.dtype = torch.float32) -> Layout:
         "dense" if dtype is torch.float32 else f"dense-{name}",
         name,
         lambda shape: math.prod(shape) * dtype.itemsize,
-        lambda tensor: tensor.to(dtype).contiguous().numpy(),
+        lambda tensor: tensor.to(dtype).contiguous().view(_NUMPY.get(dtype, dtype)).numpy(),
         rows_multiple=1,
     )
 

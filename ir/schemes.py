@@ -38,8 +38,9 @@ class Scheme:
         match = re.fullmatch(r"w(8|4)(?:g(32|64|128))?(z?)", text)
         if match is None or (match[1] == "8" and match[3]) or (match[1] == "4" and not match[2]):
             raise PassError(
-                f"'{text}' is not a quantization scheme; there are f32 (none), w8, w8g32, w8g64, "
-                "w8g128, w4g32, w4g64, w4g128, and with zero points w4g32z, w4g64z, w4g128z."
+                f"'{text}' is not a quantization scheme; there are f32 (none), bf16, f16, w8, "
+                "w8g32, w8g64, w8g128, w4g32, w4g64, w4g128, and with zero points w4g32z, w4g64z, "
+                "w4g128z."
             )
         return Scheme(int(match[1]), int(match[2]) if match[2] else None, bool(match[3]))
 

@@ -20,6 +20,7 @@ from graphwright.passes.fuse_residual_norm import FuseResidualNorm
 from graphwright.passes.fuse_rms_norm import FuseRmsNorm
 from graphwright.passes.insert_kv_cache import InsertKvCache
 from graphwright.passes.merge_projections import MergeProjections
+from graphwright.passes.narrow_weights import NarrowWeights
 from graphwright.passes.plan_memory import PlanMemory
 from graphwright.passes.quantize_weights import QuantizeWeights
 from graphwright.passes.recipe import Recipe
@@ -38,8 +39,8 @@ __all__ = ["PipelineOptions", "pipeline"]
 class PipelineOptions:
     """What a user chooses about the passes.
 
-    recipe: which weights are quantized, and how. decode_tokens, chunk: the most tokens that one
-    step of the decode and of the prefill entry takes.
+    recipe: which weights are narrowed or quantized, and how. decode_tokens, chunk: the most tokens
+    that one step of the decode and of the prefill entry takes.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
@@ -81,6 +82,7 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
         FuseEmbedding(),
         FormRegions(),
         # quantize
+        NarrowWeights(options.recipe),
         QuantizeWeights(options.recipe),
         # plan_memory
         PlanMemory(options.decode_tokens, options.chunk),

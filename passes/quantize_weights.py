@@ -9,18 +9,17 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from graphwright.ir.layout import VIEW_OPS
 from graphwright.ir.program import Level, Program
 from graphwright.ir.schemes import Scheme, quantize_weight
 from graphwright.ir.weights import Expression, Weight
 from graphwright.passes.base import Exactness, Pass, Stage
 from graphwright.passes.head import logits_linears
-from graphwright.passes.recipe import Recipe, Role
+from graphwright.passes.recipe import Recipe
+from graphwright.passes.weight_roles import Role, reads_tokens, role_of, weight_argument
 
 __all__ = ["QuantizeWeights", "QuantizedPart"]
 
 gw = torch.ops.gw
-_PLACE: dict[Role, int] = {"embedding": 0, "experts": 2}  # of the weight; 1 elsewhere
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,10 @@ class QuantizeWeights(Pass):
         made: dict[tuple[str, str], list[fx.Node]] = {}
         count = 0
         for node in list(program.graph.nodes):
-            role = _role(node, heads)
+            role = role_of(node, heads)
             if role is None:
                 continue
-            source = node.args[_PLACE.get(role, 1)]
+            source = node.args[weight_argument(role)]
             weight = program.weight_of(source)
             scheme = self._scheme(node, str(source.target), weight, role)
             if weight is None or scheme is None:
@@ -63,12 +62,12 @@ class QuantizeWeights(Pass):
 
     def _scheme(self, node: fx.Node, name: str, weight: Weight | None, role: Role) -> Scheme | None:
         scheme = self.recipe.scheme_for(name, role)
-        if scheme is None:
+        if not isinstance(scheme, Scheme):
             return None
         if weight is None or not weight.dtype.is_floating_point:
             self.miss(f"'{node.name}': '{name}' is no floating-point weight.")
             return None
-        if role == "embedding" and not _reads_tokens(node.args[1]):
+        if role == "embedding" and not reads_tokens(node.args[1]):
             self.miss(f"'{node.name}': the table '{name}' is not read by token id.")
             return None
         inputs = weight.shape[-1]
@@ -107,21 +106,6 @@ class _Shared:
                 results = quantize_weight(self._weight.load(), self._scheme)
                 self._waiting = dict(enumerate(results))
             return self._waiting.pop(output)
-
-
-def _role(node: fx.Node, heads: set[fx.Node]) -> Role | None:
-    if node.target is gw.embedding.default:
-        return "embedding"
-    if node.target is gw.linear.default:
-        return "head" if node in heads else "linear"
-    return "experts" if node.target is gw.routed_linear.default else None
-
-
-def _reads_tokens(ids: object) -> bool:
-    """Do the indices come from the tokens, unchanged but for their shape?"""
-    while isinstance(ids, fx.Node) and ids.target in VIEW_OPS:
-        ids = ids.args[0]
-    return isinstance(ids, fx.Node) and ids.target == "tokens"
 
 
 def _quantized(program: Program, name: str, scheme: str, weight: Weight) -> list[fx.Node]:

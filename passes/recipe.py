@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 from graphwright.ir.errors import PassError
+from graphwright.ir.float_scheme import AnyScheme, FloatScheme
 from graphwright.ir.schemes import Scheme
+from graphwright.passes.weight_roles import Role
 
-__all__ = ["Recipe", "Role"]
+__all__ = ["Recipe"]
 
-Role = Literal["linear", "experts", "head", "embedding"]
 _ROLES: dict[str, tuple[Role, ...]] = {
     "linear": ("linear", "experts"),
     "experts": ("experts",),
@@ -31,12 +31,12 @@ class Recipe:
     name of its parts (`layers_0_self_attn_q_k_v_proj_weight`).
     """
 
-    default: Scheme | None = None
-    overrides: tuple[tuple[str, Scheme | None], ...] = ()
+    default: AnyScheme | None = None
+    overrides: tuple[tuple[str, AnyScheme | None], ...] = ()
 
     @staticmethod
     def parse(text: str) -> Recipe:
-        """Reads `SCHEME[:PATTERN=SCHEME,…]`; SCHEME is `f32` or what Scheme.parse knows.
+        """Reads `SCHEME[:PATTERN=SCHEME,…]`; SCHEME is `f32`, `bf16`, `f16` or for Scheme.parse.
 
         Raises PassError for an unknown scheme or a pattern that is no regular expression.
         """
@@ -53,7 +53,7 @@ class Recipe:
             overrides.append((pattern, _scheme(scheme)))
         return Recipe(_scheme(default), tuple(overrides))
 
-    def scheme_for(self, name: str, role: Role) -> Scheme | None:
+    def scheme_for(self, name: str, role: Role) -> AnyScheme | None:
         """The scheme of the weight `name` in this role; None: it stays float32."""
         for pattern, scheme in self.overrides:
             if pattern not in _ROLES and re.search(pattern, name):
@@ -68,5 +68,7 @@ class Recipe:
         return f"{self.default or 'f32'}" + (f":{rest}" if rest else "")
 
 
-def _scheme(text: str) -> Scheme | None:
-    return None if text in ("f32", "none") else Scheme.parse(text)
+def _scheme(text: str) -> AnyScheme | None:
+    if text in ("f32", "none"):
+        return None
+    return FloatScheme(text) if text in FloatScheme.NAMES else Scheme.parse(text)

@@ -6,30 +6,33 @@ import numpy as np
 import torch
 
 from graphwright.backends.blobs import Layout, dense
-from graphwright.backends.tvm.kernels.linear_f32 import pack_f32
+from graphwright.backends.tvm.kernels.float_weights import (
+    FloatWeights,
+    pack_float,
+    pack_routed_float,
+)
 from graphwright.backends.tvm.kernels.linear_w4 import pack_w4, pack_w4_rows
 from graphwright.backends.tvm.kernels.linear_w8 import pack_w8
 from graphwright.backends.tvm.kernels.matmul import TILE, pack_groups
 from graphwright.backends.tvm.kernels.quantize_rows import padded
-from graphwright.backends.tvm.kernels.routed_linear_f32 import pack_routed_f32
 from graphwright.ir.schemes import Scheme
 
 __all__ = [
-    "linear_f32_layout",
+    "linear_float_layout",
     "linear_quantized_layouts",
-    "routed_f32_layout",
+    "routed_float_layout",
     "routed_quantized_layouts",
     "table_quantized_layouts",
 ]
 
 
-def linear_f32_layout() -> Layout:
-    """float32 tiles of 16 output channels: [ceil(N / 16), K, 16]."""
+def linear_float_layout(weights: FloatWeights) -> Layout:
+    """Tiles of 16 output channels, as pack_float says."""
     return Layout(
-        "linear-f32",
-        "float32",
-        lambda shape: _rows(shape) * shape[1] * 4,
-        lambda weight: pack_f32(weight.float().numpy()),
+        f"linear-{weights.name}",
+        str(weights.dtype).removeprefix("torch."),
+        lambda shape: _rows(shape) * _float_inputs(shape[1], weights),
+        lambda weight: pack_float(weight, weights),
         rows_multiple=TILE,
     )
 
@@ -50,13 +53,13 @@ def linear_quantized_layouts(scheme: Scheme) -> tuple[Layout, ...]:
     return (values, *(_group_layout(dtype) for dtype in _group_dtypes(scheme)))
 
 
-def routed_f32_layout() -> Layout:
-    """Of each expert what linear_f32_layout says: [E, ceil(N / 16), K, 16]."""
+def routed_float_layout(weights: FloatWeights) -> Layout:
+    """Of each expert what linear_float_layout says."""
     return Layout(
-        "routed-linear-f32",
-        "float32",
-        lambda shape: shape[0] * _rows(shape[1:]) * shape[2] * 4,
-        lambda weight: pack_routed_f32(weight.float().numpy()),
+        f"routed-linear-{weights.name}",
+        str(weights.dtype).removeprefix("torch."),
+        lambda shape: shape[0] * _rows(shape[1:]) * _float_inputs(shape[2], weights),
+        lambda weight: pack_routed_float(weight, weights),
         rows_multiple=1,
     )
 
@@ -122,3 +125,8 @@ def _routed(layout: Layout) -> Layout:
 
 def _rows(shape: tuple[int, ...]) -> int:
     return -(-shape[0] // TILE) * TILE
+
+
+def _float_inputs(k: int, weights: FloatWeights) -> int:
+    """Bytes of one packed output channel."""
+    return weights.lines(k) * weights.depth * weights.dtype.itemsize

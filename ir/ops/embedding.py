@@ -13,7 +13,11 @@ __all__ = ["embedding", "quantized_embedding"]
 
 
 def _meta(weight, ids):  # type: ignore[no-untyped-def]
-    return weight.new_empty((*ids.shape, weight.shape[1]))
+    return weight.new_empty((*ids.shape, weight.shape[1]), dtype=_widened(weight.dtype))
+
+
+def _widened(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def _quantized_meta(weight, scale, ids, zero=None, *, scheme):  # type: ignore[no-untyped-def]
@@ -24,6 +28,8 @@ def _samples() -> Iterator[Sample]:
     torch.manual_seed(0)
     yield Sample((torch.randn(11, 24), torch.tensor([3, 0, 10])), {}, "one axis")
     yield Sample((torch.randn(7, 5), torch.tensor([[6, 1]])), {}, "two axes")
+    for dtype in (torch.bfloat16, torch.float16):
+        yield Sample((torch.randn(11, 24).to(dtype), torch.tensor([3, 0, 10])), {}, str(dtype))
 
 
 def _quantized_samples() -> Iterator[Sample]:
@@ -36,8 +42,8 @@ def _quantized_samples() -> Iterator[Sample]:
 @declare("embedding(Tensor weight, Tensor ids) -> Tensor", meta=_meta, samples=_samples,
          exactness="exact")  # fmt: skip
 def embedding(weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """weight[ids]. weight [V, K], ids int64 [...] -> [..., K]."""
-    return weight[ids]
+    """weight[ids]. weight [V, K], ids int64 [...] -> [..., K], float32 for 16-bit floats."""
+    return weight[ids].to(_widened(weight.dtype))
 
 
 @declare(

@@ -44,6 +44,9 @@ def _samples() -> Iterator[Sample]:
             {"activation": activation},
             f"{rows}x{n}x{k}",
         )
+    for dtype in (torch.bfloat16, torch.float16):
+        weight = (torch.randn(20, 33) * 33**-0.5).to(dtype)
+        yield Sample((torch.randn(3, 33), weight), {}, f"weight {dtype}")
 
 
 @declare(
@@ -60,6 +63,9 @@ def linear(
     *,
     activation: str = "none",
 ) -> torch.Tensor:
-    """activation(x · weightᵀ + bias) + residual. x [..., K], weight [N, K] -> [..., N]."""
+    """activation(x · weightᵀ + bias) + residual. x [..., K], weight [N, K] -> [..., N].
+
+    The weight is converted to float32, and the sums are float32, whatever its dtype.
+    """
     y = torch.nn.functional.linear(x.float(), weight.float())
     return epilogue(y, bias, residual, activation).to(x.dtype)

@@ -39,6 +39,10 @@ def _samples() -> Iterator[Sample]:
             {},
             f"{tokens}x{slots}x{count}x{n}x{k}",
         )
+    for dtype in (torch.bfloat16, torch.float16):
+        weight = (torch.randn(4, 20, 33) * 33**-0.5).to(dtype)
+        routes = (torch.randn(3, 33), torch.randint(0, 4, (3, 2)))
+        yield Sample((*routes, weight), {}, f"weight {dtype}")
 
 
 @declare(

@@ -20,7 +20,8 @@ from graphwright.backends.registry import Registry
 from graphwright.backends.tvm.build import BuiltProgram, build, runtime_library
 from graphwright.backends.tvm.context import LoweringContext
 from graphwright.backends.tvm.emit import kernels_of
-from graphwright.backends.tvm.layouts import linear_f32_layout
+from graphwright.backends.tvm.kernels.float_weights import FLOAT32
+from graphwright.backends.tvm.layouts import linear_float_layout
 from graphwright.backends.tvm.link import find_linker, link
 from graphwright.backends.tvm.phases import PARAMETERS, Phase
 from graphwright.backends.tvm.registry import lowering, lowerings_of
@@ -178,9 +179,9 @@ def test_blobs_are_shared_by_weight_and_layout() -> None:
     tensor = torch.randn(40, 8)
     weight, same = ConstantTensor.of(tensor), ConstantTensor.of(tensor)
     blobs = BlobTable()
-    names = [blobs.add("table", weight, linear_f32_layout(), read=32)]
+    names = [blobs.add("table", weight, linear_float_layout(FLOAT32), read=32)]
     names.append(blobs.add("other", ConstantTensor.of(torch.randn(3)), dense()))
-    names.append(blobs.add("head", same, linear_f32_layout()))
+    names.append(blobs.add("head", same, linear_float_layout(FLOAT32)))
     names.append(blobs.add("table", weight, dense()))
     assert names == ["table", "other", "table", "table_1"]
     assert blobs.offsets() == {"other": 0, "table": 64, "table_1": 64 + 48 * 8 * 4}
@@ -193,7 +194,9 @@ def test_large_weights_are_packed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> 
 
     table = BlobTable()
     table.add(
-        "w", ConstantTensor.of(torch.randn(100, 10, dtype=torch.bfloat16)), linear_f32_layout()
+        "w",
+        ConstantTensor.of(torch.randn(100, 10, dtype=torch.bfloat16)),
+        linear_float_layout(FLOAT32),
     )
     whole = b"".join(table.chunks())
     monkeypatch.setattr(module, "PIECE", 320)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from graphwright.backends.tvm.kernels.embedding import embedding
+from graphwright.backends.tvm.kernels.float_weights import BFLOAT16, FloatWeights
 from graphwright.backends.tvm.kernels.gated_act import gated_act
 from graphwright.backends.tvm.kernels.kernel import Kernel
 from graphwright.backends.tvm.kernels.norms import (
@@ -161,7 +162,10 @@ def op_sample(name: str, sample: Sample) -> tuple[Kernel, int, list[Any]]:
     if name == "gated_act":
         return gated_act(k, gate_stride=k, up_stride=k, **options), rows_of(args[0]), list(args)
     if name == "embedding":
-        return embedding(k, layout="rows", cpu=CPU), args[1].numel(), [args[1], args[0]]
+        weights = FloatWeights.of(args[0].dtype)
+        kernel = embedding(k, weights=weights, layout="rows", cpu=CPU)
+        table = args[0].view(torch.uint16) if weights is BFLOAT16 else args[0]
+        return kernel, args[1].numel(), [args[1], table]
     if name == "select_rows":
         return select_rows(k, x_stride=k, cpu=CPU), len(args[1]), list(args)
     if name == "rope":

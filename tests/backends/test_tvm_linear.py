@@ -16,8 +16,9 @@ from linear_cases import HERE, ROWS, X86, Case, assert_close, instructions, run_
 from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels import vector
+from graphwright.backends.tvm.kernels.float_weights import BFLOAT16, FLOAT32, pack_float
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define, partition
-from graphwright.backends.tvm.kernels.linear_f32 import linear_f32, pack_f32
+from graphwright.backends.tvm.kernels.linear_float import linear_float
 from graphwright.backends.tvm.kernels.standalone import Run, standalone
 from graphwright.backends.tvm.target import cpu_by_name, host_cpu, host_features
 from graphwright.ir.activations import ACTIVATIONS
@@ -26,7 +27,7 @@ from graphwright.ir.errors import BackendError
 
 @cache
 def f32_kernel(case: Case) -> Run:
-    kernel = linear_f32(case.n, case.k, x_stride=case.k + case.padding, **case.options)  # type: ignore[arg-type]
+    kernel = linear_float(case.n, case.k, x_stride=case.k + case.padding, **case.options)  # type: ignore[arg-type]
     return standalone(kernel, ["float32", "float32", *case.epilogue_dtypes], runnable(case.cpu))
 
 
@@ -38,7 +39,7 @@ def check_f32(case: Case) -> None:
     operands, want = case.finish(exact)
     run = f32_kernel(replace(case, rows=1, threads=1))
     memory = np.full(case.rows * case.n + 64, np.nan, np.float32)
-    run_into(run, case, [x, pack_f32(weight), *operands], memory)
+    run_into(run, case, [x, pack_float(torch.from_numpy(weight), FLOAT32), *operands], memory)
     assert_close(memory[: want.size].reshape(want.shape), want)
 
 
@@ -77,15 +78,16 @@ def test_a_residual_may_be_updated_in_place(rows: int) -> None:
     weight = random.standard_normal((case.n, case.k), np.float32) * np.float32(case.k**-0.5)
     x = random.standard_normal((case.rows, case.k), np.float32)
     (residual,), want = case.finish(x.astype(np.float64) @ weight.T.astype(np.float64))
+    packed = pack_float(torch.from_numpy(weight), FLOAT32)
     f32_kernel(replace(case, rows=1, threads=1))(
-        case.rows, case.threads, x, pack_f32(weight), residual, residual
+        case.rows, case.threads, x, packed, residual, residual
     )
     assert_close(residual, want)
 
 
 def test_packed_layouts() -> None:
     weight = np.arange(18 * 5, dtype=np.float32).reshape(18, 5)
-    packed = pack_f32(weight)
+    packed = pack_float(torch.from_numpy(weight), FLOAT32)
     assert packed.shape == (2, 5, 16)
     assert packed[1, 4, 1] == weight[17, 4] and not packed[1, :, 2:].any()
 
@@ -100,7 +102,7 @@ def test_packed_layouts() -> None:
 )
 def test_linear_f32_uses_fused_multiplications(cpu: str, wanted: set[str]) -> None:
     level = cpu_by_name(cpu)
-    kernel = linear_f32(64, 256, x_stride=256, activation="gelu", max_rows=8, cpu=level)
+    kernel = linear_float(64, 256, x_stride=256, activation="gelu", max_rows=8, cpu=level)
     assert wanted <= instructions(kernel, ["float32"] * 3, level)
 
 
@@ -113,13 +115,16 @@ def test_names_tell_kernels_apart() -> None:
         {"max_rows": 512},
         {"bias": True},
         {"activation": "relu"},
+        {"weights": BFLOAT16},
         {"residual_stride": 16},
         {"cpu": other},
     ]
-    names = [linear_f32(16, 64, **{**base, **each}).name for each in variants]  # type: ignore[arg-type]
+    names = [linear_float(16, 64, **{**base, **each}).name for each in variants]  # type: ignore[arg-type]
     assert len(set(names)) == len(names)
     assert all(name.isidentifier() for name in names)
-    assert linear_f32(16, 64, x_stride=64, max_rows=1, activation="none", cpu=cpu).name == names[0]
+    assert (
+        linear_float(16, 64, x_stride=64, max_rows=1, activation="none", cpu=cpu).name == names[0]
+    )
 
 
 def elementwise(function: Callable[[Expr, int], Expr], lanes: int) -> Kernel:

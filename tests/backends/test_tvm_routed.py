@@ -18,16 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphwright.backends.blobs import BlobTable
+from graphwright.backends.tvm.kernels.float_weights import FLOAT32, pack_routed_float
 from graphwright.backends.tvm.kernels.kernel import Kernel
 from graphwright.backends.tvm.kernels.linear_quantized import weight_pointers
 from graphwright.backends.tvm.kernels.quantize_rows import quantize_rows, row_size
 from graphwright.backends.tvm.kernels.routed_groups import groups_ints, routed_groups
-from graphwright.backends.tvm.kernels.routed_linear_f32 import pack_routed_f32, routed_linear_f32
+from graphwright.backends.tvm.kernels.routed_linear_float import routed_linear_float
 from graphwright.backends.tvm.kernels.routed_linear_quantized import routed_linear_quantized
 from graphwright.backends.tvm.kernels.standalone import Run, build, standalone
 from graphwright.backends.tvm.kernels.top_k import top_k
 from graphwright.backends.tvm.kernels.weighted_sum import weighted_sum
-from graphwright.backends.tvm.layouts import routed_f32_layout, routed_quantized_layouts
+from graphwright.backends.tvm.layouts import routed_float_layout, routed_quantized_layouts
 from graphwright.backends.tvm.target import cpu_by_name, host_cpu, host_features
 from graphwright.ir.op import get_op
 from graphwright.ir.schemes import Scheme, quantize_weight
@@ -114,7 +115,7 @@ def compiled(kernel: Kernel, dtypes: tuple[str, ...], cpu: str) -> Run:
 
 @cache
 def f32_kernel(case: Case) -> Run:
-    kernel = routed_linear_f32(case.n, case.k, x_stride=case.x_row + case.padding, **case.options)
+    kernel = routed_linear_float(case.n, case.k, x_stride=case.x_row + case.padding, **case.options)
     floats = ["float32"] * (3 + case.bias)
     return standalone(kernel, ["int32", *floats], cpu_by_name(case.cpu))
 
@@ -138,7 +139,7 @@ def check_f32(case: Case, experts: torch.Tensor | None = None) -> None:
     x, drawn, weight, bias = case.data()
     experts = drawn if experts is None else experts
     want = get_op("routed_linear").reference(case.rows_of(x), experts, weight, bias)
-    inputs = [case.grouped(experts), x.numpy(), pack_routed_f32(weight.numpy())]
+    inputs = [case.grouped(experts), x.numpy(), pack_routed_float(weight, FLOAT32)]
     got = case.outputs(f32_kernel(case.static), *inputs, *([] if bias is None else [bias.numpy()]))
     check_close(got, want, "reassociating")
 
@@ -291,7 +292,7 @@ def test_kernels_build_for_aarch64() -> None:
     cpu = cpu_by_name("aarch64")
     options: dict[str, Any] = {"slots": 2, "shared": True, "max_rows": 512, "cpu": cpu}
     w8 = ["int32", "int8", "float32", "int8", "float32", "float32"]
-    build(routed_linear_f32(20, 24, x_stride=24, **options), ["int32"] + ["float32"] * 3, cpu)
+    build(routed_linear_float(20, 24, x_stride=24, **options), ["int32"] + ["float32"] * 3, cpu)
     build(routed_linear_quantized(20, 64, Scheme(8, 32), **options), w8, cpu)
     build(routed_groups(4, 2, experts_stride=2, cpu=cpu), ["int64", "int32"], cpu)
     build(top_k(8, 2, x_stride=8, cpu=cpu), TOP_K_DTYPES, cpu)
@@ -313,7 +314,7 @@ def test_names_tell_kernels_apart() -> None:
     ]
     strides = [128, 130]
     names += [
-        routed_linear_f32(16, 64, x_stride=stride, **{**base, "shared": shared}).name
+        routed_linear_float(16, 64, x_stride=stride, **{**base, "shared": shared}).name
         for stride in strides
         for shared in (True, False)
     ]
@@ -328,7 +329,7 @@ def test_experts_are_packed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     weight, q = torch.randn(5, 20, 6), torch.randint(-127, 128, (5, 20, 6), dtype=torch.int8)
     table = BlobTable()
-    table.add("weight", ConstantTensor.of(weight.bfloat16()), routed_f32_layout())
+    table.add("weight", ConstantTensor.of(weight.bfloat16()), routed_float_layout(FLOAT32))
     values, scales = routed_quantized_layouts(Scheme(8, 32))
     table.add("q", ConstantTensor.of(q), values)
     table.add("scale", ConstantTensor.of(torch.rand(5, 20, 2)), scales)
@@ -348,14 +349,14 @@ def test_experts_are_packed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 UNREADABLE = """
 import ctypes, mmap, os, sys
 import numpy as np, torch
-from test_tvm_routed import Case, f32_kernel, pack_routed_f32
+from test_tvm_routed import FLOAT32, Case, f32_kernel, pack_routed_float
 
 def run_without(*hidden):
     case = Case(8, 2, 1024, 16, max_rows=8)
     x, _, weight, _ = case.data()
     experts, expert_bytes = torch.tensor([[6, 1]]), 1024 * 16 * 4
     packed = np.frombuffer(mmap.mmap(-1, 8 * expert_bytes), np.float32)
-    packed[:] = pack_routed_f32(weight.numpy()).reshape(-1)
+    packed[:] = pack_routed_float(weight, FLOAT32).reshape(-1)
     for expert in hidden:
         address = ctypes.c_void_p(packed.ctypes.data + expert * expert_bytes)
         assert ctypes.CDLL(None).mprotect(address, ctypes.c_size_t(expert_bytes), 0) == 0

@@ -9,8 +9,9 @@ from torch import fx
 
 from graphwright.backends.blobs import dense
 from graphwright.backends.tvm.context import LoweringContext, arguments
-from graphwright.backends.tvm.kernels.linear_f32 import linear_f32
-from graphwright.backends.tvm.layouts import linear_f32_layout
+from graphwright.backends.tvm.kernels.float_weights import FloatWeights
+from graphwright.backends.tvm.kernels.linear_float import linear_float
+from graphwright.backends.tvm.layouts import linear_float_layout
 from graphwright.backends.tvm.phases import Operand, Phase
 from graphwright.backends.tvm.registry import lowering
 
@@ -31,17 +32,18 @@ def one_vector_a_row(context: LoweringContext, node: fx.Node) -> str | None:
 
 @lowering(gw.linear.default, when=one_vector_a_row)
 def linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
-    """float32 weights in tiles of 16 output channels."""
+    """Float weights in tiles of 16 output channels."""
     given = arguments(node)
     outputs, inputs = (int(size) for size in given["weight"].meta["val"].shape)
+    weights = FloatWeights.of(given["weight"].meta["val"].dtype)
     options, epilogue = epilogue_of(context, given)
     kernel = context.kernel(
-        linear_f32, outputs, inputs, x_stride=context.view(given["x"]).row_stride,
-        max_rows=context.plan.max_tokens, **options,
+        linear_float, outputs, inputs, weights=weights,
+        x_stride=context.view(given["x"]).row_stride, max_rows=context.plan.max_tokens, **options,
     )  # fmt: skip
     operands = (
         context.value(given["x"]),
-        context.weight(given["weight"], linear_f32_layout()),
+        context.weight(given["weight"], linear_float_layout(weights)),
         *epilogue,
         *context.results(node),
     )

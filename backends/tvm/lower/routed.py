@@ -9,13 +9,14 @@ from torch import fx
 
 from graphwright.backends.blobs import Layout, dense
 from graphwright.backends.tvm.context import LoweringContext, arguments
+from graphwright.backends.tvm.kernels.float_weights import FloatWeights
 from graphwright.backends.tvm.kernels.quantize_rows import quantize_rows
 from graphwright.backends.tvm.kernels.routed_groups import routed_groups
-from graphwright.backends.tvm.kernels.routed_linear_f32 import routed_linear_f32
+from graphwright.backends.tvm.kernels.routed_linear_float import routed_linear_float
 from graphwright.backends.tvm.kernels.routed_linear_quantized import routed_linear_quantized
 from graphwright.backends.tvm.kernels.top_k import top_k as top_k_kernel
 from graphwright.backends.tvm.kernels.weighted_sum import weighted_sum as weighted_sum_kernel
-from graphwright.backends.tvm.layouts import routed_f32_layout, routed_quantized_layouts
+from graphwright.backends.tvm.layouts import routed_float_layout, routed_quantized_layouts
 from graphwright.backends.tvm.phases import Operand, Phase
 from graphwright.backends.tvm.registry import lowering
 from graphwright.ir.schemes import Scheme
@@ -94,14 +95,16 @@ class _Routing:
 def routed_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
     """The pairs of tokens and slots are grouped once for all products with the same routing."""
     routing = _Routing(context, node)
+    weights = FloatWeights.of(routing.given["weight"].meta["val"].dtype)
     (groups,), (unfilled,) = context.scratch(node), context.fills_scratch(node)
     kernel = context.kernel(
-        routed_linear_f32, routing.outputs, routing.inputs, x_stride=routing.x.row_stride,
-        **routing.options,
+        routed_linear_float, routing.outputs, routing.inputs, weights=weights,
+        x_stride=routing.x.row_stride, **routing.options,
     )  # fmt: skip
     product = routing.phase(
         kernel, groups, context.value(routing.given["x"]),
-        routing.weight("weight", routed_f32_layout()), *routing.bias, *context.results(node),
+        routing.weight("weight", routed_float_layout(weights)), *routing.bias,
+        *context.results(node),
     )  # fmt: skip
     return (routing.group(groups), product) if unfilled else (product,)
 

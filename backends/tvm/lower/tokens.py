@@ -8,8 +8,9 @@ from torch import fx
 from graphwright.backends.blobs import dense
 from graphwright.backends.tvm.context import LoweringContext, arguments
 from graphwright.backends.tvm.kernels.embedding import embedding as embedding_kernel
+from graphwright.backends.tvm.kernels.float_weights import FloatWeights
 from graphwright.backends.tvm.kernels.select_rows import select_rows as select_rows_kernel
-from graphwright.backends.tvm.layouts import linear_f32_layout
+from graphwright.backends.tvm.layouts import linear_float_layout
 from graphwright.backends.tvm.phases import Phase
 from graphwright.backends.tvm.registry import lowering
 
@@ -33,11 +34,14 @@ def one_id_a_row(context: LoweringContext, node: fx.Node) -> str | None:
 def embedding(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
     """A tied table is read in the layout of the matrix product that streams it."""
     given = arguments(node)
-    width = int(given["weight"].meta["val"].shape[1])
+    table = given["weight"].meta["val"]
+    weights, width = FloatWeights.of(table.dtype), int(table.shape[1])
     tied = context.streamed(given["weight"])
-    kernel = context.kernel(embedding_kernel, width, layout="linear" if tied else "rows")
-    layout = linear_f32_layout() if tied else dense()
-    weight = context.weight(given["weight"], layout, read=4 * width)
+    kernel = context.kernel(
+        embedding_kernel, width, weights=weights, layout="linear" if tied else "rows"
+    )
+    layout = linear_float_layout(weights) if tied else dense(weights.dtype)
+    weight = context.weight(given["weight"], layout, read=weights.dtype.itemsize * width)
     operands = (context.value(given["ids"]), weight, *context.results(node))
     return (Phase(node.name, kernel, operands, context.rows(node)),)
 

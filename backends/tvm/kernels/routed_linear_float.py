@@ -1,17 +1,17 @@
 """y[pair] = x · weight[expert of pair]ᵀ + bias[expert of pair] in float32.
 
-Packed weights are those of linear_f32, expert after expert: [E, ceil(N/16), K, 16].
+Packed weights are those of linear_float, expert after expert.
 """
 
 from __future__ import annotations
 
-import numpy as np
 from tvm.tirx.script import builder as T
 
+from graphwright.backends.tvm.kernels.float_weights import FLOAT32, FloatWeights
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define
-from graphwright.backends.tvm.kernels.linear_f32 import f32_tilings, multiply_f32, pack_f32
+from graphwright.backends.tvm.kernels.linear_float import float_tilings, multiply_float
 from graphwright.backends.tvm.kernels.loops import kernel_name, load, quotient, vector_start
-from graphwright.backends.tvm.kernels.matmul import TILE, Tiling, few_or_many, stage
+from graphwright.backends.tvm.kernels.matmul import Tiling, few_or_many, stage
 from graphwright.backends.tvm.kernels.routed_blocks import (
     for_each_routed_block,
     pairs_of_an_expert,
@@ -19,18 +19,14 @@ from graphwright.backends.tvm.kernels.routed_blocks import (
 from graphwright.backends.tvm.kernels.routed_groups import Runs
 from graphwright.backends.tvm.target import Cpu
 
-__all__ = ["pack_routed_f32", "routed_linear_f32"]
+__all__ = ["routed_linear_float"]
 
 
-def pack_routed_f32(weight: np.ndarray) -> np.ndarray:
-    """[E, N, K] -> float32 [E, ceil(N/16), K, 16], channels behind the last one zero."""
-    return np.stack([pack_f32(each) for each in weight])
-
-
-def routed_linear_f32(
+def routed_linear_float(
     n: int,
     k: int,
     *,
+    weights: FloatWeights = FLOAT32,
     slots: int,
     shared: bool,
     x_stride: int,
@@ -38,12 +34,12 @@ def routed_linear_f32(
     max_rows: int,
     cpu: Cpu,
 ) -> Kernel:
-    """Pointers: groups (routed_groups), x, weight (pack_routed_f32), (bias [E, N]), out.
+    """Pointers: groups (routed_groups), x, weight (pack_routed_float), (bias [E, N]), out.
 
     x is float32 [rows, K] if `shared` by the slots, else [rows, slots, K], with `x_stride` between
     rows; out is [rows, slots, N]. A call may have up to `max_rows` rows.
     """
-    few, many, limit = f32_tilings(cpu)
+    few, many, limit = float_tilings(cpu)
     only_few = limit if max_rows <= limit else None
 
     def body(
@@ -65,8 +61,7 @@ def routed_linear_f32(
 
             def compute(pairs: list[Expr], tiles: list[Expr]) -> None:
                 offsets = [T.bind(offset(pair)) for pair in pairs]
-                bases = [T.bind(tile * (k * TILE)) for tile in tiles]
-                multiply_f32(x, offsets, weight, bases, sums, k, cpu)
+                multiply_float(x, offsets, weight, tiles, sums, k, weights, cpu)
 
             for_each_routed_block(
                 n, tiling, cpu.lanes, thread, threads, runs, compute, value,
@@ -77,8 +72,14 @@ def routed_linear_f32(
         few_or_many(mean, limit, max_rows, lambda: emit(few), lambda: emit(many))
 
     name = kernel_name(
-        "routed_linear_f32", cpu, n=n, k=k, s=slots, shared=shared, x=x_stride, rows=only_few,
-        bias=bias,
+        f"routed_linear_{weights.name}", cpu, n=n, k=k, s=slots, shared=shared, x=x_stride,
+        rows=only_few, bias=bias,
     )  # fmt: skip
-    floats = ["x", "weight", *["bias"] * bias, "out"]
-    return define(name, [("groups", "int32"), *((each, "float32") for each in floats)], body)
+    pointers = [
+        ("groups", "int32"),
+        ("x", "float32"),
+        ("weight", weights.storage),
+        *[("bias", "float32")] * bias,
+        ("out", "float32"),
+    ]
+    return define(name, pointers, body)

@@ -1,0 +1,95 @@
+"""Weights as 16-bit floats, by a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from graphwright.ir.errors import PassError
+from graphwright.ir.float_scheme import FloatScheme, narrow_weight
+from graphwright.ir.program import Program
+from graphwright.ir.weights import Expression, Weight
+from graphwright.passes.base import Exactness, Pass, Stage
+from graphwright.passes.head import logits_linears
+from graphwright.passes.recipe import Recipe
+from graphwright.passes.weight_roles import Role, reads_tokens, role_of, weight_argument
+
+__all__ = ["NarrowWeights", "NarrowedWeight"]
+
+
+@dataclass(frozen=True)
+class NarrowWeights(Pass):
+    """gw.linear, gw.routed_linear, gw.embedding over w  →  the same over narrow_weight(w, scheme).
+
+    These ops convert to float32 what they read. A table and a head that share a weight and a scheme
+    share the narrow one. Leaves: what the recipe says; tables read by anything but the tokens
+    (position tables: small, and their values matter); weights that are not float.
+    """
+
+    stage: ClassVar[Stage] = Stage.QUANTIZE
+    exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
+
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def run(self, program: Program) -> int:
+        heads = logits_linears(program)
+        made: dict[tuple[str, str], fx.Node] = {}
+        count = 0
+        for node in list(program.graph.nodes):
+            role = role_of(node, heads)
+            if role is None:
+                continue
+            place = weight_argument(role)
+            source = node.args[place]
+            name, weight = str(source.target), program.weight_of(source)
+            scheme = self._scheme(node, name, weight, role)
+            if weight is None or scheme is None:
+                continue
+            if not self.allowed():
+                break
+            key = (name, str(scheme))
+            if key not in made:
+                made[key] = program.add_weight(f"{name}_{scheme}", _narrowed(name, weight, scheme))
+            arguments = (*node.args[:place], made[key], *node.args[place + 1 :])
+            new = program.call(node, node.target, *arguments, **node.kwargs)
+            new.meta["stack_trace"] = node.meta.get("stack_trace", "")
+            program.replace(node, new)
+            count += 1
+        return count
+
+    def _scheme(
+        self, node: fx.Node, name: str, weight: Weight | None, role: Role
+    ) -> FloatScheme | None:
+        scheme = self.recipe.scheme_for(name, role)
+        if not isinstance(scheme, FloatScheme):
+            return None
+        if weight is None or not weight.dtype.is_floating_point:
+            self.miss(f"'{node.name}': '{name}' is no floating-point weight.")
+            return None
+        if role == "embedding" and not reads_tokens(node.args[1]):
+            self.miss(f"'{node.name}': the table '{name}' is not read by token id.")
+            return None
+        return None if weight.dtype == scheme.dtype else scheme
+
+
+@dataclass(frozen=True, eq=False)
+class NarrowedWeight(Expression):
+    """narrow_weight of one weight, whose `name` its errors say."""
+
+    name: str = ""
+
+    def load(self) -> torch.Tensor:
+        try:
+            return super().load()
+        except PassError as error:
+            raise PassError(f"'{self.name}': {error}") from error
+
+
+def _narrowed(name: str, weight: Weight, scheme: FloatScheme) -> NarrowedWeight:
+    plain = Expression.of(narrow_weight, weight, str(scheme))
+    return NarrowedWeight(
+        plain.shape, plain.dtype, plain.function, plain.args, plain.kwargs, name=name
+    )

@@ -1,0 +1,37 @@
+"""Which part a weight plays in a decoder, as recipes distinguish them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import fx
+
+from graphwright.ir.layout import VIEW_OPS
+
+__all__ = ["Role", "reads_tokens", "role_of", "weight_argument"]
+
+gw = torch.ops.gw
+Role = Literal["linear", "experts", "head", "embedding"]
+_PLACE: dict[Role, int] = {"embedding": 0, "experts": 2}  # of the weight; 1 elsewhere
+
+
+def role_of(node: fx.Node, heads: set[fx.Node]) -> Role | None:
+    """The role of the weight that `node` reads, None for other ops; `heads` make the logits."""
+    if node.target is gw.embedding.default:
+        return "embedding"
+    if node.target is gw.linear.default:
+        return "head" if node in heads else "linear"
+    return "experts" if node.target is gw.routed_linear.default else None
+
+
+def weight_argument(role: Role) -> int:
+    """The place of the weight among the arguments of a node in `role`."""
+    return _PLACE.get(role, 1)
+
+
+def reads_tokens(ids: object) -> bool:
+    """Do the indices come from the tokens, unchanged but for their shape?"""
+    while isinstance(ids, fx.Node) and ids.target in VIEW_OPS:
+        ids = ids.args[0]
+    return isinstance(ids, fx.Node) and ids.target == "tokens"
