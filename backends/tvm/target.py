@@ -12,10 +12,11 @@ from typing import Any
 from graphwright.ir.errors import BackendError
 from graphwright.runtime.cpu import cpu_features as host_features
 
-__all__ = ["CPU_NAMES", "Cpu", "cpu_by_name", "host_cpu", "host_features"]
+__all__ = ["CPU_NAMES", "Cpu", "cpu_by_name", "cpus_by_names", "host_cpu", "host_features"]
 
 V3 = ("abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
 V4 = (*V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
+ARM = "aarch64-linux-gnu"
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,12 @@ class Cpu:
 _CPUS = (  # from the most capable
     Cpu("x86-64-v4-vnni", frozenset((*V4, "avx512_vnni")), 16, True, "x86-64-v4", ("+avx512vnni",)),
     Cpu("x86-64-v4", frozenset(V4), 16, False, "x86-64-v4"),
+    Cpu("x86-64-v3-vnni", frozenset((*V3, "avx_vnni")), 8, True, "x86-64-v3", ("+avxvnni",)),
     Cpu("x86-64-v3", frozenset(V3), 8, False, "x86-64-v3"),
-    Cpu("aarch64", frozenset(("asimd",)), 4, False, "generic", ("+neon",), "aarch64-linux-gnu"),
-)
+    Cpu("aarch64-dotprod", frozenset(("asimd", "asimddp")), 4, False, "generic",
+        ("+neon", "+dotprod"), ARM),
+    Cpu("aarch64", frozenset(("asimd",)), 4, False, "generic", ("+neon",), ARM),
+)  # fmt: skip
 CPU_NAMES = ("host", *(cpu.name for cpu in _CPUS))
 
 
@@ -65,14 +69,23 @@ def cpu_by_name(name: str) -> Cpu:
     raise BackendError(f"'{name}' is not a known CPU; there are {', '.join(CPU_NAMES)}.")
 
 
+def cpus_by_names(names: str) -> tuple[Cpu, ...]:
+    """The levels of a list such as "x86-64-v3,x86-64-v4", each once, from the most capable.
+
+    Raises BackendError for an unknown name.
+    """
+    wanted = {cpu_by_name(name.strip()).name for name in names.split(",")}
+    return tuple(cpu for cpu in _CPUS if cpu.name in wanted)
+
+
 def host_cpu() -> Cpu:
     """The best level of which this machine has every feature. Raises BackendError without one."""
     features = host_features()
-    if platform.machine().lower() in ("aarch64", "arm64"):
-        return cpu_by_name("aarch64")
     for cpu in _CPUS:
         if cpu.features <= features:
             return cpu
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return cpu_by_name("aarch64")
     missing = ", ".join(sorted(set(V3) - features))
     raise BackendError(
         f"this {platform.machine()} CPU lacks {missing}; graphwright needs at least x86-64-v3 "

@@ -4,7 +4,7 @@ A line is 64 bytes: of 16 output channels, 4 bytes each, whose low nibbles belon
 channels and whose high nibbles to the 4 that are 32 further on. A step multiplies one half of a
 line; eight steps make a run of 32 input channels, whose partial sums `fold` makes int32.
 
-- `VnniNibbleDot` (vpdpbusd): partial sums are int32 at once.
+- `VnniNibbleDot` (vpdpbusd), `SdotNibbleDot` (Arm's sdot): partial sums are int32 at once.
 - `PairNibbleDot` (AVX2): vpmaddubsw leaves sums of two products in int16; eight of them are at most
   8 * 2 * 15 * 127 = 30480 and still fit, so that the widening vpmaddwd is paid once in a run.
 """
@@ -75,26 +75,43 @@ class PairNibbleDot(NibbleDot):
         return T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", partial, ones)
 
 
-class VnniNibbleDot(NibbleDot):
-    lanes = 16
-    partial = ("int32", 16)
-
+class SdotNibbleDot(NibbleDot):
     def weights(self, weight: Expr, first: Expr, high: bool) -> Any:
-        return T.bind(_nibbles(weight[span(first, NIBBLE_LINE)], NIBBLE_LINE, high))
+        return T.bind(tirx.reinterpret("int8x16", _nibbles(weight[span(first, 16)], 16, high)))
 
     def activations(self, x: Expr, first: Expr) -> Any:
         return T.bind(_quads(x, first, self.lanes))
 
     def add(self, partial: Expr, weights: Any, activations: Any) -> Expr:
-        name = "llvm.x86.avx512.vpdpbusd.512"
-        return T.call_llvm_pure_intrin("int32x16", name, partial, weights, activations)
+        name = "llvm.aarch64.neon.sdot"
+        return T.call_llvm_pure_intrin("int32x4", name, partial, weights, activations)
+
+
+class VnniNibbleDot(NibbleDot):
+    """On vectors of 16 (AVX-512) or 8 lanes (AVX-VNNI)."""
+
+    def __init__(self, lanes: int = 16) -> None:
+        self.lanes, self.partial = lanes, ("int32", lanes)
+
+    def weights(self, weight: Expr, first: Expr, high: bool) -> Any:
+        size = self.lanes * QUAD
+        return T.bind(_nibbles(weight[span(first, size)], size, high))
+
+    def activations(self, x: Expr, first: Expr) -> Any:
+        return T.bind(_quads(x, first, self.lanes))
+
+    def add(self, partial: Expr, weights: Any, activations: Any) -> Expr:
+        name = f"llvm.x86.avx512.vpdpbusd.{self.lanes * 32}"
+        return T.call_llvm_pure_intrin(f"int32x{self.lanes}", name, partial, weights, activations)
 
 
 def nibble_dot_for(cpu: Cpu) -> NibbleDot:
     """The fastest for `cpu`."""
     if cpu.vnni:
-        return VnniNibbleDot()
-    return PairNibbleDot() if "avx2" in cpu.features else NibbleDot()
+        return VnniNibbleDot(cpu.lanes)
+    if "avx2" in cpu.features:
+        return PairNibbleDot()
+    return SdotNibbleDot() if "asimddp" in cpu.features else NibbleDot()
 
 
 def _nibbles(values: Expr, lanes: int, high: bool) -> Expr:

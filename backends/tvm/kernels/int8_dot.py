@@ -1,6 +1,7 @@
 """Products of four int8 weights and activations added to int32 lanes, one class per kind of CPU.
 
-x86 multiplies unsigned by signed bytes only. What each class does about the sign:
+`SdotDot` (Arm's sdot) multiplies signed bytes. x86 multiplies unsigned by signed bytes only; what
+each class does about the sign:
 
 - `VnniDot` (vpdpbusd): weight + 128 is the unsigned operand; the sum starts from -128 * Σ x, which
   quantize_rows leaves behind each row.
@@ -24,7 +25,7 @@ from graphwright.backends.tvm.kernels.kernel import Expr
 from graphwright.backends.tvm.kernels.vector import constant, span
 from graphwright.backends.tvm.target import Cpu
 
-__all__ = ["LINE", "QUAD", "Dot", "FlipDot", "SignDot", "VnniDot", "dot_for"]
+__all__ = ["LINE", "QUAD", "Dot", "FlipDot", "SdotDot", "SignDot", "VnniDot", "dot_for"]
 
 QUAD = 4  # input channels whose products one lane adds up
 LINE = 64  # bytes of 16 output channels x QUAD input channels in packed weights
@@ -100,29 +101,49 @@ class FlipDot(Dot):
         return total - _add_quads(magnitude, negative)
 
 
-class VnniDot(Dot):
-    lanes = 16
+class SdotDot(Dot):
+    lanes = 4
     unroll = 4
-    starts_from_rows = True
 
     def weights(self, weight: Expr, first: Expr) -> Any:
-        return T.bind(weight[span(first, LINE)] ^ constant(-128, LINE, "int8"))
+        return T.bind(weight[span(first, 16)])
 
     def activations(self, x: Expr, first: Expr) -> Any:
         return T.bind(self._quads(x, first))
 
     def add(self, total: Expr, weights: Any, activations: Any) -> Expr:
-        name = "llvm.x86.avx512.vpdpbusd.512"
-        return T.call_llvm_pure_intrin("int32x16", name, total, weights, activations)
+        name = "llvm.aarch64.neon.sdot"
+        return T.call_llvm_pure_intrin("int32x4", name, total, weights, activations)
+
+
+class VnniDot(Dot):
+    """On vectors of 16 (AVX-512) or 8 lanes (AVX-VNNI)."""
+
+    unroll = 4
+    starts_from_rows = True
+
+    def __init__(self, lanes: int = 16) -> None:
+        self.lanes = lanes
+
+    def weights(self, weight: Expr, first: Expr) -> Any:
+        size = self.lanes * QUAD
+        return T.bind(weight[span(first, size)] ^ constant(-128, size, "int8"))
+
+    def activations(self, x: Expr, first: Expr) -> Any:
+        return T.bind(self._quads(x, first))
+
+    def add(self, total: Expr, weights: Any, activations: Any) -> Expr:
+        name = f"llvm.x86.avx512.vpdpbusd.{self.lanes * 32}"
+        return T.call_llvm_pure_intrin(f"int32x{self.lanes}", name, total, weights, activations)
 
 
 def dot_for(cpu: Cpu, many_rows: bool) -> Dot:
     """The fastest for `cpu` when a tile of weights serves `many_rows` or few."""
     if cpu.vnni:
-        return VnniDot()
+        return VnniDot(cpu.lanes)
     if "avx2" in cpu.features:
         return FlipDot() if many_rows else SignDot()
-    return Dot()
+    return SdotDot() if "asimddp" in cpu.features else Dot()
 
 
 def _magnitude(signed: Expr) -> Expr:

@@ -60,7 +60,7 @@ def pack_w4_rows(q: np.ndarray, zero_point: bool) -> np.ndarray:
 
 def w4_tilings(cpu: Cpu) -> tuple[Tiling, Tiling, int]:
     """For few rows, where memory is the limit, for many, where arithmetic is; up to where few."""
-    if cpu.vnni:
+    if cpu.vnni and cpu.lanes == 16:
         return Tiling((8, 4, 2, 1), 1), Tiling((4, 2), 4, ahead=False), 8
     return Tiling((4, 2, 1), 1), Tiling((4, 2, 1), 1, ahead=False), 4
 
