@@ -36,7 +36,7 @@ def kernels(cpu: Cpu) -> dict[str, Kernel]:
         found[each.name] = linear_float(32, 128, weights=each, x_stride=128, max_rows=32, cpu=cpu)
     for text in ("w8", "w8g32", "w4g32z"):
         scheme = Scheme.parse(text)
-        found[text] = linear_quantized(32, 128, scheme, max_rows=32, cpu=cpu)
+        found[text] = linear_quantized(32, 128, scheme, max_rows=4, cpu=cpu)
     return found
 
 

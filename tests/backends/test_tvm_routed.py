@@ -324,7 +324,7 @@ def test_names_tell_kernels_apart() -> None:
 
 
 def test_experts_are_packed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    from graphwright.backends.tvm import blobs as module
+    from graphwright.backends import blobs as module
 
     torch.manual_seed(0)
     weight, q = torch.randn(5, 20, 6), torch.randint(-127, 128, (5, 20, 6), dtype=torch.int8)
