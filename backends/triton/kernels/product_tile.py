@@ -1,0 +1,138 @@
+"""A tile [outputs, rows] of weight · xᵀ, for weights of every format: what all products share.
+
+The weights are the left operand: from integers they are made in registers, which is where tensor
+cores can take the left operand from, and the 16 rows of a small batch are the narrow side of the
+instruction (m16n8k16, m64n8k16) rather than padding of its wide one.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from graphwright.backends.triton.kernels.activation import activate
+from graphwright.backends.triton.kernels.attention_tile import dot
+
+__all__ = ["finish", "product_tile"]
+
+
+@triton.jit
+def nibble(packed, HIGH: tl.constexpr):
+    """The low or high nibbles as int32."""
+    return (packed.to(tl.int32) >> 4) if HIGH else (packed.to(tl.int32) & 15)
+
+
+@triton.jit
+def small_float(value):
+    """float32 of int32 values 0..255: an `or` and an addition, twice as fast as a conversion."""
+    return (value | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
+
+
+@triton.jit
+def product_tile(
+    x_rows, x_inside, x_scales, x_scale_rows, weight, scale, zero, n, n_inside, first, last,
+    K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
+    ROW: tl.constexpr, HALF: tl.constexpr, PRESCALE: tl.constexpr, OUTPUTS: tl.constexpr,
+    ROWS: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """float32 [OUTPUTS, ROWS]: inputs first .. last (multiples of STEP, or K) of outputs n.
+
+    x_rows: pointers to the rows of x; x_scales: where those were quantized to int8, their scales
+    (row x_scale_rows + group), else None. With PRESCALE weights are multiplied by the scale of
+    their group and rounded to the type of x, else sums of a group are multiplied, in float32.
+    """
+    result = tl.zeros((OUTPUTS, ROWS), tl.float32)
+    if KIND == "w4":
+        j = tl.arange(0, HALF)
+        for start in range(first, last, 2 * HALF):
+            at = weight + n[:, None] * ROW + (start // 2 + j)[None, :]
+            packed = tl.load(at, mask=n_inside[:, None], other=0)
+            for high in tl.static_range(2):
+                k = start + high * HALF + j
+                group = (start + high * HALF) // GROUP
+                # the last half of the padding has no scale (the sum makes a tensor of it)
+                known = n_inside & (n * 0 + group < GROUPS)
+                factor = tl.load(scale + n * GROUPS + group, mask=known, other=0.0).to(tl.float32)
+                value = nibble(packed, high)
+                if zero is not None:
+                    point = tl.load(zero + n * GROUPS + group, mask=known, other=0).to(tl.int32)
+                    value_zero = point[:, None]
+                else:
+                    value_zero = 8
+                mask = x_inside[None, :] & (k < K)[:, None]
+                x = tl.load(x_rows[None, :] + k[:, None], mask=mask, other=0)
+                if x_scales is not None:
+                    known_x = x_inside & (x_scale_rows * 0 + group < GROUPS)
+                    x_factor = tl.load(x_scales + x_scale_rows + group, mask=known_x, other=0.0)
+                    sums = tl.dot((value - value_zero).to(tl.int8), x, out_dtype=tl.int32)
+                    result += sums.to(tl.float32) * (factor[:, None] * x_factor[None, :])
+                else:
+                    if zero is not None:
+                        value = small_float(value) - value_zero.to(tl.float32)
+                    else:
+                        value = small_float(value) - 8.0
+                    if PRESCALE:
+                        value = (value * factor[:, None]).to(x.dtype)
+                        result = dot(value, x, result)
+                    else:
+                        sums = dot(value.to(x.dtype), x, tl.zeros((OUTPUTS, ROWS), tl.float32))
+                        result += sums * factor[:, None]
+    else:
+        j = tl.arange(0, STEP)
+        if KIND == "w8" and x_scales is not None and GROUP == 0:
+            total = tl.zeros((OUTPUTS, ROWS), tl.int32)
+        for start in range(first, last, STEP):
+            k = start + j
+            if K % STEP == 0:
+                w_mask, x_mask = n_inside[:, None], x_inside[None, :]
+            else:
+                w_mask = n_inside[:, None] & (k < K)[None, :]
+                x_mask = x_inside[None, :] & (k < K)[:, None]
+            w = tl.load(weight + n[:, None] * ROW + k[None, :], mask=w_mask, other=0)
+            x = tl.load(x_rows[None, :] + k[:, None], mask=x_mask, other=0)
+            if KIND == "dense":
+                result = dot(w.to(x.dtype), x, result)
+            elif x_scales is not None:
+                if GROUP == 0:
+                    total = tl.dot(w, x, total, out_dtype=tl.int32)
+                else:
+                    group = start // GROUP
+                    factor = tl.load(scale + n * GROUPS + group, mask=n_inside, other=0.0)
+                    x_factor = tl.load(x_scales + x_scale_rows + group, mask=x_inside, other=0.0)
+                    sums = tl.dot(w, x, out_dtype=tl.int32)
+                    result += sums.to(tl.float32) * (factor[:, None] * x_factor[None, :])
+            elif GROUP == 0:
+                result = dot(w.to(tl.float32).to(x.dtype), x, result)
+            else:
+                factor = tl.load(scale + n * GROUPS + start // GROUP, mask=n_inside, other=0.0)
+                if PRESCALE:
+                    value = (w.to(tl.float32) * factor[:, None]).to(x.dtype)
+                    result = dot(value, x, result)
+                else:
+                    value = w.to(tl.float32).to(x.dtype)
+                    sums = dot(value, x, tl.zeros((OUTPUTS, ROWS), tl.float32))
+                    result += sums * factor[:, None]
+        if KIND == "w8" and GROUP == 0:
+            factor = tl.load(scale + n, mask=n_inside, other=0.0)
+            if x_scales is not None:
+                x_factor = tl.load(x_scales + x_scale_rows, mask=x_inside, other=0.0)
+                result = total.to(tl.float32) * (factor[:, None] * x_factor[None, :])
+            else:
+                result = result * factor[:, None]
+    return result
+
+
+@triton.jit
+def finish(
+    value, row, n, inside, bias, residual, out, N: tl.constexpr, RESIDUAL_STRIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Writes activation(value + bias) + residual; value [rows, outputs], row int64."""
+    if bias is not None:
+        value += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    value = activate(value, ACTIVATION)
+    if residual is not None:
+        at = residual + (row * RESIDUAL_STRIDE)[:, None] + n[None, :]
+        value += tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    at = out + (row * N)[:, None] + n[None, :]
+    tl.store(at, value.to(out.dtype.element_ty), mask=inside)
