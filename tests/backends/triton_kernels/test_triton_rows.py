@@ -16,6 +16,11 @@ triton = pytest.importorskip("triton")
 
 from triton_harness import batch_header, call, untouched  # noqa: E402
 
+from graphwright.backends.triton.kernels.argmax import (  # noqa: E402
+    argmax_parts,
+    best_of_parts,
+    part_count,
+)
 from graphwright.backends.triton.kernels.embedding import (  # noqa: E402
     embedding,
     quantized_embedding,
@@ -24,6 +29,7 @@ from graphwright.backends.triton.kernels.gated_act import gated_act  # noqa: E40
 from graphwright.backends.triton.kernels.norms import norm  # noqa: E402
 from graphwright.backends.triton.kernels.select_rows import select_rows  # noqa: E402
 from graphwright.backends.triton.kernels.top_k import top_k  # noqa: E402
+from graphwright.backends.triton.kernels.weight_format import pack_nibbles  # noqa: E402
 from graphwright.backends.triton.kernels.weighted_sum import weighted_sum  # noqa: E402
 
 FEW = settings(max_examples=6, deadline=None)
@@ -84,18 +90,20 @@ def test_gated_activations_are_their_op(activation: str) -> None:
     assert out[5].isnan().all()
 
 
-@pytest.mark.parametrize("scheme", [None, "w8", "w8g32"])
+@pytest.mark.parametrize("scheme", [None, "w8", "w8g32", "w4g32", "w4g64z"])
 def test_embeddings_are_their_ops(scheme: str | None) -> None:
-    table, ids = torch.randn(11, 1056), torch.tensor([3, 0, 10])
-    out = untouched((4, 1056))
+    table, ids = torch.randn(11, 1088), torch.tensor([3, 0, 10])
+    out = untouched((4, 1088))
     if scheme is None:
-        call(embedding(1056, weight="float32"), batch_header(3), table, ids, out)
+        call(embedding(1088, weight="float32"), batch_header(3), table, ids, out)
         want = get_op("embedding").reference(table, ids)
     else:
-        weight, scale = quantize_weight(table, scheme)[:2]
-        kernel = quantized_embedding(1056, groups=scale.shape[1])
-        call(kernel, batch_header(3), weight, scale, ids, out)
-        want = get_op("quantized_embedding").reference(weight, scale, ids, scheme=scheme)
+        weight, scale, *zero = quantize_weight(table, scheme)
+        packed = pack_nibbles(weight, scheme) if scheme.startswith("w4") else weight
+        kernel = quantized_embedding(1088, scheme)
+        call(kernel, batch_header(3), packed, scale, *zero, ids, out)
+        reference = get_op("quantized_embedding").reference
+        want = reference(weight, scale, ids, *zero, scheme=scheme)
     check_close(out[:3], want, "exact")
     assert out[3].isnan().all()
 
@@ -142,3 +150,19 @@ def test_the_largest_come_in_order_and_ties_by_index(
     want, places = get_op("top_k").reference(x, k=k)
     assert torch.equal(indices, places)
     assert torch.equal(found.nan_to_num(7.5), want.nan_to_num(7.5))
+
+
+def test_the_best_token_is_the_lowest_of_equals_and_nan_is_noticed() -> None:
+    width = 9000
+    logits = torch.randn(5, width)
+    logits[0, [8500, 4097, 4100]] = 9.0
+    logits[1, 8999] = torch.nan
+    logits[2] = -torch.inf
+    logits[3, 8999] = torch.inf
+    logits[4] = -0.0
+    logits[4, 4500] = 0.0
+    keys, tokens = untouched((6, part_count(width)), torch.int64), untouched((6,), torch.int64)
+    batch = batch_header(7, rows=5)
+    call(argmax_parts(width, stride=width), batch, logits, keys)
+    call(best_of_parts(width), batch, keys, tokens)
+    assert tokens.tolist() == [4097, -1, 0, 8999, 0, 77]
