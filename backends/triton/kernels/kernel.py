@@ -11,11 +11,21 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["DTYPES", "ROWS", "Grid", "RowCount", "Size", "TritonKernel", "define", "sources_of"]
+__all__ = [
+    "DTYPES",
+    "ROWS",
+    "Grid",
+    "RowCount",
+    "Size",
+    "TritonKernel",
+    "define",
+    "sources_of",
+    "with_dtype",
+]
 
 RowCount = Literal["T", "R"]
 Size: TypeAlias = Mapping[RowCount, int]  # a bucket: the most tokens T and sampled rows R
@@ -72,6 +82,14 @@ def define(
     return TritonKernel(
         f"{stem}_{digest}", function, present, MappingProxyType(given), grid, num_warps, num_stages
     )
+
+
+def with_dtype(kernel: TritonKernel, pointer: str, dtype: str) -> TritonKernel:
+    """`kernel` with another element type behind `pointer`: of a result that it converts to."""
+    pointers = tuple((name, dtype if name == pointer else own) for name, own in kernel.pointers)
+    if pointers == kernel.pointers:
+        return kernel
+    return replace(kernel, name=f"{kernel.name}_{pointer}_{DTYPES[dtype]}", pointers=pointers)
 
 
 def sources_of(function: Any) -> str:

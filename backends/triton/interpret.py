@@ -1,0 +1,51 @@
+"""Launches in Triton's interpreter: numbers on a machine without a GPU.
+
+Triton decides when a kernel's file is imported whether it will be interpreted: TRITON_INTERPRET=1
+must be set before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from graphwright.backends.triton.kernels.kernel import Size, TritonKernel
+from graphwright.backends.triton.launches import Launch
+from graphwright.ir.errors import BackendError
+
+__all__ = ["interpret", "run_launches"]
+
+
+def interpret(kernel: TritonKernel, size: Size, *pointers: torch.Tensor) -> None:
+    """Runs a kernel for a bucket on tensors, one a pointer, whose first elements are pointed to."""
+    launcher: Any = kernel.function
+    if type(launcher).__name__ != "InterpretedFunction":
+        raise BackendError(
+            f"kernel '{kernel.name}' was imported for compiling: set TRITON_INTERPRET=1 in the "
+            "environment before anything imports triton."
+        )
+    assert len(pointers) == len(kernel.pointers)
+    named = {name: tensor for (name, _), tensor in zip(kernel.pointers, pointers, strict=True)}
+    for (name, dtype), tensor in zip(kernel.pointers, pointers, strict=True):
+        found = str(tensor.dtype).removeprefix("torch.")
+        assert found == dtype, f"{kernel.name}: '{name}' is {found}, not {dtype}"
+    with torch.no_grad():
+        launcher[kernel.grid(size)](**named, **kernel.constants)
+
+
+def run_launches(
+    launches: Sequence[Launch], size: Size, regions: Mapping[str, torch.Tensor],
+    blobs: Mapping[str, int],
+) -> None:  # fmt: skip
+    """A step. regions: uint8 memory by parameter; blobs: offsets in the weights by name."""
+    for launch in launches:
+        pointers = []
+        for operand, (_, dtype) in zip(launch.operands, launch.kernel.pointers, strict=True):
+            offset = operand.offset + (blobs[operand.blob] if operand.blob else 0)
+            kind = getattr(torch, dtype)
+            memory = regions[operand.parameter][offset:]
+            whole = len(memory) // kind.itemsize * kind.itemsize
+            pointers.append(memory[:whole].view(kind))
+        interpret(launch.kernel, size, *pointers)

@@ -1,0 +1,52 @@
+"""What an entry is made of: kernels launched on operands, one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graphwright.backends.triton.kernels.kernel import TritonKernel
+
+__all__ = ["PARAMETERS", "Launch", "Operand"]
+
+# The regions of device memory that kernels work on, by the element type at their start. They are
+# what an entry of a CPU library takes, and lie where the runtime puts them.
+PARAMETERS = {
+    "batch": "int32",  # [8]: tokens T, sequences B, block-table stride M, sampled rows R, zeros
+    "tokens": "int64",  # [T]
+    "positions": "int64",  # [T]
+    "query_start": "int32",  # [B + 1]
+    "block_table": "int32",  # [B * M]
+    "sample_rows": "int32",  # [R]
+    "logits": "float32",  # [R * vocabulary]
+    "arena": "uint8",
+    "weights": "uint8",
+    "kv": "uint8",
+}
+
+
+@dataclass(frozen=True)
+class Operand:
+    """`offset` bytes behind the start of region `parameter`; in `weights`, of the blob `blob`."""
+
+    parameter: str
+    offset: int = 0
+    blob: str | None = None
+
+    def __post_init__(self) -> None:
+        assert self.parameter in PARAMETERS, self.parameter
+        assert (self.blob is not None) == (self.parameter == "weights")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """`kernel` on `operands`, one a pointer of it, for the step `step` of the program."""
+
+    step: str
+    kernel: TritonKernel
+    operands: tuple[Operand, ...]
+
+    def __post_init__(self) -> None:
+        expected = len(self.kernel.pointers)
+        assert len(self.operands) == expected, (
+            f"{self.step}: {len(self.operands)} operands for {self.kernel.pointers}"
+        )

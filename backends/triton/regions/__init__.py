@@ -1,0 +1,1 @@
+"""Triton source for fused regions: generated from their graphs, readable, one kernel a region."""
