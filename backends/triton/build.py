@@ -1,0 +1,170 @@
+"""From a planned program to the launches of its entries, packed weights, and their plan.
+
+A step of up to a bucket's tokens is a list of launches whose arguments are places in regions of
+memory; nothing of it depends on the step's values, so it can be captured once as a CUDA graph and
+replayed. Each bucket of the decode entry has a list of its own, and prefill has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from graphwright.backends.blobs import BlobTable
+from graphwright.backends.triton import lower as lower  # registers the lowerings
+from graphwright.backends.triton.chips import Chip
+from graphwright.backends.triton.context import Kernels, LoweringContext
+from graphwright.backends.triton.dtypes import ACTIVATIONS, StoredTypes
+from graphwright.backends.triton.kernels.kernel import Size, TritonKernel
+from graphwright.backends.triton.kv_layout import KvLayout
+from graphwright.backends.triton.launches import Launch
+from graphwright.backends.triton.registry import LedgerEntry, lower_entry
+from graphwright.ir.errors import BackendError
+from graphwright.ir.memory import MemoryPlan
+from graphwright.ir.program import Level, Program
+
+__all__ = ["Bucket", "GpuOptions", "LoweredProgram", "lower_program"]
+
+DEFAULT_CONTEXT = 2048  # tokens that attention's splits are chosen for when a model has no limit
+
+
+@dataclass(frozen=True)
+class GpuOptions:
+    """dtype: of activations, f32, bf16 or f16. kv: of the cache, one of these or int8; None for
+    that of the activations.
+    """
+
+    dtype: str = "bf16"
+    kv: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ACTIVATIONS:
+            raise BackendError(f"'{self.dtype}' is no dtype; there are {', '.join(ACTIVATIONS)}.")
+        if self.kv not in (None, "int8", *ACTIVATIONS):
+            raise BackendError(
+                f"'{self.kv}' is no element type of a cache; there are "
+                f"{', '.join(ACTIVATIONS)} and int8."
+            )
+
+    @property
+    def activations(self) -> str:
+        """Their element type."""
+        return ACTIVATIONS[self.dtype]
+
+    @property
+    def cache(self) -> str:
+        """The element type of KV caches."""
+        kv = self.kv or self.dtype
+        return ACTIVATIONS.get(kv, kv)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A list of launches for steps of `entry` with at most so many tokens and sampled rows."""
+
+    entry: str
+    tokens: int
+    rows: int
+    arena_bytes: int
+    launches: tuple[Launch, ...]
+
+    @property
+    def size(self) -> Size:
+        """What grids are computed from."""
+        return {"T": self.tokens, "R": self.rows}
+
+
+@dataclass(frozen=True)
+class LoweredProgram:
+    """`buckets` in ascending order of tokens within an entry; sources: of generated kernels."""
+
+    buckets: tuple[Bucket, ...]
+    blobs: BlobTable
+    kv: KvLayout
+    sources: dict[str, str]
+    ledger: tuple[LedgerEntry, ...]
+    plan: dict[str, Any]
+
+    def bucket(self, entry: str, tokens: int, rows: int) -> Bucket:
+        """The smallest bucket for such a step. Raises BackendError."""
+        for bucket in self.buckets:
+            if bucket.entry == entry and bucket.tokens >= tokens and bucket.rows >= rows:
+                return bucket
+        raise BackendError(f"'{entry}' takes no {tokens} tokens with {rows} sampled rows.")
+
+    def kernels(self) -> list[TritonKernel]:
+        """Each kernel once, in the order of first use."""
+        found = {each.kernel.name: each.kernel for b in self.buckets for each in b.launches}
+        return list(found.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights region."""
+        return self.blobs.bytes
+
+    def weights(self, on_blob: Callable[[str], None] | None = None) -> Iterator[memoryview]:
+        """The weights region in pieces; each weight is loaded, packed and dropped on the way."""
+        return self.blobs.chunks(on_blob)
+
+
+def lower_program(program: Program, chip: Chip, options: GpuOptions) -> LoweredProgram:
+    """Lowers every entry of a planned program for buckets of tokens. Raises BackendError."""
+    if program.level is not Level.PLANNED or not program.plans:
+        raise BackendError(
+            f"the program is at level '{program.level.name.lower()}', not 'planned': "
+            "run PlanMemory."
+        )
+    types = StoredTypes(program, options.activations)
+    kv = KvLayout.of(program.states, options.cache)
+    blobs, kernels = BlobTable(), Kernels()
+    buckets: list[Bucket] = []
+    ledger: list[LedgerEntry] = []
+    for name, plan in program.plans.items():
+        for tokens in _sizes(plan):
+            context = LoweringContext(
+                program, plan, chip, types, kv, blobs, kernels,
+                program.info.max_context or DEFAULT_CONTEXT, tokens,
+            )  # fmt: skip
+            launches, entries = lower_entry(context)
+            settled = tuple(context.settled(launches))
+            rows = min(tokens, plan.max_rows)
+            buckets.append(Bucket(name, tokens, rows, context.arena_bytes, settled))
+            if tokens == plan.max_tokens:
+                ledger.extend(entries)
+    described = _describe(program, buckets, kv, blobs)
+    return LoweredProgram(tuple(buckets), blobs, kv, kernels.sources, tuple(ledger), described)
+
+
+def _sizes(plan: MemoryPlan) -> list[int]:
+    """The tokens of each bucket: powers of two up to the most for decode, one for prefill."""
+    sizes = {plan.max_tokens}
+    if plan.entry == "decode":
+        sizes |= {1 << i for i in range(plan.max_tokens.bit_length()) if 1 << i < plan.max_tokens}
+    return sorted(sizes)
+
+
+def _describe(
+    program: Program, buckets: list[Bucket], kv: KvLayout, blobs: BlobTable
+) -> dict[str, Any]:
+    """The content of plan.json, as runtime/plan.py reads it."""
+    entries = {}
+    for name, plan in program.plans.items():
+        own = [bucket for bucket in buckets if bucket.entry == name]
+        entries[name] = {
+            "max_tokens": plan.max_tokens,
+            "max_rows": plan.max_rows,
+            "arena_bytes": max(bucket.arena_bytes for bucket in own),
+            "buckets": [bucket.tokens for bucket in own],
+        }
+    return {
+        "entries": entries,
+        "kv": kv.describe(),
+        "weights": {
+            "bytes": blobs.bytes,
+            "bytes_per_token": blobs.bytes_per_token,
+            "entries": blobs.describe(),
+        },
+        "vocab_size": int(program.output.meta["val"].shape[-1]),
+        "max_context": program.info.max_context,
+    }

@@ -1,0 +1,118 @@
+"""From a kernel to machine code for a chip, on a machine that needs no GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graphwright.backends.triton.chips import Chip
+from graphwright.backends.triton.kernels.kernel import DTYPES, TritonKernel
+from graphwright.ir.errors import BackendError
+
+__all__ = ["Cubin", "compile_cubin"]
+
+ALIGNMENT = 16  # bytes: what the widest load of a thread needs
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """Machine code and what a launch needs: threads are 32 * warps, shared is dynamic memory.
+
+    After the kernel's pointers a launch passes `scratch_pointers` null pointers. registers, and
+    stack (bytes that a thread spills), are what ptxas says.
+    """
+
+    code: bytes
+    symbol: str
+    warps: int
+    shared: int
+    scratch_pointers: int
+    registers: int
+    stack: int
+
+
+def compile_cubin(kernel: TritonKernel, chip: Chip, aligned: frozenset[str]) -> Cubin:
+    """`kernel` for `chip`. aligned: the pointers that are multiples of 16 at every launch.
+
+    Raises BackendError when Triton was imported for interpreting, for a kernel that Triton does not
+    compile, and for one that needs more shared memory than the chip has or memory of its own.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    if type(kernel.function).__name__ != "JITFunction":
+        raise BackendError(
+            f"kernel '{kernel.name}' was imported for interpreting: unset TRITON_INTERPRET to "
+            "compile it."
+        )
+    names, types = list(kernel.function.arg_names), dict(kernel.pointers)
+    source = ASTSource(
+        fn=kernel.function,
+        signature={n: f"*{DTYPES[types[n]]}" if n in types else "constexpr" for n in names},
+        constexprs={(names.index(n),): value for n, value in kernel.constants.items()},
+        attrs={(i,): [["tt.divisibility", ALIGNMENT]] for i, n in enumerate(names) if n in aligned},
+    )
+    options = {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages}
+    with _reproducible(triton):
+        try:
+            compiled = triton.compile(
+                source, target=GPUTarget("cuda", chip.arch, 32), options=options
+            )
+        except Exception as error:
+            raise BackendError(
+                f"Triton does not compile '{kernel.name}' for {chip.name}: {error}"
+            ) from error
+    found = compiled.metadata
+    if found.shared > chip.shared:
+        raise BackendError(
+            f"'{kernel.name}' needs {found.shared} bytes of shared memory; {chip.name} gives "
+            f"{chip.shared} to a block."
+        )
+    if found.global_scratch_size or found.profile_scratch_size:
+        raise BackendError(f"'{kernel.name}' needs scratch memory of its own, which none is given.")
+    code = compiled.asm["cubin"]
+    parameters = _parameters(compiled.asm["ptx"])
+    registers, stack = _usage(triton, code)
+    return Cubin(
+        code, found.name, kernel.num_warps, found.shared, parameters - len(types), registers, stack
+    )
+
+
+_CACHE: list[tempfile.TemporaryDirectory[str]] = []
+
+
+@contextmanager
+def _reproducible(triton: Any) -> Iterator[None]:
+    """Code without the places of source files in it, and Triton's cache where it is removed."""
+    if not _CACHE:
+        _CACHE.append(tempfile.TemporaryDirectory(prefix="graphwright-triton-"))
+    with triton.knobs.compilation.scope(), triton.knobs.cache.scope():
+        triton.knobs.compilation.disable_line_info = True
+        triton.knobs.cache.dir = os.environ.get("TRITON_CACHE_DIR", _CACHE[0].name)
+        yield
+
+
+def _parameters(ptx: str) -> int:
+    """How many parameters the entry has."""
+    return len(re.findall(r"\.param \.", ptx.split("{")[0]))
+
+
+def _usage(triton: Any, code: bytes) -> tuple[int, int]:
+    """(registers, bytes of stack) of each thread."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        text = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = dict(re.findall(r"(REG|STACK):(\d+)", text))
+    return int(found["REG"]), int(found["STACK"])

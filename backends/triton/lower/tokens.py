@@ -1,0 +1,80 @@
+"""gw.embedding, gw.quantized_embedding and gw.select_rows: rows by number."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from graphwright.backends.triton.context import LoweringContext, arguments
+from graphwright.backends.triton.dtypes import ITEM_SIZES
+from graphwright.backends.triton.kernels.embedding import embedding as embedding_kernel
+from graphwright.backends.triton.kernels.embedding import (
+    quantized_embedding as quantized_embedding_kernel,
+)
+from graphwright.backends.triton.kernels.select_rows import select_rows as select_rows_kernel
+from graphwright.backends.triton.launches import Launch, Operand
+from graphwright.backends.triton.lower.linear import format_of
+from graphwright.backends.triton.registry import lowering
+from graphwright.backends.triton.weights import dense_as
+
+__all__ = ["embedding", "one_id_a_row", "quantized_embedding", "select_rows"]
+
+gw = torch.ops.gw
+BATCH = Operand("batch")
+
+
+def one_id_a_row(context: LoweringContext, node: fx.Node) -> str | None:
+    """Refuses indices that do not come one int64 a row."""
+    ids = arguments(node)["ids"]
+    view = context.view(ids)
+    if not view.dense or view.row_size != 1:
+        return f"'{ids}' has {view.row_size} of {view.row_stride} elements a row, not one index"
+    if ids.meta["val"].dtype is not torch.int64:
+        return f"'{ids}' is {ids.meta['val'].dtype}, not int64"
+    return None
+
+
+def _signed_values(context: LoweringContext, node: fx.Node) -> str | None:
+    """Refuses zero points, and what one_id_a_row does."""
+    zero = arguments(node)["zero"]
+    return one_id_a_row(context, node) if zero is None else "tables with zero points are not read"
+
+
+@lowering(gw.embedding.default, when=one_id_a_row)
+def embedding(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
+    """A table that a product reads too lies in memory once, in the product's layout."""
+    given = arguments(node)
+    width = int(given["weight"].meta["val"].shape[1])
+    format = format_of(context, given)
+    (out,) = context.result_dtypes(node)
+    kernel = context.kernel(embedding_kernel, width, weight=format.dtype, dtype=out)
+    layout = dense_as(format.dtype)
+    weight = context.weight(given["weight"], layout, read=width * ITEM_SIZES[format.dtype])
+    operands = (BATCH, weight, context.value(given["ids"]), *context.results(node))
+    return (Launch(node.name, kernel, operands),)
+
+
+@lowering(gw.quantized_embedding.default, when=_signed_values)
+def quantized_embedding(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
+    """As gw.embedding, with the scales of each row; values of four bits take a byte here."""
+    given = arguments(node)
+    width = int(given["weight"].meta["val"].shape[1])
+    groups = int(given["scale"].meta["val"].shape[1])
+    (out,) = context.result_dtypes(node)
+    kernel = context.kernel(quantized_embedding_kernel, width, groups=groups, dtype=out)
+    weight = context.weight(given["weight"], dense_as("int8"), read=width)
+    scale = context.weight(given["scale"], dense_as("float32"), read=4 * groups)
+    operands = (BATCH, weight, scale, context.value(given["ids"]), *context.results(node))
+    return (Launch(node.name, kernel, operands),)
+
+
+@lowering(gw.select_rows.default)
+def select_rows(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
+    """One copy a sampled row."""
+    given = arguments(node)
+    view, dtype = context.view(given["x"]), context.dtype(given["x"])
+    kernel = context.kernel(
+        select_rows_kernel, view.row_size, x_stride=view.row_stride, dtype=dtype
+    )
+    inputs = (context.value(given["x"]), context.value(given["rows"]))
+    return (Launch(node.name, kernel, (BATCH, *inputs, *context.results(node))),)

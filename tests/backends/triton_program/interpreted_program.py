@@ -1,0 +1,72 @@
+"""A lowered program run by Triton's interpreter: batches of sequences in, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from graphwright.backends.triton.build import LoweredProgram
+from graphwright.backends.triton.interpret import run_launches
+
+__all__ = ["InterpretedProgram"]
+
+BLOCK = 16
+
+
+class InterpretedProgram:
+    """Holds the cache of up to `sequences` sequences of `context` tokens; blocks lie scattered."""
+
+    def __init__(self, lowered: LoweredProgram, *, sequences: int = 3, context: int = 64) -> None:
+        self.lowered = lowered
+        data = b"".join(bytes(piece) for piece in lowered.weights())
+        assert len(data) == lowered.weight_bytes
+        self.weights = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        self.row = context // BLOCK
+        count = self.row * sequences
+        # 0xff bytes are NaN in every float type: what nobody has written must not be read.
+        self.kv = torch.full(((count + 1) * lowered.kv.block_bytes,), 0xFF, dtype=torch.uint8)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0)) + 1
+        self.tables = order.reshape(sequences, self.row).int()
+        self.lengths = [0] * sequences
+
+    def step(
+        self,
+        batch: Sequence[tuple[int, Sequence[int]]],
+        rows: Sequence[int] | None = None,
+        entry: str | None = None,
+    ) -> torch.Tensor:
+        """Appends tokens to sequences, (number, tokens) each; logits of `rows` (None: of all)."""
+        tokens = [token for _, new in batch for token in new]
+        positions = [self.lengths[s] + i for s, new in batch for i in range(len(new))]
+        starts = [sum(len(new) for _, new in batch[:i]) for i in range(len(batch) + 1)]
+        rows = list(range(len(tokens))) if rows is None else list(rows)
+        most = self.lowered.plan["entries"]["decode"]["max_tokens"]
+        entry = entry or ("decode" if len(tokens) <= most else "prefill")
+        bucket = self.lowered.bucket(entry, len(tokens), len(rows))
+        vocabulary = self.lowered.plan["vocab_size"]
+        logits = torch.full((bucket.rows, vocabulary), 777.0)
+        header = [len(tokens), len(batch), self.row, len(rows), 0, 0, 0, 0]
+
+        def padded(values: Sequence[int], count: int, dtype: torch.dtype) -> torch.Tensor:
+            """Numbers that would lead far astray behind what a step may read."""
+            return torch.tensor([*values, *[10**6] * (count - len(values))], dtype=dtype)
+
+        regions = {
+            "batch": padded(header, 8, torch.int32),
+            "tokens": padded(tokens, bucket.tokens, torch.int64),
+            "positions": padded(positions, bucket.tokens, torch.int64),
+            "query_start": padded(starts, bucket.tokens + 1, torch.int32),
+            "block_table": torch.cat([self.tables[s] for s, _ in batch]),
+            "sample_rows": padded(rows, bucket.rows, torch.int32),
+            "logits": logits,
+            "arena": torch.full((bucket.arena_bytes,), 0xFF, dtype=torch.uint8),
+            "weights": self.weights,
+            "kv": self.kv,
+        }
+        memory = {name: each.reshape(-1).view(torch.uint8) for name, each in regions.items()}
+        run_launches(bucket.launches, bucket.size, memory, self.lowered.blobs.offsets())
+        for sequence, new in batch:
+            self.lengths[sequence] += len(new)
+        assert (logits[len(rows) :] == 777.0).all()
+        return logits[: len(rows)]
