@@ -91,14 +91,16 @@ def combine_products_kernel(
     finish(value, row, n, inside, bias, residual, out, N, RESIDUAL_STRIDE, ACTIVATION)
 
 
-def tiles_for(rows: int, n: int, k: int, format: WeightFormat, dtype: str) -> Tiles:
+def tiles_for(
+    rows: int, n: int, k: int, format: WeightFormat, dtype: str, *, integer: bool = False
+) -> Tiles:
     """Tiles for buckets of up to `rows` rows of `dtype`. They fit the 99 KB of sm_86 and sm_89."""
     wide = dtype == "float32"
     if wide:
         tiles = Tiles(32, 16, 32, num_stages=1) if rows <= 32 else Tiles(64, 32, 32, num_stages=1)
     elif rows <= 32:
         tiles = Tiles(64, 16 if rows <= 16 else 32, 128, num_stages=3)
-    elif rows <= 128:
+    elif rows <= 128 or (integer and format.group):  # sums of a group take registers of their own
         tiles = Tiles(64, 64, 64, num_stages=4)
     else:
         tiles = Tiles(128, 128, 64, num_warps=8, num_stages=3)
