@@ -35,7 +35,8 @@ class CompileOptions:
     chunk: the most tokens one prefill step takes. check: compare the numbers after every pass
     (None: when the weights are small enough for it to be quick). context: the most tokens of a
     sequence (None: what the model was made for); embeddings that scale with the length of the
-    sequence are those of this length.
+    sequence are those of this length. kv_cache_dtype: how keys and values are kept, ``auto``
+    (float32), ``f32``, ``f16``, ``bf16`` or ``int8`` (a scale for each token and head).
     """
 
     quant: str = "f32"
@@ -43,6 +44,7 @@ class CompileOptions:
     chunk: int = 512
     check: bool | None = None
     context: int | None = None
+    kv_cache_dtype: str = "auto"
 
 
 @dataclass
@@ -96,6 +98,7 @@ def compile(
     chunk: int = 512,
     check: bool | None = None,
     context: int | None = None,
+    kv_cache_dtype: str = "auto",
     example_tokens: torch.Tensor | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
@@ -114,10 +117,11 @@ def compile(
         from graphwright.passes.recipe import Recipe
         from graphwright.passes.verification import CHECK_LIMIT_BYTES, NumericCheck, should_check
 
-    options = CompileOptions(quant, target, chunk, check, context)
+    options = CompileOptions(quant, target, chunk, check, context, kv_cache_dtype)
     progress = progress or Progress()
     cpu = cpu_by_name(target)
-    steps = pipeline(PipelineOptions(recipe=Recipe.parse(quant), chunk=chunk))
+    chosen = PipelineOptions(recipe=Recipe.parse(quant), chunk=chunk, kv_cache_dtype=kv_cache_dtype)
+    steps = pipeline(chosen)
     seconds: dict[str, float] = {}
 
     def timed(stage: str, start: float) -> float:

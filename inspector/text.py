@@ -38,6 +38,7 @@ def summary(artifact: Readable) -> str:
     context = plan.get("max_context")
     stages = [name for name in artifact.names if name.startswith("graph/")]
     rolling = f", {len(kv['rolling'])} rolling" if kv.get("rolling") else ""
+    kinds = "".join(f"{kind}, " for kind in sorted({state["dtype"] for state in kv["states"]}))
     lines = [
         f"format {manifest['format_version']}, made by graphwright "
         f"{manifest['graphwright']} for {manifest['target']}",
@@ -46,7 +47,8 @@ def summary(artifact: Readable) -> str:
         f"max context  {'not stated by the model' if context is None else context}",
         f"weights      {_mb(plan['weights']['bytes'])}, of which one token reads "
         f"{_mb(plan['weights']['bytes_per_token'])}",
-        f"kv cache     {per_token / 1e3:.1f} kB per token, {len(kv['states'])} states{rolling}",
+        f"kv cache     {kinds}{per_token / 1e3:.1f} kB per token, "
+        f"{len(kv['states'])} states{rolling}",
     ]
     lines += [
         f"{name:12} up to {entry['max_tokens']} tokens, arena {_mb(entry['arena_bytes'])}"

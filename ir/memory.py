@@ -17,10 +17,13 @@ from torch import fx
 from graphwright.ir.errors import PassError
 from graphwright.ir.layout import RowView, is_view, row_axis, row_size, row_view
 
-__all__ = ["ALIGNMENT", "Buffer", "MemoryPlan", "Scratch", "align", "buffer_name", "memory_table",
-           "operands", "result_of", "results", "scratch", "steps"]  # fmt: skip
+__all__ = ["ALIGNMENT", "ATTENTION_SEGMENTS", "Buffer", "MemoryPlan", "Scratch", "align",
+           "buffer_name", "memory_table", "operands", "result_of", "results", "scratch",
+           "steps"]  # fmt: skip
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+ATTENTION_SEGMENTS = 8  # parts that the keys of a decoding token may be cut into
+FEW_TOKENS = 16  # the most tokens of an entry whose attention is cut so: it has few other parts
 
 
 @dataclass(frozen=True)
@@ -130,15 +133,18 @@ def operands(step: fx.Node) -> list[RowView]:
     return views
 
 
-def scratch(step: fx.Node) -> tuple[Scratch, ...]:
-    """The scratch of a step: a rule by op.
+def scratch(step: fx.Node, tokens: int) -> tuple[Scratch, ...]:
+    """The scratch of a step in an entry for at most `tokens` tokens: a rule by op.
 
     gw.quantized_linear: its input as int8. gw.routed_linear: its pairs of tokens and slots by
-    expert. gw.quantized_routed_linear: both.
+    expert. gw.quantized_routed_linear: both. gw.cached_attention: partial results, if the tokens
+    are few.
     """
     gw, arguments = torch.ops.gw, step.args
     if step.target is gw.quantized_linear.default:
         return _int8_rows(arguments[0], arguments[1], arguments[2])
+    if step.target is gw.cached_attention.default and tokens <= FEW_TOKENS:
+        return (_partial_results(step),)
     if step.target is gw.routed_linear.default:
         return (_pairs_by_expert(arguments[1]),)
     if step.target is gw.quantized_routed_linear.default:
@@ -173,6 +179,14 @@ def _pairs_by_expert(experts: Any) -> Scratch:
     view = row_view(experts)
     assert view is not None
     return Scratch(f"{_name_of(view)}.by_expert", 4 * (3 * view.row_size + 2))
+
+
+def _partial_results(step: fx.Node) -> Scratch:
+    """Of each segment of the keys and each head: the sum of the values, and the maximum and the sum
+    of the weights, in float32."""
+    _, heads, value_dim = step.meta["val"].shape
+    floats = ATTENTION_SEGMENTS * int(heads) * (int(value_dim) + 2)
+    return Scratch(f"{step.name}.partial", 4 * floats)
 
 
 def _name_of(view: RowView) -> str:

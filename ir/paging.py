@@ -23,8 +23,9 @@ class _Sequence:
 class PagedCache:
     """The states of some sequences in blocks of `block_size` positions, and each step's inputs.
 
-    Blocks are given out in a shuffled order, are never cleaned, and start as NaN, so that reading a
-    wrong or an unwritten position shows in the logits.
+    Blocks are given out in a shuffled order, are never cleaned, and start as NaN (integers: as
+    their largest value, with scales of NaN), so that reading a wrong or an unwritten position shows
+    in the logits.
     """
 
     def __init__(self, program: Program, *, num_blocks: int = 64, block_size: int = 16) -> None:
@@ -34,9 +35,11 @@ class PagedCache:
         self._free = list(range(num_blocks))
         random.Random(0).shuffle(self._free)
         self._tensors = {
-            name: torch.full(shape, float("nan"), dtype=getattr(state, "dtype", torch.float32))
+            name: torch.full(shape, _poison(dtype), dtype=dtype)
             for state in program.states
-            for name, shape in zip(state.inputs, state.shapes(num_blocks, block_size), strict=True)
+            for name, shape, dtype in zip(
+                state.inputs, state.shapes(num_blocks, block_size), state.dtypes, strict=True
+            )
         }
 
     def start(self) -> int:
@@ -90,3 +93,7 @@ class PagedCache:
                 )
             sequence.blocks.append(self._free.pop())
         sequence.length = length
+
+
+def _poison(dtype: torch.dtype) -> float:
+    return float("nan") if dtype.is_floating_point else torch.iinfo(dtype).max

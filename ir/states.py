@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,11 @@ class State:
         """Logical shape of each input for a pool of `blocks` blocks of `block_size` positions."""
         raise NotImplementedError
 
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """Element type of each input."""
+        raise NotImplementedError
+
     def bytes_per_token(self) -> int:
         """Bytes that one position of one sequence takes; 0 for states of constant size."""
         raise NotImplementedError
@@ -35,7 +41,8 @@ class State:
 class KVState(State):
     """Keys and values of one attention node (or of several that share them), paged.
 
-    Logical tensors: k [blocks, block_size, heads, head_dim] and v [..., value_dim].
+    Logical tensors: k [blocks, block_size, heads, head_dim] and v [..., value_dim] of `dtype`. In
+    int8 each key and value has a scale: k_scale and v_scale, float32 [blocks, block_size, heads].
     A backend may store them in another order inside a block.
     """
 
@@ -46,17 +53,28 @@ class KVState(State):
     mask: Mask
 
     @property
+    def scaled(self) -> bool:
+        """Are the values integers, with a scale for each token and head?"""
+        return self.dtype is torch.int8
+
+    @property
     def inputs(self) -> tuple[str, ...]:
-        return (f"{self.name}_k", f"{self.name}_v")
+        scales = (f"{self.name}_k_scale", f"{self.name}_v_scale") if self.scaled else ()
+        return (f"{self.name}_k", f"{self.name}_v", *scales)
 
     def shapes(self, blocks: int, block_size: int) -> tuple[tuple[int, ...], ...]:
-        return (
-            (blocks, block_size, self.heads, self.head_dim),
-            (blocks, block_size, self.heads, self.value_dim),
-        )
+        rows = (blocks, block_size, self.heads)
+        scales = (rows, rows) if self.scaled else ()
+        return ((*rows, self.head_dim), (*rows, self.value_dim), *scales)
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        scales = (torch.float32, torch.float32) if self.scaled else ()
+        return (self.dtype, self.dtype, *scales)
 
     def bytes_per_token(self) -> int:
-        return self.heads * (self.head_dim + self.value_dim) * self.dtype.itemsize
+        sizes = zip(self.shapes(1, 1), self.dtypes, strict=True)
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in sizes)
 
 
 @dataclass(frozen=True)
@@ -77,6 +95,10 @@ class ConvState(State):
 
     def shapes(self, blocks: int, block_size: int) -> tuple[tuple[int, ...], ...]:
         return ((blocks, self.kept, self.channels),)
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        return (self.dtype,)
 
     def bytes_per_token(self) -> int:
         return 0

@@ -22,6 +22,7 @@ from graphwright.passes.insert_kv_cache import InsertKvCache
 from graphwright.passes.merge_projections import MergeProjections
 from graphwright.passes.narrow_weights import NarrowWeights
 from graphwright.passes.plan_memory import PlanMemory
+from graphwright.passes.quantize_kv_cache import QuantizeKvCache
 from graphwright.passes.quantize_weights import QuantizeWeights
 from graphwright.passes.recipe import Recipe
 from graphwright.passes.recognize_attention import RecognizeAttention
@@ -40,12 +41,14 @@ class PipelineOptions:
     """What a user chooses about the passes.
 
     recipe: which weights are narrowed or quantized, and how. decode_tokens, chunk: the most tokens
-    that one step of the decode and of the prefill entry takes.
+    that one step of the decode and of the prefill entry takes. kv_cache_dtype: auto, f32, f16,
+    bf16 or int8.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
     decode_tokens: int = 8
     chunk: int = 512
+    kv_cache_dtype: str = "auto"
 
 
 def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
@@ -83,6 +86,7 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
         FormRegions(),
         # quantize
         NarrowWeights(options.recipe),
+        QuantizeKvCache(options.kv_cache_dtype),
         QuantizeWeights(options.recipe),
         # plan_memory
         PlanMemory(options.decode_tokens, options.chunk),

@@ -109,7 +109,7 @@ def _lifetimes(graph: fx.Graph, tokens: int) -> list[_Lifetime]:
         for name, value in results(step).items():
             sizes[name] = tokens * _row_bytes(step, value)
             first[name] = last[name] = number
-        for need in scratch(step):
+        for need in scratch(step, tokens):
             sizes[need.name] = tokens * need.row_bytes
             first.setdefault(need.name, number)
             last[need.name] = number

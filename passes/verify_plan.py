@@ -43,7 +43,7 @@ def verify_plan(graph: fx.Graph, plan: MemoryPlan) -> None:
             name: (value.dtype.itemsize * row_size(value)) for name, value in results(step).items()
         }
         written.pop(logits, None)
-        for need in scratch(step):
+        for need in scratch(step, plan.max_tokens):
             if arena.holds(places.get(need.name)):
                 reads.append(need.name)
             else:

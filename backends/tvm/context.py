@@ -87,11 +87,11 @@ class LoweringContext:
 
     def scratch(self, step: fx.Node) -> tuple[Operand, ...]:
         """The step's scratch, by the rule in ir/memory.py."""
-        return tuple(self._place(need.name, 0) for need in scratch(step))
+        return tuple(self._place(need.name, 0) for need in scratch(step, self.plan.max_tokens))
 
     def fills_scratch(self, step: fx.Node) -> tuple[bool, ...]:
         """Of each scratch: is this the first step of the entry with it, so that it must fill it?"""
-        names = [need.name for need in scratch(step)]
+        names = [need.name for need in scratch(step, self.plan.max_tokens)]
         first = tuple(name not in self._filled for name in names)
         self._filled |= set(names)
         return first

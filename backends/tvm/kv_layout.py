@@ -1,7 +1,8 @@
 """How the states lie in memory: one region of blocks; in a block, state by state.
 
-Keys of a cache in a block are [heads, head_dim, 16], values [heads, 16, value_dim], float32. A
-rolling state is [kept, channels] in each block; a sequence uses the one in its first block.
+Keys of a cache in a block are [heads, head_dim, 16], values [heads, 16, value_dim]; where they are
+int8, scales [heads, 16] follow for each. A rolling state is float32 [kept, channels] in each block;
+a sequence uses the one in its first block. Every part starts at a multiple of 64 bytes.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ from typing import Any
 
 import torch
 
+from graphwright.backends.tvm.kernels.kv_values import BLOCK_SIZE, KvBlock
 from graphwright.ir.errors import BackendError
 from graphwright.ir.memory import align
 from graphwright.ir.states import ConvState, KVState, State
 
 __all__ = ["BLOCK_SIZE", "KvLayout"]
-
-BLOCK_SIZE = 16  # positions in a block: one cache line of float32
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,29 @@ class KvLayout:
                     f"state '{state.name}' is a {type(state).__name__}, neither a KV cache nor the "
                     "rolling state of a convolution."
                 )
-            if state.dtype is not torch.float32:
-                raise BackendError(
-                    f"state '{state.name}' is {state.dtype}; only float32 is supported."
-                )
+            if isinstance(state, ConvState) and state.dtype is not torch.float32:
+                raise BackendError(f"state '{state.name}' is {state.dtype}, not float32.")
             known.append(state)
-            for name, shape in zip(state.inputs, state.shapes(1, BLOCK_SIZE), strict=True):
+            shapes = state.shapes(1, BLOCK_SIZE)
+            for name, shape, dtype in zip(state.inputs, shapes, state.dtypes, strict=True):
                 offsets[name] = end
-                end = align(end + math.prod(shape) * state.dtype.itemsize)
+                end = align(end + math.prod(shape) * dtype.itemsize)
         return KvLayout(tuple(known), offsets, end)
 
     @property
     def block_stride(self) -> int:
-        """Elements from a block to the next."""
+        """float32 elements from a block to the next."""
         return self.block_bytes // 4
+
+    def block_of(self, name: str) -> KvBlock:
+        """What kernels must know of the cache whose keys are the input `name`."""
+        for state in self.states:
+            if isinstance(state, KVState) and state.inputs[0] == name:
+                return KvBlock(
+                    state.heads, state.head_dim, state.value_dim, self.block_bytes,
+                    str(state.dtype).removeprefix("torch."),
+                )  # fmt: skip
+        raise BackendError(f"'{name}' are not the keys of a cache.")
 
     def describe(self) -> dict[str, Any]:
         """The states for plan.json: `states` are the caches, `rolling` the rolling states."""
@@ -73,6 +82,8 @@ class KvLayout:
                     "span": state.mask.span,
                     "k_offset": self.offsets[state.inputs[0]],
                     "v_offset": self.offsets[state.inputs[1]],
+                    "scale_offsets": [self.offsets[name] for name in state.inputs[2:]],
+                    "bytes_per_token": state.bytes_per_token(),
                 }
                 for state in self.states
                 if isinstance(state, KVState)

@@ -29,6 +29,9 @@ __all__ = ["command"]
               help="Most tokens of one prefill step.")  # fmt: skip
 @click.option("--context", type=click.IntRange(1),
               help="Most tokens of a sequence (default: what the model was made for).")  # fmt: skip
+@click.option("--kv-cache-dtype", default="auto", show_default=True,
+              type=click.Choice(["auto", "f32", "f16", "bf16", "int8"]),
+              help="How keys and values are kept (auto: f32).")  # fmt: skip
 @click.option("--check/--no-check", default=None,
               help="Compare the numbers after every pass (default: for small models).")  # fmt: skip
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code from the checkpoint.")
@@ -41,6 +44,7 @@ def command(
     target: str,
     chunk: int,
     context: int | None,
+    kv_cache_dtype: str,
     check: bool | None,
     trust_remote_code: bool,
     as_json: bool,
@@ -65,6 +69,7 @@ def command(
             target=target,
             chunk=chunk,
             context=context,
+            kv_cache_dtype=kv_cache_dtype,
             check=check,
             trust_remote_code=trust_remote_code,
             progress=report.progress,

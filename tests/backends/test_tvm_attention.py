@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from graphwright.backends.tvm.kernels.append_kv import append_kv
 from graphwright.backends.tvm.kernels.attention import attention
-from graphwright.backends.tvm.kernels.standalone import assembly, standalone
+from graphwright.backends.tvm.kernels.attention_combine import attention_combine
+from graphwright.backends.tvm.kernels.kernel import Kernel
+from graphwright.backends.tvm.kernels.kv_values import BLOCK_SIZE, KvBlock
+from graphwright.backends.tvm.kernels.standalone import aligned, assembly, standalone
+from graphwright.backends.tvm.kv_layout import KvLayout
 from graphwright.backends.tvm.target import Cpu, cpu_by_name, host_cpu
 from graphwright.ir.masks import Mask
+from graphwright.ir.memory import ATTENTION_SEGMENTS
 from graphwright.ir.op import get_op
+from graphwright.ir.states import KVState
 from graphwright.ir.tolerance import check_close
 
 CPU = host_cpu()
-BLOCK = 16
+
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
+          "int8": torch.int8}  # fmt: skip
 
 
 @dataclass
@@ -34,6 +46,8 @@ class Case:
     slopes: bool = False
     sinks: bool = False
     padding: int = 0
+    dtype: str = "float32"
+    split: bool = False
     cpu: Cpu = field(default_factory=lambda: CPU)
 
     def __post_init__(self) -> None:
@@ -41,16 +55,18 @@ class Case:
         self.tokens = sum(new for _, new in self.batch)
         self.positions = torch.cat([torch.arange(old, old + new) for old, new in self.batch])
         self.start = torch.tensor([0, *(new for _, new in self.batch)]).cumsum(0).int()
-        needed = [-(-(old + new) // BLOCK) for old, new in self.batch]
+        needed = [-(-(old + new) // BLOCK_SIZE) for old, new in self.batch]
         width, blocks = max(needed) + 1, sum(needed) + 2
         order = iter(torch.randperm(blocks - 1).tolist())
         self.table = torch.full((len(self.batch), width), blocks - 1, dtype=torch.int32)
         for row, count in zip(self.table, needed, strict=True):
             row[:count] = torch.tensor([next(order) for _ in range(count)], dtype=torch.int32)
-        self.caches = (
-            torch.randn(blocks, BLOCK, self.kv_heads, self.dim),
-            torch.randn(blocks, BLOCK, self.kv_heads, self.value_dim),
-        )
+        state = KVState("kv0", self.kv_heads, self.dim, self.value_dim, DTYPES[self.dtype],
+                        Mask.parse(self.mask))  # fmt: skip
+        self.layout = KvLayout.of([state])
+        self.names = state.inputs
+        sizes = zip(state.shapes(blocks, BLOCK_SIZE), state.dtypes, strict=True)
+        self.caches = [_random(shape, dtype) for shape, dtype in sizes]
         self.q = torch.randn(self.tokens, self.heads, self.dim)
         self.k = torch.randn(self.tokens, self.kv_heads, self.dim)
         self.v = torch.randn(self.tokens, self.kv_heads, self.value_dim)
@@ -58,39 +74,60 @@ class Case:
             torch.rand(self.heads) if self.slopes else None,
             torch.randn(self.heads) if self.sinks else None,
         )
+        self.block = KvBlock(
+            self.kv_heads, self.dim, self.value_dim, self.layout.block_bytes + 64, self.dtype
+        )
 
-    def reference(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        k_cache, v_cache = (cache.clone() for cache in self.caches)
+    def reference(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        caches = [cache.clone() for cache in self.caches]
         out = get_op("cached_attention").reference(
-            self.q, self.k, self.v, k_cache, v_cache, self.positions, self.start, self.table,
-            *self.extras, scale=self.dim**-0.5, mask=self.mask, softcap=self.softcap,
+            self.q, self.k, self.v, *caches[:2], self.positions, self.start, self.table,
+            *self.extras, *caches[2:], scale=self.dim**-0.5, mask=self.mask, softcap=self.softcap,
         )  # fmt: skip
-        return out, k_cache, v_cache
+        return out, caches
+
+    def views(self, memory: np.ndarray) -> list[torch.Tensor]:
+        """The state's tensors in blocks of memory, in their logical order of axes."""
+        found = []
+        pool = torch.from_numpy(memory).reshape(len(self.caches[0]), -1)
+        for name, cache in zip(self.names, self.caches, strict=True):
+            first, size = self.layout.offsets[name], cache[0].nbytes
+            part = pool[:, first : first + size].view(cache.dtype)
+            blocks, heads = len(pool), self.kv_heads
+            if name.endswith("scale"):
+                found.append(part.view(blocks, heads, BLOCK_SIZE).permute(0, 2, 1))
+            elif name.endswith("_k"):
+                found.append(part.view(blocks, heads, -1, BLOCK_SIZE).permute(0, 3, 1, 2))
+            else:
+                found.append(part.view(blocks, heads, BLOCK_SIZE, -1).permute(0, 2, 1, 3))
+        return found
+
+    def where(self, counts: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Block and place of the first positions of each sequence."""
+        places = []
+        for row, count in zip(self.table.long(), counts, strict=True):
+            there = torch.arange(count)
+            places.append((row[there // BLOCK_SIZE], there % BLOCK_SIZE))
+        return places
+
+    def memory(self) -> np.ndarray:
+        """The pool as one memory on 64 bytes; what nobody has written is NaN."""
+        size = len(self.caches[0]) * self.block.block_bytes
+        memory = np.empty(size + 64, np.uint8)
+        memory = memory[-memory.ctypes.data % 64 :][:size]
+        memory[:] = 0xFF
+        for view, cache in zip(self.views(memory), self.caches, strict=True):
+            for place in self.where([old for old, _ in self.batch]):
+                view[place] = cache[place]
+        return memory
 
 
-def physical(case: Case) -> tuple[np.ndarray, int, int]:
-    """The pool as one memory, its block stride, and where V starts; unwritten slots are NaN."""
-    k, v = (cache.clone() for cache in case.caches)
-    written = torch.zeros(k.shape[:2], dtype=torch.bool)
-    for row, (old, _) in zip(case.table.long(), case.batch, strict=True):
-        past = torch.arange(old)
-        written[row[past // BLOCK], past % BLOCK] = True
-    k[~written] = float("nan")
-    v[~written] = float("nan")
-    blocks = len(k)
-    keys = k.permute(0, 2, 3, 1).reshape(blocks, -1)
-    values = v.permute(0, 2, 1, 3).reshape(blocks, -1)
-    gap = torch.full((blocks, 48), float("nan"))
-    pool = torch.cat([keys, values, gap], dim=1).contiguous().numpy()
-    return pool, pool.shape[1], keys.shape[1]
-
-
-def aligned_copy(x: np.ndarray) -> np.ndarray:
-    """On 64 bytes, so that `standalone` uses it, and parts of it, in place."""
-    memory = np.empty(x.nbytes + 64, np.uint8)
-    copy = memory[-memory.ctypes.data % 64 :][: x.nbytes].view(x.dtype)
-    copy[:] = x
-    return copy
+def _random(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    if dtype is torch.int8:
+        return torch.randint(-127, 128, shape, dtype=dtype)
+    if len(shape) == 3:  # scales
+        return torch.rand(shape) * 0.03
+    return torch.randn(shape).to(dtype)
 
 
 def rows_with_gap(x: torch.Tensor, gap: int) -> np.ndarray:
@@ -99,53 +136,54 @@ def rows_with_gap(x: torch.Tensor, gap: int) -> np.ndarray:
     return torch.cat([flat, filler], dim=1).contiguous().numpy()
 
 
-def logical(case: Case, pool: np.ndarray, split: int) -> tuple[torch.Tensor, torch.Tensor]:
-    blocks, used = len(pool), split + case.kv_heads * case.value_dim * BLOCK
-    keys = torch.from_numpy(pool[:, :split]).reshape(blocks, case.kv_heads, case.dim, BLOCK)
-    values = torch.from_numpy(pool[:, split:used])
-    values = values.reshape(blocks, case.kv_heads, BLOCK, case.value_dim)
-    return keys.permute(0, 3, 1, 2), values.permute(0, 2, 1, 3)
-
-
 def check(case: Case) -> None:
-    want, k_cache, v_cache = case.reference()
-    gap = case.padding
-    pool, block_stride, split = physical(case)
-    shape = (case.kv_heads, case.dim, case.value_dim)
+    want, caches = case.reference()
+    gap, block = case.padding, case.block
+    mask = Mask.parse(case.mask)
     append = append_kv(
-        *shape,
+        block,
         k_stride=case.kv_heads * case.dim + gap,
         v_stride=case.kv_heads * case.value_dim + gap,
-        block_stride=block_stride,
         cpu=case.cpu,
     )
     attend = attention(
-        case.heads, *shape, q_stride=case.heads * case.dim + gap, block_stride=block_stride,
-        scale=case.dim**-0.5, mask=Mask.parse(case.mask), softcap=case.softcap, slopes=case.slopes,
-        sinks=case.sinks, cpu=case.cpu,
+        case.heads, block, q_stride=case.heads * case.dim + gap, scale=case.dim**-0.5, mask=mask,
+        softcap=case.softcap, slopes=case.slopes, sinks=case.sinks, split=case.split, cpu=case.cpu,
     )  # fmt: skip
-    flat = pool.reshape(-1)
-    index = ["int64", "int32", "int32"]
-    write = standalone(append, ["int32", *["float32"] * 4, *index], case.cpu)
-    extras = [each.numpy() for each in case.extras if each is not None]
-    dtypes = ["int32", *["float32"] * 3, *index, *["float32"] * (len(extras) + 1)]
-    run = standalone(attend, dtypes, case.cpu)
+    combine = attention_combine(case.heads, block, mask=mask, cpu=case.cpu)
     batch = np.array([case.tokens, len(case.batch), case.table.shape[1], 0, 0, 0, 0, 0], np.int32)
-    where = [case.positions.numpy(), case.start.numpy(), case.table.numpy()]
+    positions, start, table = case.positions.numpy(), case.start.numpy(), case.table.numpy()
+    extras = [each.numpy() for each in case.extras if each is not None]
     k, v, q = (rows_with_gap(each, gap) for each in (case.k, case.v, case.q))
+    stride = ATTENTION_SEGMENTS * case.heads * (case.value_dim + 2)
+    pointers = [pointer for _, pointer in block.pointers]
+    index, real = ["int64", "int32", "int32"], "float32"
+    write = standalone(append, ["int32", real, real, *pointers, *index], case.cpu)
+    more = [real] * (len(extras) + case.split + 1)
+    attending = standalone(attend, ["int32", real, *pointers, *index, *more], case.cpu)
+    combining = standalone(combine, ["int32", "int64", "int32", real, real], case.cpu)
+    results = []
     for threads in (1, 2, 3):
-        memory = aligned_copy(flat)
-        values = memory[split:]
-        write(case.tokens, threads, batch, k, v, memory, values, *where)
-        got_k, got_v = logical(case, memory.reshape(pool.shape), split)
-        for row, (old, new) in zip(case.table.long(), case.batch, strict=True):
-            there = torch.arange(old + new)
-            at = (row[there // BLOCK], there % BLOCK)
-            assert torch.equal(got_k[at], k_cache[at]) and torch.equal(got_v[at], v_cache[at])
+        memory = case.memory()
+        cache = [
+            memory[case.layout.offsets[name] :][:-64].view(pointer)
+            for name, pointer in zip(case.names, pointers, strict=True)
+        ]
+        write(case.tokens, threads, batch, k, v, *cache, positions, start, table)
+        for view, cached in zip(case.views(memory), caches, strict=True):
+            for place in case.where([old + new for old, new in case.batch]):
+                assert torch.equal(view[place], cached[place])
         out = np.full(want.numel() + 32, -7.0, np.float32)
-        run(case.tokens, threads, batch, q, memory, values, *where, *extras, out)
+        partial = aligned(np.full(case.tokens * stride + 16, np.nan, np.float32))
+        given = [batch, q, *cache, positions, start, table, *extras]
+        attending(case.tokens, threads, *given, *[partial] * case.split, out)
+        if case.split:
+            combining(case.tokens, threads, batch, positions, start, partial, out)
+            assert np.isnan(partial[-16:]).all()
         assert (out[want.numel() :] == -7.0).all()
         check_close(torch.from_numpy(out[: want.numel()]).reshape(want.shape), want)
+        results.append(out)
+    assert all((each == results[0]).all() for each in results)
 
 
 RAGGED = [(9, 1), (0, 5), (37, 3), (100, 1)]
@@ -153,8 +191,8 @@ RAGGED = [(9, 1), (0, 5), (37, 3), (100, 1)]
 
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "value_dim"),
-    [(8, 2, 16, 16), (4, 4, 64, 64), (32, 4, 8, 8), (6, 1, 24, 7), (5, 5, 5, 33), (28, 4, 16, 16),
-     (11, 1, 8, 16), (64, 4, 8, 8), (3, 1, 192, 128)],
+    [(8, 2, 16, 16), (6, 1, 24, 7), (5, 5, 5, 33), (28, 4, 16, 16), (64, 1, 8, 8),
+     (3, 1, 192, 128)],
 )  # fmt: skip
 def test_shapes(heads: int, kv_heads: int, dim: int, value_dim: int) -> None:
     check(Case(heads, kv_heads, dim, value_dim, RAGGED, padding=3))
@@ -165,7 +203,6 @@ def test_shapes(heads: int, kv_heads: int, dim: int, value_dim: int) -> None:
     [
         "causal & window(3)",
         "causal & window(40)",
-        "causal & chunk(4)",
         "causal & chunk(24)",
         "causal & (window(17) | first(1))",
         "causal & (window(5) | first(20))",
@@ -177,21 +214,33 @@ def test_masks(mask: str) -> None:
 
 
 def test_slopes_sinks_and_softcap() -> None:
-    check(Case(4, 2, 16, 16, RAGGED, slopes=True))
-    check(Case(4, 2, 16, 16, RAGGED, sinks=True))
+    check(Case(4, 2, 16, 16, RAGGED, slopes=True, split=True))
     check(Case(6, 2, 8, 8, RAGGED, slopes=True, sinks=True, mask="causal & window(12)"))
     check(Case(4, 2, 16, 16, RAGGED, softcap=2.0))
 
 
-@pytest.mark.parametrize("batch", [[(0, 1)], [(0, 70)], [(700, 1)], [(650, 33)], [(15, 1), (16, 1)],
-                                   [(1, 1)] * 8, [(0, 31), (5, 1), (64, 32), (2, 9)]])  # fmt: skip
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+def test_types(dtype: str) -> None:
+    check(Case(8, 2, 20, 24, [*RAGGED, (64, 33)], dtype=dtype, split=True))
+
+
+# One block, one chunk and one segment, each to its end and one token more; several segments.
+ENDS = [(15, 1), (16, 1), (63, 1), (64, 1), (255, 1), (256, 1), (700, 1), (2100, 1)]
+
+
+def test_tokens_that_come_alone_are_cut_into_segments() -> None:
+    check(Case(4, 2, 16, 16, [*ENDS, (300, 7)], sinks=True, split=True))
+    check(Case(3, 1, 8, 8, ENDS[-3:], mask="causal & (window(500) | first(3))", split=True))
+
+
+@pytest.mark.parametrize("batch", [[(0, 1)], [(650, 33)], [(1, 1)] * 8,
+                                   [(0, 31), (5, 1), (64, 32), (2, 9)]])  # fmt: skip
 def test_batches(batch: list[tuple[int, int]]) -> None:
-    check(Case(4, 2, 16, 16, batch))
     check(Case(2, 2, 8, 8, batch))
 
 
 def test_empty_sequences_are_skipped() -> None:
-    check(Case(4, 2, 16, 16, [(3, 0), (9, 1), (4, 0), (4, 0), (0, 5), (7, 0)]))
+    check(Case(4, 2, 16, 16, [(3, 0), (9, 1), (4, 0), (4, 0), (0, 5), (7, 0)], split=True))
 
 
 def test_other_vector_width() -> None:
@@ -207,21 +256,53 @@ def test_scores_far_apart_stay_finite() -> None:
     check(case)
 
 
-def test_nothing_is_allocated_on_the_heap() -> None:
-    kernel = attention(
-        64,
-        8,
-        128,
-        256,
-        q_stride=8192,
-        block_stride=2**16,
-        scale=0.1,
-        mask=Mask(window=40, first=4),
-        softcap=3.0,
-        slopes=True,
-        sinks=True,
-        cpu=CPU,
+MASKS = ["causal", "causal & window(9)", "causal & (window(30) | first(4))", "causal & chunk(48)"]
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_anything(data: st.DataObject) -> None:
+    """Head dims that fill no vector, groups that divide into no pass, contexts across segments."""
+    kv_heads = data.draw(st.integers(1, 3), "kv_heads")
+    old = st.integers(0, 90) | st.sampled_from([255, 256, 600])
+    batch = data.draw(st.lists(st.tuples(old, st.integers(1, 33)), min_size=1, max_size=3), "batch")
+    check(
+        Case(
+            heads=kv_heads * data.draw(st.integers(1, 9), "group"),
+            kv_heads=kv_heads,
+            dim=data.draw(st.integers(16, 256), "dim"),
+            value_dim=data.draw(st.integers(16, 256), "value_dim"),
+            batch=batch,
+            mask=data.draw(st.sampled_from(MASKS), "mask"),
+            softcap=data.draw(st.sampled_from([0.0, 0.0, 3.0]), "softcap"),
+            slopes=data.draw(st.booleans(), "slopes"),
+            sinks=data.draw(st.booleans(), "sinks"),
+            dtype=data.draw(st.sampled_from(sorted(DTYPES)), "dtype"),
+            split=data.draw(st.booleans(), "split"),
+        )
     )
-    index = ["int64", "int32", "int32"]
-    text = assembly(kernel, ["int32", *["float32"] * 3, *index, *["float32"] * 3], CPU)
-    assert "AllocWorkspace" not in text
+
+
+def kernel_of(cpu: Cpu, dtype: str) -> tuple[Kernel, list[str]]:
+    block = KvBlock(8, 128, 256, 2**20, dtype)
+    kernel = attention(
+        64, block, q_stride=8192, scale=0.1, mask=Mask(window=40, first=4), softcap=3.0,
+        slopes=True, sinks=True, split=True, cpu=cpu,
+    )  # fmt: skip
+    pointers = [pointer for _, pointer in block.pointers]
+    return kernel, ["int32", "float32", *pointers, "int64", "int32", "int32", *["float32"] * 4]
+
+
+def test_nothing_is_allocated_on_the_heap() -> None:
+    kernel, dtypes = kernel_of(CPU, "int8")
+    assert "AllocWorkspace" not in assembly(kernel, dtypes, CPU)
+
+
+@pytest.mark.parametrize(("cpu", "dtype", "instruction"), [
+    ("x86-64-v3", "float16", "vcvtph2ps"), ("x86-64-v4", "bfloat16", "vpmovzxwd"),
+    ("x86-64-v4", "int8", "vpmovsxbd"), ("aarch64", "float16", "fcvtl"),
+])  # fmt: skip
+def test_values_are_converted_in_registers(cpu: str, dtype: str, instruction: str) -> None:
+    kernel, dtypes = kernel_of(cpu_by_name(cpu), dtype)
+    text = assembly(kernel, dtypes, cpu_by_name(cpu))
+    assert instruction in text and not re.search(r"(callq?|bl)\s+__extendhfsf2", text)

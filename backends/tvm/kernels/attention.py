@@ -1,9 +1,10 @@
 """Attention of a ragged batch over the paged cache: who computes what.
 
-The queries of one sequence are cut into tiles of consecutive tokens; a tile and a key head are one
-item. Items differ in cost by the keys they see, so threads get contiguous runs of equal cost.
-Tokens behind a sequence's last whole tile, and those of sequences that decode, are tiles of one
-token. `attention_tile.py` computes a tile.
+The queries of one sequence are cut into tiles of consecutive tokens. Tokens behind a sequence's
+last whole tile, and those of sequences that decode, are tiles of one token; where `split`, their
+keys are cut into segments (Flash-Decoding, Dao et al., 2023), which `attention_combine.py` puts
+together. A tile, a run of heads and a segment are one unit. Units differ in cost by the keys they
+see, so threads get contiguous runs of equal cost. `attention_tile.py` computes a unit.
 """
 
 from __future__ import annotations
@@ -13,44 +14,46 @@ from collections.abc import Callable
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from graphwright.backends.tvm.kernels.append_kv import advance, append_kv
+from graphwright.backends.tvm.kernels.append_kv import advance, block_name
 from graphwright.backends.tvm.kernels.attention_shape import AttentionShape, Operands, Tile
 from graphwright.backends.tvm.kernels.attention_tile import compute
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define, registers
-from graphwright.backends.tvm.kernels.loops import kernel_name, quotient, settle
+from graphwright.backends.tvm.kernels.kv_values import KvBlock
+from graphwright.backends.tvm.kernels.loops import kernel_name, quotient, remainder, settle
 from graphwright.backends.tvm.target import Cpu
 from graphwright.ir.errors import BackendError
 from graphwright.ir.masks import Mask
 
-__all__ = ["append_kv", "attention"]
+__all__ = ["attention", "for_each_tile"]
 
 
 def attention(
-    heads: int, kv_heads: int, dim: int, value_dim: int, *, q_stride: int, block_stride: int,
-    scale: float, mask: Mask, softcap: float, slopes: bool, sinks: bool, cpu: Cpu,
+    heads: int, block: KvBlock, *, q_stride: int, scale: float, mask: Mask, softcap: float,
+    slopes: bool, sinks: bool, split: bool = False, cpu: Cpu,
 ) -> Kernel:  # fmt: skip
-    """Pointers: batch, q, k_cache, v_cache, positions, query_start, block_table, (slopes [heads]),
-    (sinks [heads]), out [T, heads * value_dim].
+    """Pointers: batch, q, k_cache, v_cache, (k_scale, v_scale), positions, query_start,
+    block_table, (slopes [heads]), (sinks [heads]), (partial), out [T, heads * value_dim].
 
     As gw.cached_attention, after append_kv. Positions must rise by one within a sequence.
+    split: tokens that come alone leave their results in `partial`, as attention_combine takes them.
     """
-    if heads % kv_heads:
-        raise BackendError(f"attention: {heads} heads cannot share {kv_heads} key heads evenly.")
-    shape = AttentionShape(
-        heads, kv_heads, dim, value_dim, q_stride, block_stride, scale, mask, softcap, cpu.lanes
-    )
-    pointers = [("batch", "int32"), ("q", "float32"), ("k_cache", "float32")]
-    pointers += [("v_cache", "float32"), ("positions", "int64"), ("query_start", "int32")]
-    pointers += [("block_table", "int32")] + [("slopes", "float32")] * slopes
-    pointers += [("sinks", "float32")] * sinks + [("out", "float32")]
+    if heads % block.kv_heads:
+        raise BackendError(
+            f"attention: {heads} heads cannot share {block.kv_heads} key heads evenly."
+        )
+    shape = AttentionShape(heads, block, q_stride, scale, mask, softcap, cpu.lanes, split)
+    pointers = [("batch", "int32"), ("q", "float32"), *block.pointers, ("positions", "int64")]
+    pointers += [("query_start", "int32"), ("block_table", "int32")]
+    pointers += [("slopes", "float32")] * slopes + [("sinks", "float32")] * sinks
+    pointers += [("partial", "float32")] * split + [("out", "float32")]
 
     def body(thread: Expr, threads: Expr, rows: Expr, *buffers: Expr) -> None:
         given = Operands(**{name: each for (name, _), each in zip(pointers, buffers, strict=True)})
         _for_each_share(shape, given, thread, threads, rows)
 
     name = kernel_name(
-        "attention", cpu, h=heads, kv=kv_heads, d=dim, v=value_dim, qs=q_stride, bs=block_stride,
-        by=scale, mask=mask, cap=softcap, slopes=slopes, sinks=sinks,
+        "attention", cpu, h=heads, block=block_name(block), qs=q_stride, by=scale, mask=mask,
+        cap=softcap, slopes=slopes, sinks=sinks, split=split,
     )  # fmt: skip
     return define(name, pointers, body)
 
@@ -63,32 +66,43 @@ def _for_each_share(
     T.buffer_store(total, T.int64(0), [0])
     T.buffer_store(before, T.int64(0), [0])
 
-    def count(tile: Tile) -> None:
-        cost = tirx.Cast("int64", tile.count_blocks(shape) * (tile.tokens * shape.items))
-        T.buffer_store(total, total[0] + cost, [0])
+    def measure(tile: Tile) -> tuple[Expr, Expr, Expr, Expr]:
+        """Its blocks, those of a segment, its units, and what each of them costs."""
+        blocks = settle(tile.count_blocks(shape.mask), "int32")
+        segment = settle(tile.segment_blocks(shape), "int32")
+        units = settle(quotient(blocks + segment - 1, segment) * shape.items, "int32")
+        cost = settle(tirx.Cast("int64", tirx.min(segment, blocks) * tile.tokens), "int64")
+        return blocks, segment, units, cost
 
-    _for_each_tile(shape, given, rows, count)
+    def count(tile: Tile) -> None:
+        _, _, units, cost = measure(tile)
+        T.buffer_store(total, total[0] + cost * tirx.Cast("int64", units), [0])
+
+    for_each_tile(shape, given, rows, count)
     low = T.bind(quotient(total[0] * thread, threads))
     high = T.bind(quotient(total[0] * (thread + 1), threads))
 
     def share(tile: Tile) -> None:
-        cost = settle(tirx.Cast("int64", tile.count_blocks(shape) * tile.tokens), "int64")
-        first = settle(_started(low - before[0], cost, shape.items), "int32")
-        last = settle(_started(high - before[0], cost, shape.items), "int32")
-        T.buffer_store(before, before[0] + cost * shape.items, [0])
-        with T.serial(first, last) as item:
-            compute(shape, given, tile, item)
+        blocks, segment, units, cost = measure(tile)
+        first = settle(_started(low - before[0], cost, units), "int32")
+        last = settle(_started(high - before[0], cost, units), "int32")
+        T.buffer_store(before, before[0] + cost * tirx.Cast("int64", units), [0])
+        segments = settle(quotient(units, shape.items), "int32")
+        with T.serial(first, last) as unit:
+            item, number = T.bind(quotient(unit, segments)), T.bind(remainder(unit, segments))
+            begin = T.bind(number * segment)
+            compute(shape, given, tile, item, number, begin, tirx.min(begin + segment, blocks))
 
-    _for_each_tile(shape, given, rows, share)
-
-
-def _started(cost_before: Expr, cost: Expr, items: int) -> Expr:
-    """How many of a tile's items, each of `cost`, start less than `cost_before` after its start."""
-    count = quotient(cost_before + cost - 1, cost)
-    return tirx.Cast("int32", tirx.max(tirx.min(count, T.int64(items)), T.int64(0)))
+    for_each_tile(shape, given, rows, share)
 
 
-def _for_each_tile(
+def _started(cost_before: Expr, cost: Expr, units: Expr) -> Expr:
+    """How many of a tile's units, each of `cost`, start less than `cost_before` after its start."""
+    count = tirx.min(quotient(cost_before + cost - 1, cost), tirx.Cast("int64", units))
+    return tirx.Cast("int32", tirx.max(count, T.int64(0)))
+
+
+def for_each_tile(
     shape: AttentionShape, given: Operands, rows: Expr, body: Callable[[Tile], None]
 ) -> None:
     """Emits body for whole tiles and for tiles of one token, inside a loop over the batch."""

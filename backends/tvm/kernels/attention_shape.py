@@ -1,4 +1,4 @@
-"""How attention is cut into work: passes of query rows, tiles of tokens, items of heads."""
+"""How attention is cut: tiles of tokens, items of heads, passes of rows, segments of keys."""
 
 from __future__ import annotations
 
@@ -7,28 +7,44 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from graphwright.backends.tvm.kernels.append_kv import BLOCK_SIZE
 from graphwright.backends.tvm.kernels.kernel import Expr
+from graphwright.backends.tvm.kernels.kv_values import BLOCK_SIZE, KvBlock
 from graphwright.backends.tvm.kernels.loops import quotient
 from graphwright.ir.masks import Mask
+from graphwright.ir.memory import ATTENTION_SEGMENTS
 
-__all__ = ["AttentionShape", "Operands", "Tile", "largest_divisor"]
+__all__ = ["CHUNK", "AttentionShape", "Operands", "Tile", "largest_divisor"]
+
+CHUNK = 4  # blocks whose scores a pass holds: the maximum is looked for once in 64 keys
+SEGMENT_BLOCKS = 16  # blocks of the shortest segment; a segment is a whole number of chunks
+TILE_ROWS = 24  # query rows of a whole tile: four passes for AVX2
 
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """The static parameters, and how the work is cut."""
+    """The static parameters, and how the work is cut.
+
+    split: are the keys of tokens that come alone cut into segments?
+    """
 
     heads: int
-    kv_heads: int
-    dim: int
-    value_dim: int
+    block: KvBlock
     q_stride: int
-    block_stride: int
     scale: float
     mask: Mask
     softcap: float
     lanes: int
+    split: bool
+
+    @property
+    def dim(self) -> int:
+        """Channels of queries and keys."""
+        return self.block.dim
+
+    @property
+    def value_dim(self) -> int:
+        """Channels of values."""
+        return self.block.value_dim
 
     @property
     def vectors(self) -> int:
@@ -36,40 +52,53 @@ class AttentionShape:
         return BLOCK_SIZE // self.lanes
 
     @property
-    def most_rows(self) -> int:
-        """Query rows of a pass: their score vectors must fit the registers."""
-        return 8 if self.vectors == 1 else 4
-
-    @property
     def group(self) -> int:
         """Query heads that share a key head."""
-        return self.heads // self.kv_heads
+        return self.heads // self.block.kv_heads
 
     @property
-    def pass_heads(self) -> int:
-        """Heads of one pass."""
-        return largest_divisor(self.group, self.most_rows)
-
-    @property
-    def head_passes(self) -> int:
-        """Passes over the heads of one item: few, and one where threads could starve for items."""
-        passes = self.group // self.pass_heads
-        return 1 if self.kv_heads < 4 else largest_divisor(passes, 4)
+    def item_heads(self) -> int:
+        """Heads of one item: all that share a key head, or a part where they are very many."""
+        found = largest_divisor(self.group, 16)
+        return found if 2 * found > min(self.group, 8) else self.group
 
     @property
     def items(self) -> int:
         """Items a tile is made of."""
-        return self.heads // (self.pass_heads * self.head_passes)
-
-    @property
-    def pass_tokens(self) -> int:
-        """Tokens of one pass of a whole tile."""
-        return self.most_rows // self.pass_heads
+        return self.heads // self.item_heads
 
     @property
     def tile_tokens(self) -> int:
-        """Tokens of a whole tile: four passes."""
-        return self.pass_tokens * max(1, 4 // self.head_passes)
+        """Tokens of a whole tile."""
+        return max(1, min(12, TILE_ROWS // self.item_heads))
+
+    def passes(self, rows: int) -> list[tuple[int, int]]:
+        """(passes, rows of each) that `rows` rows are computed in: few and of nearly equal size.
+
+        Each row takes `vectors` accumulators; beside them the registers hold a key and a query.
+        """
+        most = {16: 8, 8: 6}.get(self.lanes, 4)
+        count = -(-rows // most)
+        small, larger = divmod(rows, count)
+        found = [(larger, small + 1), (count - larger, small)]
+        return [each for each in found if each[0]]
+
+    # ---- segments
+
+    @property
+    def partial_stride(self) -> int:
+        """Floats of one token's partial results: of each segment and head the sum of the values,
+        then the maximum and the sum of the weights."""
+        return ATTENTION_SEGMENTS * self.heads * (self.value_dim + 2)
+
+    def partial_row(self, segment: Expr, head: Expr) -> Expr:
+        """Where in a token's partial results the sum of the values is."""
+        return (segment * self.heads + head) * self.value_dim
+
+    def partial_state(self, segment: Expr, head: Expr) -> Expr:
+        """Where the maximum is; the sum follows."""
+        values = ATTENTION_SEGMENTS * self.heads * self.value_dim
+        return values + (segment * self.heads + head) * 2
 
 
 def largest_divisor(number: int, limit: int) -> int:
@@ -90,11 +119,19 @@ class Operands:
     out: Expr
     slopes: Expr = None
     sinks: Expr = None
+    k_scale: Expr = None
+    v_scale: Expr = None
+    partial: Expr = None
 
 
 @dataclass(frozen=True)
 class Tile:
-    """`tokens` tokens from `first` on, the first at `position`; the block table from `table` on."""
+    """`tokens` tokens from `first` on, the first at `position`; the block table from `table` on.
+
+    The keys they see are `count_blocks` blocks: first the ones that stay visible to all, then those
+    from `low_block` to `last_block`. A segment is a run of them. Its length depends on the position
+    alone, so that results do not depend on the number of threads.
+    """
 
     first: Expr
     tokens: int
@@ -117,6 +154,20 @@ class Tile:
         """How many blocks before the low one hold keys that stay visible to all."""
         return tirx.min(T.int32(-(-mask.first // BLOCK_SIZE)), self.low_block(mask))
 
-    def count_blocks(self, shape: AttentionShape) -> Expr:
-        visible = self.last_block() - self.low_block(shape.mask) + 1
-        return visible + self.first_blocks(shape.mask)
+    def count_blocks(self, mask: Mask) -> Expr:
+        visible = self.last_block() - self.low_block(mask) + 1
+        return visible + self.first_blocks(mask)
+
+    def split(self, shape: AttentionShape) -> bool:
+        """May the keys be cut into segments?"""
+        return shape.split and self.tokens == 1
+
+    def segment_blocks(self, shape: AttentionShape) -> Expr:
+        """Blocks of a segment (the last one may have fewer)."""
+        blocks = self.count_blocks(shape.mask)
+        if not self.split(shape):
+            return blocks
+        size = CHUNK * ATTENTION_SEGMENTS
+        return tirx.max(
+            T.int32(SEGMENT_BLOCKS), quotient(blocks + (size - 1), size) * T.int32(CHUNK)
+        )

@@ -31,6 +31,7 @@ __all__ = [
     "vector_type",
     "verf",
     "vexp",
+    "vexp2_of_negative",
     "vexpm1",
     "vgelu",
     "vgelu_tanh",
@@ -125,6 +126,29 @@ def vexp(x: Expr, lanes: int) -> Expr:
         return let(shifted, lambda shifted: reduced(x, shifted))
 
     return let(at_most(at_least(x, -87.4, lanes), 88.8, lanes), split)
+
+
+def vexp2_of_negative(x: Expr, lanes: int) -> Expr:
+    """2ˣ for x <= 0 within 2e-7 relative; 0 below x = -126.5.
+
+    As vexp, in fewer steps: x = n + r is exact, and a polynomial of degree 5 is 2ʳ. n + 127 is the
+    exponent, which is 0 for n = -127.
+    """
+    magic = constant(1.5 * 2**23 + 127, lanes)
+    series = (1.0, 0.69314698, 0.24022242, 0.05550734, 0.00967151, 0.00132647)
+    integer, real = vector_type("int32", lanes), vector_type("float32", lanes)
+
+    def split(x: Expr) -> Expr:
+        def scaled(shifted: Expr) -> Expr:
+            power = T.shift_left(tirx.reinterpret(integer, shifted), constant(23, lanes, "int32"))
+            remainder = x - (shifted - magic)
+            value = let(remainder, lambda r: polynomial(r, series, lanes))
+            return value * tirx.reinterpret(real, power)
+
+        # a plain sum would be simplified as if it were exact: x - (x + magic - magic) to 0
+        return let(fma(x, constant(1.0, lanes), magic, lanes), scaled)
+
+    return let(at_least(x, -127.0, lanes), split)
 
 
 def vtanh(x: Expr, lanes: int) -> Expr:
