@@ -86,14 +86,18 @@ def test_chunked_prefill_equals_one_shot(subject: Subject) -> None:
 # An activation that falls on the boundary between two integers may round either way: then one of
 # some hundred products of a row differs by 1 / 127, in that token and in those that attend to it.
 # All other rows agree to float32 rounding.
+# A token that rounds early in one of the three sequences takes a third of the rows with it, and
+# activations with a scale for each group of 32 have more values that are large for their scale.
+IN_GROUPS = 0.4
 ROUNDED = 0.1  # of the logits' standard deviation, as for passes that approximate
 EQUAL = 1e-3
 
 
-def test_int8_weights_equal_their_reference(subject: Subject, tmp_path: Path) -> None:
-    compiled = graphwright.compile(subject.checkpoint, quant="w8", chunk=16, check=False)
+def check_quantized(subject: Subject, quant: str, folder: Path, share: float) -> None:
+    """The artifact against the reference of the quantized graph; `share` of the rows are equal."""
+    compiled = graphwright.compile(subject.checkpoint, quant=quant, chunk=16, check=False)
     prompts = [prompt_of(length, seed=length) for length in (21, 1, 7)]
-    engine = Engine(compiled.save(tmp_path / "model.gw"))
+    engine = Engine(compiled.save(folder / "model.gw"))
     outputs = engine.generate(prompts, GREEDY, return_logits=True)
     sequences = [[*p, *o.token_ids] for p, o in zip(prompts, outputs, strict=True)]
     reference = ReferenceEngine(compiled.program)
@@ -109,4 +113,19 @@ def test_int8_weights_equal_their_reference(subject: Subject, tmp_path: Path) ->
         top = wanted.topk(2, dim=-1).values
         clear = top[:, 0] - top[:, 1] > 2 * error
         assert wanted.argmax(-1)[clear].tolist() == torch.tensor(output.token_ids)[clear].tolist()
-    assert torch.cat(equal).float().mean() > 0.7
+    assert torch.cat(equal).float().mean() > share
+
+
+def test_int8_weights_equal_their_reference(subject: Subject, tmp_path: Path) -> None:
+    check_quantized(subject, "w8", tmp_path, 0.7)
+
+
+@pytest.mark.parametrize("subject", ["llama", "gemma2", "falcon", "qwen3-moe"], indirect=True)
+def test_4_bit_weights_equal_their_reference(subject: Subject, tmp_path: Path) -> None:
+    check_quantized(subject, "w4g32:embed=w4g32z,down_proj=w8g32", tmp_path, IN_GROUPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quant", ["w8g32", "w4g32", "w4g32z"])
+def test_every_scheme_equals_its_reference(subject: Subject, quant: str, tmp_path: Path) -> None:
+    check_quantized(subject, quant, tmp_path, IN_GROUPS)

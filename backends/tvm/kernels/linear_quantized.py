@@ -52,7 +52,7 @@ def linear_quantized(
         parts, operands = rest[: len(weights)], rest[len(weights) :]
 
         def emit(tiling: Tiling, many_rows: bool) -> None:
-            product = product_of(scheme, x, x_scale, parts, k, tiling, cpu, many_rows)
+            product = product_of(scheme, x, x_scale, parts, k, tiling, cpu, many_rows, threads)
             write = write_block(n, tiling, epilogue, cpu.lanes, product.value, operands, out)
             for_each_block(n, tiling, thread, threads, rows, product.multiply, write, product.begin)
 
@@ -79,10 +79,10 @@ def tilings_of(cpu: Cpu, scheme: Scheme) -> tuple[Tiling, Tiling, int]:
 
 def product_of(
     scheme: Scheme, x: Expr, x_scale: Expr, parts: list[Expr], k: int, tiling: Tiling, cpu: Cpu,
-    many_rows: bool,
+    many_rows: bool, threads: Expr,
 ) -> Product:  # fmt: skip
     """The inner loop over a weight of `scheme`, with its buffers on the stack."""
     if scheme.bits == 8:
         return ProductW8.staged(x, x_scale, parts, k, scheme.group, tiling, cpu, many_rows)
     assert scheme.group is not None
-    return ProductW4.staged(x, x_scale, parts, k, scheme.group, tiling, cpu)
+    return ProductW4.staged(x, x_scale, parts, k, scheme.group, tiling, cpu, threads)

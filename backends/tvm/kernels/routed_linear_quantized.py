@@ -57,7 +57,7 @@ def routed_linear_quantized(
             return T.bind(quotient(pair, slots)) if shared else pair
 
         def emit(tiling: Tiling, many_rows: bool) -> None:
-            product = product_of(scheme, x, x_scale, parts, k, tiling, cpu, many_rows)
+            product = product_of(scheme, x, x_scale, parts, k, tiling, cpu, many_rows, threads)
 
             def compute(pairs: list[Expr], tiles: list[Expr]) -> None:
                 product.multiply([row_of(pair) for pair in pairs], tiles)
