@@ -42,6 +42,7 @@ def write_artifact(compiled: Compiled, path: Path, on_packed: Callable[[int, int
         writer.add("options.json", json.dumps(vars(compiled.options), indent=1))
         writer.add("versions.json", json.dumps(_versions(), indent=1))
         writer.add("ledger.json", json.dumps([vars(entry) for entry in built.ledger], indent=1))
+        writer.add("phases.json", json.dumps(built.facts))
         for name, content in compiled.files.items():
             writer.add(name, content)
         if compiled.golden is not None:

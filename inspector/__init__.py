@@ -1,5 +1,7 @@
 """Views of an artifact for people."""
 
+from graphwright.inspector.kernels import kernel_data, kernel_table
+from graphwright.inspector.roofline import Load, Machine
 from graphwright.inspector.text import (
     graph_text,
     ledger_table,
@@ -8,4 +10,5 @@ from graphwright.inspector.text import (
     summary,
 )
 
-__all__ = ["graph_text", "ledger_table", "memory_table", "pass_table", "summary"]
+__all__ = ["Load", "Machine", "graph_text", "kernel_data", "kernel_table", "ledger_table",
+           "memory_table", "pass_table", "summary"]  # fmt: skip

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, Protocol
 
-__all__ = ["Readable", "graph_text", "ledger_table", "memory_table", "pass_table", "summary"]
+__all__ = ["Readable", "graph_text", "ledger_table", "memory_table", "pass_table", "read_json",
+           "summary"]  # fmt: skip
 
 
 class Readable(Protocol):
@@ -21,7 +22,10 @@ class Readable(Protocol):
         ...
 
 
-def _json(artifact: Readable, name: str) -> Any:
+def read_json(artifact: Readable, name: str) -> Any:
+    """A JSON entry. Raises KeyError with a sentence for an artifact that lacks it."""
+    if name not in artifact.names:
+        raise KeyError(f"the artifact has no {name}: an older graphwright wrote it, compile again.")
     return json.loads(artifact.read(name))
 
 
@@ -31,8 +35,8 @@ def _mb(size: float) -> str:
 
 def summary(artifact: Readable) -> str:
     """What it is, for which machine, how large, what is inside."""
-    manifest, plan = _json(artifact, "manifest.json"), _json(artifact, "plan.json")
-    options = _json(artifact, "options.json") if "options.json" in artifact.names else {}
+    manifest, plan = read_json(artifact, "manifest.json"), read_json(artifact, "plan.json")
+    options = read_json(artifact, "options.json") if "options.json" in artifact.names else {}
     kv = plan["kv"]
     per_token = kv["block_bytes"] / kv["block_size"]
     context = plan.get("max_context")
@@ -61,7 +65,7 @@ def summary(artifact: Readable) -> str:
 
 def pass_table(artifact: Readable) -> str:
     """One line per pass: rewrites, nodes, how far the numbers moved, what it left alone."""
-    rows = _json(artifact, "log.json")
+    rows = read_json(artifact, "log.json")
     lines = [f"{'pass':34} {'rewrites':>8} {'nodes':>13}  checked"]
     for row in rows:
         checked = row["verified"]
@@ -89,7 +93,7 @@ def memory_table(artifact: Readable, limit: int | None = None) -> str:
 
     At most `limit` buffers of an entry are shown.
     """
-    plan = _json(artifact, "plan.json")
+    plan = read_json(artifact, "plan.json")
     lines = []
     for name, entry in plan["entries"].items():
         total = max(1, entry["arena_bytes"])
@@ -130,7 +134,7 @@ def memory_table(artifact: Readable, limit: int | None = None) -> str:
 
 def ledger_table(artifact: Readable) -> str:
     """Who lowered each node."""
-    rows = _json(artifact, "ledger.json")
+    rows = read_json(artifact, "ledger.json")
     return "\n".join(
         f"{row['entry']:8} {row['step']:30} {row['op']:24} {row['lowering']:26} "
         + " ".join(row["kernels"])

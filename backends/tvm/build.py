@@ -27,6 +27,7 @@ from graphwright.backends.tvm.emit import emit_entries, emit_kernels, kernels_of
 from graphwright.backends.tvm.kernels.pipeline import compile_module
 from graphwright.backends.tvm.kv_layout import KvLayout
 from graphwright.backends.tvm.link import link
+from graphwright.backends.tvm.phase_facts import describe_phases
 from graphwright.backends.tvm.phases import Phase
 from graphwright.backends.tvm.registry import LedgerEntry, lower_entry
 from graphwright.backends.tvm.target import Cpu
@@ -49,6 +50,7 @@ class BuiltProgram:
     ledger: tuple[LedgerEntry, ...]
     phases: dict[str, list[Phase]]
     blobs: BlobTable
+    facts: dict[str, list[dict[str, Any]]]  # of every phase; the content of phases.json
 
     @property
     def runtime_library(self) -> Path:
@@ -84,7 +86,8 @@ def build(program: Program, cpu: Cpu, *, on_progress: Progress | None = None) ->
         "vocab_size": int(program.output.meta["val"].shape[-1]),
         "max_context": program.info.max_context,
     }
-    return BuiltProgram(library, cpu, plan, tuple(ledger), phases, blobs)
+    facts = {name: describe_phases(program, each, blobs) for name, each in phases.items()}
+    return BuiltProgram(library, cpu, plan, tuple(ledger), phases, blobs, facts)
 
 
 def lower_program(

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from graphwright.inspector import Machine
 
 __all__ = ["command"]
 
@@ -17,10 +21,31 @@ __all__ = ["command"]
               help="The graph after a pass: its name or number, or 'last'.")  # fmt: skip
 @click.option("--memory", "what", flag_value="memory", help="The memory plan.")
 @click.option("--ledger", "what", flag_value="ledger", help="Who lowered each node.")
+@click.option("--kernels", "what", flag_value="kernels",
+              help="Bytes, operations, bound and predicted time of each kernel.")  # fmt: skip
+@click.option("--bandwidth", type=click.FloatRange(min=0, min_open=True), metavar="GB/S",
+              help="With --kernels: what memory gives (default: measured now).")  # fmt: skip
+@click.option("--gops", nargs=2, type=click.FloatRange(min=0, min_open=True),
+              metavar="FLOAT32 INT8", help="With --kernels: 10^9 operations a second "
+              "(default: from the CPU's clock and instructions).")  # fmt: skip
+@click.option("--threads", type=int, help="With --kernels: threads of a step.")
+@click.option("--position", default=128, show_default=True, type=click.IntRange(0),
+              help="With --kernels: tokens before the decoded one.")  # fmt: skip
+@click.option("--tokens", default=512, show_default=True, type=click.IntRange(1),
+              help="With --kernels: tokens of the prefill step.")  # fmt: skip
 @click.option("--all", "everything", is_flag=True, help="With --memory: every buffer.")
 @click.option("--json", "as_json", is_flag=True, help="The raw data as JSON.")
 def command(
-    artifact: Path, what: str | None, stage: str | None, everything: bool, as_json: bool
+    artifact: Path,
+    what: str | None,
+    stage: str | None,
+    bandwidth: float | None,
+    gops: tuple[float, float] | None,
+    threads: int | None,
+    position: int,
+    tokens: int,
+    everything: bool,
+    as_json: bool,
 ) -> None:
     """Print a summary of ARTIFACT, or one view of it."""
     from graphwright import inspector
@@ -34,6 +59,17 @@ def command(
             raise click.UsageError(error.args[0]) from None
         click.echo(json.dumps({"stage": stage, "graph": text}) if as_json else text.rstrip())
         return
+    if what == "kernels":
+        loads = {"decode": inspector.Load(1, position), "prefill": inspector.Load(tokens, 0)}
+        machine = _machine(bandwidth, gops, threads)
+        try:
+            if as_json:
+                click.echo(json.dumps(inspector.kernel_data(opened, loads, machine)))
+            else:
+                click.echo(inspector.kernel_table(opened, loads, machine))
+        except KeyError as error:
+            raise click.ClickException(error.args[0]) from None
+        return
     entry = {"passes": "log.json", "memory": "plan.json", "ledger": "ledger.json"}
     if as_json:
         click.echo(opened.read(entry.get(what or "", "manifest.json")).decode())
@@ -45,3 +81,17 @@ def command(
         click.echo(inspector.ledger_table(opened))
     else:
         click.echo(inspector.summary(opened))
+
+
+def _machine(
+    bandwidth: float | None, gops: tuple[float, float] | None, threads: int | None
+) -> Machine:
+    """The ceilings that were given, measured or derived."""
+    from graphwright.inspector import Machine
+    from graphwright.runtime.bandwidth import read_bandwidth
+    from graphwright.runtime.cpu import cpu_features
+    from graphwright.runtime.threads import choose_threads
+
+    count = choose_threads(threads)
+    found = read_bandwidth(count) if bandwidth is None else bandwidth
+    return Machine(found, *gops) if gops else Machine.here(count, found, cpu_features())

@@ -1,0 +1,181 @@
+"""What each phase of an entry moves and computes, for phases.json.
+
+`inspect --kernels` predicts from it, `bench --profile` measures against it. Counted are: weights
+once a step, or a row for lookups and chosen experts; activations that the graph says a step reads
+and writes; keys and values a position. A product counts 2 operations for each
+multiplication; every other step one for each element that it reads or writes, which is a lower
+bound.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphwright.backends.tvm.blobs import BlobTable
+from graphwright.backends.tvm.context import arguments
+from graphwright.backends.tvm.phases import Phase
+from graphwright.ir.layout import row_axis, row_size
+from graphwright.ir.memory import results, scratch
+from graphwright.ir.program import Program
+
+__all__ = ["PhaseFacts", "describe_phases"]
+
+gw = torch.ops.gw
+_LOOKUPS = {gw.embedding.default, gw.quantized_embedding.default}
+_ROUTED = {gw.routed_linear.default, gw.quantized_routed_linear.default}
+_PRODUCTS = {gw.linear.default, gw.quantized_linear.default} | _ROUTED
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class PhaseFacts:
+    """One phase. Bytes and operations of a step are
+
+    bytes: weight_bytes + min(weight_bytes_per_row * rows, lookup_bytes) + bytes_per_row * rows
+           + bytes_per_position * (positions that all rows attend to, counted once a sequence)
+    operations: operations_per_row * rows + operations_per_position * (pairs of row and position)
+
+    rows: T, the tokens of the step, or R, those that are sampled. layer: None outside of layers.
+    arithmetic: what products multiply, "int8" or "float32".
+    """
+
+    step: str
+    kernel: str
+    layer: int | None
+    rows: str
+    arithmetic: str
+    weight_bytes: int
+    weight_bytes_per_row: int
+    lookup_bytes: int
+    bytes_per_row: int
+    bytes_per_position: int
+    operations_per_row: int
+    operations_per_position: int
+
+
+def describe_phases(
+    program: Program, phases: Sequence[Phase], blobs: BlobTable
+) -> list[dict[str, Any]]:
+    """The facts of an entry's phases, in order, as JSON."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    weights = {each["name"]: each for each in blobs.describe()}
+    states = {name for state in program.states for name in state.inputs}
+    found: list[PhaseFacts] = []
+    layer: int | None = None
+    for step, group in groupby(phases, key=lambda phase: phase.step):
+        same = list(group)
+        own, layer = _layer_of(same, weights, layer)
+        found += _step_facts(nodes[step], same, weights, own, states)
+    return [asdict(each) for each in found]
+
+
+def _step_facts(
+    node: fx.Node,
+    phases: Sequence[Phase],
+    weights: Mapping[str, Mapping[str, Any]],
+    layer: int | None,
+    states: set[str],
+) -> list[PhaseFacts]:
+    sizes = [
+        sum(weights[each.blob]["bytes"] for each in phase.operands if each.blob) for phase in phases
+    ]
+    main = max(range(len(phases)), key=lambda number: (sizes[number], number))
+    read, written, filled = _row_bytes(node, states)
+    position_bytes = _position_bytes(node, states)
+    found = []
+    for number, phase in enumerate(phases):
+        moved = (read if number == 0 else filled) + (written if number == len(phases) - 1 else 0)
+        moved += filled if number == 0 and len(phases) > 1 else 0
+        size, share = sizes[number], _share_of_a_row(node)
+        per_row, per_position = _operations(node, states) if number == main else (moved // 4, 0)
+        found.append(
+            PhaseFacts(
+                step=phase.step,
+                kernel=phase.kernel.name,
+                layer=layer,
+                rows=phase.rows,
+                arithmetic="int8" if "quantized" in str(node.target) else "float32",
+                weight_bytes=size if share is None else 0,
+                weight_bytes_per_row=0 if share is None else math.ceil(size * share),
+                lookup_bytes=0 if share is None else size,
+                bytes_per_row=moved + (position_bytes if number != main else 0),
+                bytes_per_position=position_bytes if number == main else 0,
+                operations_per_row=per_row,
+                operations_per_position=per_position,
+            )
+        )
+    return found
+
+
+def _share_of_a_row(node: fx.Node) -> float | None:
+    """The part of its weight that one row reads; None where a step reads all of it once."""
+    if node.target not in _LOOKUPS | _ROUTED:
+        return None
+    given = arguments(node)
+    whole = int(given["weight"].meta["val"].shape[0])
+    if node.target in _LOOKUPS:
+        return 1 / whole
+    return min(1.0, row_size(given["experts"].meta["val"]) / whole)
+
+
+def _row_bytes(node: fx.Node, states: set[str]) -> tuple[int, int, int]:
+    """Bytes a row of what a step reads, what it writes, and its scratch; states are not here."""
+    read = [each.meta.get("val") for each in node.all_input_nodes if each.target not in states]
+    filled = sum(need.row_bytes for need in scratch(node))
+    return sum(map(_bytes_a_row, read)), sum(map(_bytes_a_row, results(node).values())), filled
+
+
+def _bytes_a_row(value: Any) -> int:
+    return 0 if row_axis(value) is None else row_size(value) * int(value.dtype.itemsize)
+
+
+def _position_bytes(node: fx.Node, states: set[str]) -> int:
+    """Bytes of one position in the paged states [blocks, positions, …] that a step reads."""
+    if node.target is not gw.cached_attention.default:
+        return 0
+    kept = [each.meta["val"] for each in node.all_input_nodes if each.target in states]
+    return sum(
+        math.prod(int(size) for size in value.shape[2:]) * int(value.dtype.itemsize)
+        for value in kept
+    )
+
+
+def _operations(node: fx.Node, states: set[str]) -> tuple[int, int]:
+    """(a row, a pair of row and position)."""
+    if node.target in _PRODUCTS:
+        given = arguments(node)
+        shape = [int(size) for size in given["weight"].meta["val"].shape]
+        share = _share_of_a_row(node)
+        return int(2 * math.prod(shape) * (1 if share is None else share)), 0
+    if node.target is gw.cached_attention.default:
+        given = arguments(node)
+        heads, dim = (int(size) for size in given["q"].meta["val"].shape[-2:])
+        value_dim = int(given["v_cache"].meta["val"].shape[3])
+        return 0, 2 * heads * (dim + value_dim)
+    read, written, _ = _row_bytes(node, states)
+    return (read + written) // 4, 0
+
+
+def _layer_of(
+    phases: Sequence[Phase], weights: Mapping[str, Mapping[str, Any]], last: int | None
+) -> tuple[int | None, int | None]:
+    """(the step's layer, the last layer so far): the first number in the path of one of its
+    weights; None where the weights have none; the last layer where there are no weights."""
+    paths = [
+        weights[operand.blob]["source"]
+        for phase in phases
+        for operand in phase.operands
+        if operand.blob
+    ]
+    numbers = [int(match[1]) for path in paths if (match := _LAYER.search(path))]
+    if numbers:
+        return numbers[0], numbers[0]
+    return (None if paths else last), last

@@ -1,0 +1,93 @@
+"""What a step should take: bytes and operations of each kernel, and the bound between them.
+
+S. Williams, A. Waterman, D. Patterson, Roofline: an insightful visual performance model (2009).
+The facts come from phases.json (backends/tvm/phase_facts.py says what they count).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Load", "Machine", "Prediction", "load_of", "predict", "short_kernel"]
+
+# Operations a cycle and core: two fused multiply-adds of 8 floats; products of int8 by multiply,
+# add pairs and add again, two of three instructions on 32 bytes, or by one of VNNI on as many.
+_FLOAT32, _INT8, _INT8_VNNI = 32, 64, 128
+_ASSUMED_GHZ = 2.5  # where /proc/cpuinfo does not say
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Ceilings: reads in GB/s, arithmetic in 10^9 operations a second."""
+
+    bandwidth: float
+    float32: float
+    int8: float
+
+    @classmethod
+    def here(cls, threads: int, bandwidth: float, features: frozenset[str]) -> Machine:
+        """The arithmetic of `threads` cores of this CPU at its present clock."""
+        info = Path("/proc/cpuinfo")
+        clock = re.search(r"cpu MHz\s*:\s*([\d.]+)", info.read_text()) if info.is_file() else None
+        ghz = float(clock[1]) / 1e3 if clock else _ASSUMED_GHZ
+        vnni = features & {"avx512_vnni", "avx_vnni"}
+        cycles = ghz * threads
+        return cls(bandwidth, _FLOAT32 * cycles, (_INT8_VNNI if vnni else _INT8) * cycles)
+
+
+@dataclass(frozen=True)
+class Load:
+    """One step: `tokens` of one sequence after `before` others, of which `sampled` are sampled."""
+
+    tokens: int
+    before: int
+    sampled: int = 1
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One phase under one load. seconds: the larger of the two bounds; `bound` names it."""
+
+    step: str
+    kernel: str
+    layer: int | None
+    bytes: int
+    operations: int
+    seconds: float
+    bound: str
+
+
+def load_of(facts: Mapping[str, Any], load: Load) -> tuple[int, int]:
+    """(bytes, operations) of a phase."""
+    rows = load.tokens if facts["rows"] == "T" else load.sampled
+    last = load.before + load.tokens
+    pairs = load.tokens * load.before + load.tokens * (load.tokens + 1) // 2
+    looked_up = min(facts["weight_bytes_per_row"] * rows, facts["lookup_bytes"])
+    size = facts["weight_bytes"] + looked_up + facts["bytes_per_row"] * rows
+    return (
+        size + facts["bytes_per_position"] * last,
+        facts["operations_per_row"] * rows + facts["operations_per_position"] * pairs,
+    )
+
+
+def predict(phases: Sequence[Mapping[str, Any]], load: Load, machine: Machine) -> list[Prediction]:
+    """Every phase of an entry, in order."""
+    found = []
+    for facts in phases:
+        size, operations = load_of(facts, load)
+        ceiling = machine.int8 if facts["arithmetic"] == "int8" else machine.float32
+        memory, compute = size / machine.bandwidth / 1e9, operations / ceiling / 1e9
+        bound = "memory" if memory >= compute else "compute"
+        named = (facts["step"], facts["kernel"], facts["layer"])
+        found.append(Prediction(*named, size, operations, max(memory, compute), bound))
+    return found
+
+
+def short_kernel(name: str, width: int = 44) -> str:
+    """A kernel's name without its CPU, cut to `width`."""
+    name = re.sub(r"_(x86_64_v\w+|aarch64\w*)$", "", name)
+    return name if len(name) <= width else name[: width - 1] + "…"
