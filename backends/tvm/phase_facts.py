@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphwright.backends.tvm.blobs import BlobTable
+from graphwright.backends.blobs import BlobTable
 from graphwright.backends.tvm.context import arguments
 from graphwright.backends.tvm.phases import Phase
 from graphwright.ir.layout import row_axis, row_size
