@@ -23,7 +23,7 @@ from graphwright.backends.blobs import BlobTable
 from graphwright.backends.tvm.context import arguments
 from graphwright.backends.tvm.phases import Phase
 from graphwright.ir.layout import row_axis, row_size
-from graphwright.ir.memory import results, scratch
+from graphwright.ir.memory import FEW_TOKENS, results, scratch
 from graphwright.ir.program import Program
 
 __all__ = ["PhaseFacts", "describe_phases"]
@@ -87,13 +87,14 @@ def _step_facts(
     sizes = [
         sum(weights[each.blob]["bytes"] for each in phase.operands if each.blob) for phase in phases
     ]
-    main = max(range(len(phases)), key=lambda number: (sizes[number], number))
+    main = _main_phase(node, sizes)
+    writer, last = min(main, 0 if node.target in _PRODUCTS else main), len(phases) - 1
     read, written, filled = _row_bytes(node, states)
     position_bytes = _position_bytes(node, states)
     found = []
     for number, phase in enumerate(phases):
-        moved = (read if number == 0 else filled) + (written if number == len(phases) - 1 else 0)
-        moved += filled if number == 0 and len(phases) > 1 else 0
+        moved = (read if number == 0 else 0) + (written + filled if number == last else 0)
+        moved += filled if number == writer != last else 0
         size, share = sizes[number], _share_of_a_row(node)
         per_row, per_position = _operations(node, states) if number == main else (moved // 4, 0)
         found.append(
@@ -115,6 +116,13 @@ def _step_facts(
     return found
 
 
+def _main_phase(node: fx.Node, sizes: Sequence[int]) -> int:
+    """Which phase of a step computes: after the append, or the one with the most weights."""
+    if node.target is gw.cached_attention.default:
+        return int(arguments(node)["k"] is not None)
+    return max(range(len(sizes)), key=lambda number: (sizes[number], number))
+
+
 def _share_of_a_row(node: fx.Node) -> float | None:
     """The part of its weight that one row reads; None where a step reads all of it once."""
     if node.target not in _LOOKUPS | _ROUTED:
@@ -129,7 +137,9 @@ def _share_of_a_row(node: fx.Node) -> float | None:
 def _row_bytes(node: fx.Node, states: set[str]) -> tuple[int, int, int]:
     """Bytes a row of what a step reads, what it writes, and its scratch; states are not here."""
     read = [each.meta.get("val") for each in node.all_input_nodes if each.target not in states]
-    filled = sum(need.row_bytes for need in scratch(node))
+    # Of attention's partial results most rows fill but a few: they are left out.
+    needs = scratch(node, FEW_TOKENS + 1)
+    filled = sum(need.row_bytes for need in needs)
     return sum(map(_bytes_a_row, read)), sum(map(_bytes_a_row, results(node).values())), filled
 
 
