@@ -94,9 +94,9 @@ def routed_linear(
         f"routed_linear_{format.kind}",
         routed_linear_kernel,
         {
-            "batch": "int32", "order": "int32", "starts": "int32", "x": "int8" if integer else dtype,
-            "x_scales": "float32" if integer else None, **format.pointers(), "bias": bias,
-            "out": dtype,
+            "batch": "int32", "order": "int32", "starts": "int32",
+            "x": "int8" if integer else dtype, "x_scales": "float32" if integer else None,
+            **format.pointers(), "bias": bias, "out": dtype,
         },
         format.constants(k) | {
             "N": n, "X_STRIDE": x_stride, "SLOTS": slots, "SHARED": shared, "EXPERTS": experts,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ triton = pytest.importorskip("triton")
 
 from triton_harness import batch_header, call, untouched  # noqa: E402
 
+from graphwright.backends.triton.kernels.gemv import gemv, gemv_splits  # noqa: E402
 from graphwright.backends.triton.kernels.linear import (  # noqa: E402
     Tiles,
     combine_products,
@@ -43,6 +44,7 @@ class Product:
     dtype: torch.dtype = torch.float32
     integer: bool = False
     tiles: Tiles | None = None
+    vector: int = 0  # splits of a product of one row, 0: not by the kernel for one
     activation: str = "none"
 
     def check(self) -> None:
@@ -72,8 +74,17 @@ class Product:
                 assert torch.equal(got, want)
         out = untouched((rows + 1, n), self.dtype)
         ends = {"bias": "float32", "residual_stride": n, "activation": self.activation}
-        kernel = linear(n, k, format, tiles, x_stride=k, integer=self.integer, dtype=name,
-                        most=rows + 3, **ends)  # type: ignore[arg-type]  # fmt: skip
+        if self.vector:
+            tiles = replace(tiles, splits=self.vector)
+            kernel = gemv(
+                n, k, format, self.vector, bias="float32", residual=True,
+                activation=self.activation, dtype=name, most=rows + 3,
+            )  # fmt: skip
+        else:
+            kernel = linear(
+                n, k, format, tiles, x_stride=k, integer=self.integer, dtype=name, most=rows + 3,
+                **ends,  # type: ignore[arg-type]
+            )  # fmt: skip
         batch = batch_header(rows)
         if tiles.splits == 1:
             call(kernel, batch, *inputs, *operands, bias, residual, out)
@@ -149,6 +160,24 @@ def test_split_products_are_added_up(product: Product) -> None:
 )
 def test_many_rows_take_weights_rounded_to_their_own_type(product: Product) -> None:
     product.check()
+
+
+@pytest.mark.parametrize("scheme", [None, *SCHEMES])
+@pytest.mark.parametrize("splits", [1, 2])
+def test_products_of_one_row_are_those_by_the_dequantized_weight(
+    scheme: str | None, splits: int
+) -> None:
+    k = 160 if scheme and "g32" in scheme else 192 if scheme == "w4g64" else 384
+    k = k + 2048 * (splits - 1)
+    dtype = torch.float32 if scheme else torch.bfloat16
+    Product(1, 11, k, scheme, dtype, vector=splits, activation="silu").check()
+
+
+def test_narrow_products_are_split_and_wide_ones_are_not() -> None:
+    format = WeightFormat.of("w4g128")
+    assert gemv_splits(1024, 4096, format) == 1
+    assert gemv_splits(512, 8192, format) == 2
+    assert gemv_splits(4096, 4096, format) == 1
 
 
 def test_nibbles_lie_where_their_halves_are_consecutive_inputs() -> None:

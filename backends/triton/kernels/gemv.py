@@ -1,0 +1,147 @@
+"""The product of a single row, by weights of any format: decode of one sequence.
+
+It is bound by the bytes of the weights. A program multiplies a few outputs and some thousand
+inputs at once, without tensor cores and shared memory: each thread has 4 loads of 16 bytes in
+flight, 8 KB a program, and eight programs a multiprocessor cover a latency of 0.8 µs at 4 TB/s,
+which takes 25 KB. Of the other units' 64 operations for each byte of w4 that memory can deliver in
+time (sm_90, 4 TB/s), two weights take about eight: a nibble becomes the float 1 + nibble / 16 by a
+shift and one `and`-`or`, without conversion or subtraction, and the sum of x takes out the ones:
+
+    Σ x (q - zero) = 16 Σ x (1 + q / 16) - (16 + zero) Σ x
+
+which costs some four bits of the 24 of float32 sums. Scales multiply sums of a group.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
+from graphwright.backends.triton.kernels.product_tile import finish
+from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
+from graphwright.backends.triton.kernels.weight_format import WeightFormat
+from graphwright.ir.activations import ACTIVATIONS
+
+__all__ = ["gemv", "gemv_splits"]
+
+_PROGRAMS = 256  # about two for each multiprocessor
+_OUTPUTS = 8
+_BYTES = 1024  # of a row of weights in a step
+
+
+@triton.jit
+def gemv_kernel(
+    batch, x, weight, scale, zero, bias, residual, partial, out,
+    N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
+    GROUPS: tl.constexpr, ROW: tl.constexpr, HALF: tl.constexpr, ACTIVATION: tl.constexpr,
+    COUNT: tl.constexpr, MOST: tl.constexpr, PART: tl.constexpr, OUTPUTS: tl.constexpr,
+    STEP: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    if tl.load(batch + COUNT) == 0:
+        return
+    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    n_inside = n < N
+    first = tl.program_id(1) * PART
+    last = tl.minimum(first + PART, K)
+    if KIND == "w4":
+        j = tl.arange(0, HALF)
+        total = tl.zeros((OUTPUTS, TILE), tl.float32)
+        for start in range(first, last, STEP):
+            chunk = start // (2 * HALF) + tl.arange(0, TILE)
+            at = n[:, None, None] * ROW + (chunk[:, None] * HALF + j[None, :])[None, :, :]
+            known = n_inside[:, None, None] & (chunk * (2 * HALF) < last)[None, :, None]
+            packed = tl.load(weight + at, mask=known, other=0).to(tl.int32)
+            for high in tl.static_range(2):
+                k = (chunk * (2 * HALF) + high * HALF)[:, None] + j[None, :]
+                value = tl.load(x + k, mask=k < last, other=0.0).to(tl.float32)
+                bits = ((packed & 0xF0) << 15) if high else ((packed & 15) << 19)
+                near_one = (bits | 0x3F800000).to(tl.float32, bitcast=True)
+                sums = tl.sum(near_one * value[None, :, :], axis=2)
+                ones = tl.sum(value, axis=1)[None, :]
+                group = (chunk * (2 * HALF) + high * HALF) // GROUP
+                place = n[:, None] * GROUPS + group[None, :]
+                inside = n_inside[:, None] & (group < GROUPS)[None, :]
+                factor = tl.load(scale + place, mask=inside, other=0.0).to(tl.float32)
+                if zero is not None:
+                    point = tl.load(zero + place, mask=inside, other=0).to(tl.float32)
+                    total += factor * (16.0 * sums - (16.0 + point) * ones)
+                else:
+                    total += factor * (16.0 * sums - 24.0 * ones)
+        result = tl.sum(total, axis=1)
+    elif GROUP > 0:
+        j = tl.arange(0, GROUP)
+        total = tl.zeros((OUTPUTS, TILE), tl.float32)
+        for start in range(first, last, STEP):
+            group = start // GROUP + tl.arange(0, TILE)
+            k = group[:, None] * GROUP + j[None, :]
+            known = n_inside[:, None, None] & (k < last)[None, :, :]
+            at = n[:, None, None] * ROW + k[None, :, :]
+            q = tl.load(weight + at, mask=known, other=0).to(tl.float32)
+            value = tl.load(x + k, mask=k < last, other=0.0).to(tl.float32)
+            inside = n_inside[:, None] & (group < GROUPS)[None, :]
+            place = n[:, None] * GROUPS + group[None, :]
+            factor = tl.load(scale + place, mask=inside, other=0.0)
+            total += factor * tl.sum(q * value[None, :, :], axis=2)
+        result = tl.sum(total, axis=1)
+    else:
+        sums = tl.zeros((OUTPUTS, STEP), tl.float32)
+        for start in range(first, last, STEP):
+            k = start + tl.arange(0, STEP)
+            known = n_inside[:, None] & (k < last)[None, :]
+            w = tl.load(weight + n[:, None] * ROW + k[None, :], mask=known, other=0)
+            value = tl.load(x + k, mask=k < last, other=0.0).to(tl.float32)
+            sums += w.to(tl.float32) * value[None, :]
+        result = tl.sum(sums, axis=1)
+        if KIND == "w8":
+            result = result * tl.load(scale + n, mask=n_inside, other=0.0)
+    if partial is not None:
+        tl.store(partial + tl.program_id(1) * (MOST * N) + n, result, mask=n_inside)
+    else:
+        row = tl.arange(0, 1).to(tl.int64)
+        finish(result[None, :], row, n, n_inside[None, :], bias, residual, out, N, 0, ACTIVATION)
+
+
+def gemv_splits(n: int, k: int, format: WeightFormat) -> int:
+    """Parts of the inputs for `gemv`: one where outputs alone give enough programs."""
+    programs = quotient_up(n, _OUTPUTS)
+    return max(1, min(8, quotient_up(_PROGRAMS, programs), k // (2 * _step(k, format))))
+
+
+def gemv(
+    n: int, k: int, format: WeightFormat, splits: int, *, bias: str | None = None,
+    residual: bool = False, activation: str = "none", dtype: str = "float32",
+    rows: RowCount = "T", most: int = 1,
+) -> TritonKernel:  # fmt: skip
+    """What `linear` computes, for buckets of one row, from float activations.
+
+    Pointers: batch, x [k], weight, (scale), (zero), (bias [N]), (residual [N]), out [N]; with
+    splits > 1 partial float32 [splits, most, N] for `combine_products` in place of the last three.
+    """
+    assert activation in ACTIVATIONS and n * format.row_bytes(k) < 2**31
+    step = _step(k, format)
+    single = splits == 1
+    inner = {"w4": 2 * format.half, "w8": format.group}.get(format.kind, 0) or step
+    return define(
+        f"gemv_{format.kind}",
+        gemv_kernel,
+        {
+            "batch": "int32", "x": dtype, **format.pointers(), "bias": bias if single else None,
+            "residual": dtype if single and residual else None,
+            "partial": None if single else "float32", "out": dtype if single else None,
+        },
+        format.constants(k) | {
+            "N": n, "ACTIVATION": activation, "COUNT": ROWS[rows], "MOST": most,
+            "PART": quotient_up(quotient_up(k, step), splits) * step, "OUTPUTS": _OUTPUTS,
+            "STEP": step, "TILE": step // inner,
+        },
+        grid=lambda size: (quotient_up(n, _OUTPUTS), splits, 1),
+        num_warps=4,
+    )  # fmt: skip
+
+
+def _step(k: int, format: WeightFormat) -> int:
+    """Inputs taken together: about a kilobyte of a row of weights, a whole number of groups."""
+    wide = {"dense": _BYTES // 2, "w8": _BYTES, "w4": 2 * _BYTES}[format.kind]
+    least = 2 * format.half if format.kind == "w4" else max(format.group, 16)
+    return max(least, min(wide, next_power_of_two(k)))

@@ -1,0 +1,131 @@
+"""The kernels that are compiled to cubins by test_triton_cubins.py, by name, in real shapes.
+
+Imported by a process that compiles, without TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from graphwright.backends.triton.kernels.argmax import argmax_parts, best_of_parts
+from graphwright.backends.triton.kernels.attention_decode import combine_splits, decode_attention
+from graphwright.backends.triton.kernels.attention_prefill import prefill_attention
+from graphwright.backends.triton.kernels.attention_tile import AttentionShape
+from graphwright.backends.triton.kernels.causal_conv import causal_conv, roll_state
+from graphwright.backends.triton.kernels.embedding import quantized_embedding
+from graphwright.backends.triton.kernels.gated_act import gated_act
+from graphwright.backends.triton.kernels.kernel import TritonKernel
+from graphwright.backends.triton.kernels.linear import combine_products, linear, tiles_for
+from graphwright.backends.triton.kernels.norms import norm
+from graphwright.backends.triton.kernels.quantize_rows import quantize_rows
+from graphwright.backends.triton.kernels.rope import rope_append
+from graphwright.backends.triton.kernels.routed_groups import routed_groups
+from graphwright.backends.triton.kernels.routed_linear import routed_linear, routed_tiles
+from graphwright.backends.triton.kernels.select_rows import select_rows
+from graphwright.backends.triton.kernels.token_slots import token_slots
+from graphwright.backends.triton.kernels.top_k import top_k
+from graphwright.backends.triton.kernels.weight_format import WeightFormat
+from graphwright.backends.triton.kernels.weighted_sum import weighted_sum
+from graphwright.ir.masks import Mask
+
+__all__ = ["CASES", "kernel_of"]
+
+HALF = "bfloat16"
+
+
+def attention(
+    dim: int, value_dim: int, dtype: str = HALF, cache: str = HALF, **extra: Any
+) -> AttentionShape:
+    return AttentionShape(
+        32, 8, dim, value_dim, q_stride=32 * dim, block_stride=1 << 17, scale=dim**-0.5,
+        dtype=dtype, cache=cache, **extra,
+    )  # fmt: skip
+
+
+def product(
+    scheme: str | None, rows: int, dtype: str = HALF, integer: bool = False
+) -> TritonKernel:
+    format = WeightFormat.of(scheme) if scheme else WeightFormat.dense(dtype)
+    tiles = tiles_for(rows, 4096, 4096, format, dtype, integer=integer)
+    return linear(4096, 4096, format, tiles, x_stride=4096, integer=integer, bias="float32",
+                  residual_stride=4096, activation="silu", dtype=dtype, most=rows)  # fmt: skip
+
+
+def routed(scheme: str | None, pairs: int) -> TritonKernel:
+    format = WeightFormat.of(scheme) if scheme else WeightFormat.dense(HALF)
+    tiles = routed_tiles(pairs, 64, 2048, format, HALF)
+    return routed_linear(64, 8, 1024, 2048, format, tiles, x_stride=2048, shared=True, dtype=HALF)
+
+
+def rope_to(cache: str) -> TritonKernel:
+    return rope_append(
+        32, 8, 128, 128, 128, q_stride=6144, k_stride=6144, v_stride=6144, angle_stride=128,
+        interleaved=False, block_stride=1 << 17, dtype=HALF, cache=cache,
+    )  # fmt: skip
+
+
+SMALL: dict[str, Callable[[], TritonKernel]] = {
+    "token_slots": token_slots,
+    "add_rms_norm 4096": lambda: norm(
+        "rms_norm", 4096, x_stride=4096, residual_stride=4096, weight=HALF, eps=1e-5, dtype=HALF
+    ),
+    "layer_norm 5000 float32": lambda: norm(
+        "layer_norm", 5000, x_stride=5000, weight="float32", bias="float32", eps=1e-5
+    ),
+    "rms_norm 32 x 128": lambda: norm(
+        "rms_norm", 128, groups=32, x_stride=4096, weight=HALF, eps=1e-5, dtype=HALF
+    ),
+    "rope_append": lambda: rope_to(HALF),
+    "rope_append int8": lambda: rope_to("int8"),
+    "gated_act": lambda: gated_act(
+        14336, gate_stride=28672, up_stride=28672, activation="gelu_tanh", dtype=HALF
+    ),
+    "quantized_embedding w4g128": lambda: quantized_embedding(4096, "w4g128", dtype=HALF),
+    "select_rows": lambda: select_rows(4096, x_stride=4096, dtype=HALF),
+    "top_k 256, 8": lambda: top_k(256, 8, x_stride=256),
+    "weighted_sum": lambda: weighted_sum(8, 2048, y_stride=16384, weights_stride=8, dtype=HALF),
+    "argmax_parts": lambda: argmax_parts(128256, stride=128256),
+    "best_of_parts": lambda: best_of_parts(128256),
+    "causal_conv": lambda: causal_conv(2048, 2048, 4, x_stride=6144, block_stride=1 << 17),
+    "roll_state": lambda: roll_state(2048, 4, x_stride=6144, block_stride=1 << 17),
+    "quantize_rows g32": lambda: quantize_rows(4096, x_stride=4096, groups=128, dtype=HALF),
+    "routed_groups": lambda: routed_groups(128, 8, experts_stride=8),
+    "combine_splits": lambda: combine_splits(attention(128, 128), 16),
+    "combine_products": lambda: combine_products(4096, 4, most=32, dtype=HALF),
+}
+ATTENTION: dict[str, Callable[[], TritonKernel]] = {
+    "prefill 64 float16": lambda: prefill_attention(attention(64, 64, "float16", "float16")),
+    "prefill 128": lambda: prefill_attention(attention(128, 128)),
+    "prefill 128 int8": lambda: prefill_attention(attention(128, 128, cache="int8")),
+    "prefill 80 window": lambda: prefill_attention(attention(80, 80, mask=Mask(window=4096))),
+    "prefill 256": lambda: prefill_attention(attention(256, 256)),
+    "prefill 32 float32": lambda: prefill_attention(attention(32, 32, "float32", "float32")),
+    "decode 64 float16": lambda: decode_attention(attention(64, 64, "float16", "float16"), 16),
+    "decode 128": lambda: decode_attention(attention(128, 128), 16),
+    "decode 128 int8": lambda: decode_attention(attention(128, 128, cache="int8"), 16),
+    "decode 256": lambda: decode_attention(attention(256, 256), 16),
+    "decode 576, 512": lambda: decode_attention(attention(576, 512), 16),
+    "decode 32 float32": lambda: decode_attention(attention(32, 32, "float32", "float32"), 16),
+}
+PRODUCTS: dict[str, Callable[[], TritonKernel]] = {
+    "linear, 16 rows": lambda: product(None, 16),
+    "linear, 2048 rows": lambda: product(None, 2048),
+    "linear float32, 64 rows": lambda: product(None, 64, "float32"),
+    "w8, 16 rows": lambda: product("w8", 16),
+    "w8g32, 2048 rows": lambda: product("w8g32", 2048),
+    "w8 int8, 64 rows": lambda: product("w8", 64, integer=True),
+    "w4g128, 16 rows": lambda: product("w4g128", 16),
+    "w4g128, 2048 rows": lambda: product("w4g128", 2048),
+    "w4g32z, 16 rows": lambda: product("w4g32z", 16),
+    "w4g128 int8, 2048 rows": lambda: product("w4g128", 2048, integer=True),
+    "routed, 8 pairs": lambda: routed(None, 8),
+    "routed w4g128, 16384 pairs": lambda: routed("w4g128", 16384),
+}
+CASES = SMALL | ATTENTION | PRODUCTS
+
+
+def kernel_of(argument: list[Any]) -> tuple[TritonKernel, int]:
+    """The kernel and the capability of [name, capability]."""
+    name, capability = argument
+    return CASES[name](), capability
