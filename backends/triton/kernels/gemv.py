@@ -45,20 +45,31 @@ def gemv_kernel(
     first = tl.program_id(1) * PART
     last = tl.minimum(first + PART, K)
     if KIND == "w4":
-        j = tl.arange(0, HALF)
+        WORDS: tl.constexpr = HALF // 4  # of four bytes, in a half
+        j = tl.arange(0, WORDS)
+        words = weight.to(tl.pointer_type(tl.int32), bitcast=True)
         total = tl.zeros((OUTPUTS, TILE), tl.float32)
         for start in range(first, last, STEP):
             chunk = start // (2 * HALF) + tl.arange(0, TILE)
-            at = n[:, None, None] * ROW + (chunk[:, None] * HALF + j[None, :])[None, :, :]
+            at = n[:, None, None] * (ROW // 4) + (chunk[:, None] * WORDS + j[None, :])[None, :, :]
             known = n_inside[:, None, None] & (chunk * (2 * HALF) < last)[None, :, None]
-            packed = tl.load(weight + at, mask=known, other=0).to(tl.int32)
+            word = tl.load(words + at, mask=known, other=0)
             for high in tl.static_range(2):
-                k = (chunk * (2 * HALF) + high * HALF)[:, None] + j[None, :]
-                value = tl.load(x + k, mask=k < last, other=0.0).to(tl.float32)
-                bits = ((packed & 0xF0) << 15) if high else ((packed & 15) << 19)
-                near_one = (bits | 0x3F800000).to(tl.float32, bitcast=True)
-                sums = tl.sum(near_one * value[None, :, :], axis=2)
-                ones = tl.sum(value, axis=1)[None, :]
+                products = tl.zeros((OUTPUTS, TILE, WORDS), tl.float32)
+                inputs = tl.zeros((TILE, WORDS), tl.float32)
+                for byte in tl.static_range(4):
+                    k = (chunk * (2 * HALF) + (high * HALF + byte))[:, None] + 4 * j[None, :]
+                    value = tl.load(x + k, mask=k < last, other=0.0).to(tl.float32)
+                    # the nibble to bits 19..22, the upper ones of a float's fraction
+                    if 8 * byte + 4 * high <= 19:
+                        bits = word << (19 - 8 * byte - 4 * high)
+                    else:
+                        bits = word >> (8 * byte + 4 * high - 19)
+                    near_one = ((bits & 0x780000) | 0x3F800000).to(tl.float32, bitcast=True)
+                    products += near_one * value[None, :, :]
+                    inputs += value
+                sums = tl.sum(products, axis=2)
+                ones = tl.sum(inputs, axis=1)[None, :]
                 group = (chunk * (2 * HALF) + high * HALF) // GROUP
                 place = n[:, None] * GROUPS + group[None, :]
                 inside = n_inside[:, None] & (group < GROUPS)[None, :]
