@@ -20,8 +20,13 @@ def write_artifact(compiled: Compiled, path: Path, on_packed: Callable[[int, int
     """
     from graphwright.compiler import log_as_json
     from graphwright.runtime.artifact import ArtifactWriter
+    from graphwright.runtime.variants import Variant
 
-    built, cpu = compiled.built, compiled.cpu
+    built, count = compiled.built, len(compiled.variants)
+    libraries = [
+        (Variant.among(each.cpu.name, each.cpu.required_features(), count), each)
+        for each in compiled.variants
+    ]
     total = built.weight_bytes
 
     def counted() -> Iterator[bytes | memoryview]:
@@ -31,8 +36,9 @@ def write_artifact(compiled: Compiled, path: Path, on_packed: Callable[[int, int
             done += len(chunk)
             on_packed(done, total)
 
-    with ArtifactWriter(path, target=cpu.name, cpu_features=cpu.required_features()) as writer:
-        writer.add("lib/step.so", built.library)
+    with ArtifactWriter(path, variants=[variant for variant, _ in libraries]) as writer:
+        for variant, each in libraries:
+            writer.add(variant.library, each.library)
         writer.add("lib/libtvm_runtime.so", built.runtime_library.read_bytes())
         writer.add_stream("weights.bin", counted(), total)
         for name, text in compiled.graphs:

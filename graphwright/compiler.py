@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
     from graphwright.backends.tvm.build import BuiltProgram
-    from graphwright.backends.tvm.target import Cpu
     from graphwright.runtime.engine import Engine
 
 __all__ = ["CompileOptions", "Compiled", "Progress", "compile"]
@@ -31,7 +30,8 @@ _COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
 class CompileOptions:
     """What `compile` was asked for; it is stored in the artifact.
 
-    quant: a recipe such as ``f32``, ``w8``, ``w8:head=f32``. target: ``host`` or a CPU's name.
+    quant: a recipe such as ``f32``, ``w8``, ``w8:head=f32``. target: ``host``, a CPU's name, or
+    several with commas between them, of which each machine takes the best that it can run.
     chunk: the most tokens one prefill step takes. check: compare the numbers after every pass
     (None: when the weights are small enough for it to be quick). context: the most tokens of a
     sequence (None: what the model was made for); embeddings that scale with the length of the
@@ -61,14 +61,23 @@ class Compiled:
     """A compiled model: `save` writes the artifact, `load` runs it in this process."""
 
     program: Program
-    built: BuiltProgram
-    cpu: Cpu
+    variants: tuple[BuiltProgram, ...]  # one for each CPU, from the most capable
     options: CompileOptions
     graphs: list[tuple[str, str]]
     files: dict[str, bytes]
     golden: dict[str, Any] | None
     seconds: dict[str, float] = field(default_factory=dict)
     _progress: Progress = field(default_factory=Progress)
+
+    @property
+    def built(self) -> BuiltProgram:
+        """The variant for the most capable CPU. Plan and weights are the same in all."""
+        return self.variants[0]
+
+    @property
+    def target(self) -> str:
+        """The CPUs that it was compiled for."""
+        return ", ".join(each.cpu.name for each in self.variants)
 
     def save(self, path: str | Path) -> Path:
         """Writes the artifact at `path`, whole or not at all. Raises ArtifactError."""
@@ -109,8 +118,8 @@ def compile(
     Raises FrontendError, PassError or BackendError: a model is compiled right or refused.
     """
     with _without_collection():
-        from graphwright.backends.tvm.build import build
-        from graphwright.backends.tvm.target import cpu_by_name
+        from graphwright.backends.tvm.build import build_variants, runtime_library
+        from graphwright.backends.tvm.target import cpus_by_names
         from graphwright.golden import golden_tokens
         from graphwright.passes.base import PassContext, run_passes
         from graphwright.passes.pipeline import PipelineOptions, pipeline
@@ -119,7 +128,9 @@ def compile(
 
     options = CompileOptions(quant, target, chunk, check, context, kv_cache_dtype)
     progress = progress or Progress()
-    cpu = cpu_by_name(target)
+    cpus = cpus_by_names(target)
+    for cpu in cpus:
+        runtime_library(cpu)  # raises where there is none to put into the file
     chosen = PipelineOptions(recipe=Recipe.parse(quant), chunk=chunk, kv_cache_dtype=kv_cache_dtype)
     steps = pipeline(chosen)
     seconds: dict[str, float] = {}
@@ -154,9 +165,9 @@ def compile(
     clock = timed("golden", clock)
 
     progress.stage("native code")
-    built = build(program, cpu)
+    variants = build_variants(program, cpus)
     timed("native code", clock)
-    return Compiled(program, built, cpu, options, graphs, files, golden, seconds, progress)
+    return Compiled(program, variants, options, graphs, files, golden, seconds, progress)
 
 
 @contextmanager

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any, Protocol
 
+from graphwright.runtime.cpu import cpu_features
+from graphwright.runtime.variants import best_variant, read_variants
+
 __all__ = ["Readable", "graph_text", "ledger_table", "memory_table", "pass_table", "read_json",
            "summary"]  # fmt: skip
 
@@ -41,11 +44,13 @@ def summary(artifact: Readable) -> str:
     per_token = kv["block_bytes"] / kv["block_size"]
     context = plan.get("max_context")
     stages = [name for name in artifact.names if name.startswith("graph/")]
+    code = _variants(manifest)
     rolling = f", {len(kv['rolling'])} rolling" if kv.get("rolling") else ""
     kinds = "".join(f"{kind}, " for kind in sorted({state["dtype"] for state in kv["states"]}))
     lines = [
         f"format {manifest['format_version']}, made by graphwright "
         f"{manifest['graphwright']} for {manifest['target']}",
+        *code,
         f"quant        {options.get('quant', '?')}",
         f"vocabulary   {plan['vocab_size']}",
         f"max context  {'not stated by the model' if context is None else context}",
@@ -61,6 +66,16 @@ def summary(artifact: Readable) -> str:
     lines.append(f"tokenizer    {'yes' if 'tokenizer.json' in artifact.names else 'no'}")
     lines.append(f"graphs       {len(stages)} stages: inspect --graph NAME")
     return "\n".join(lines)
+
+
+def _variants(manifest: dict[str, Any]) -> list[str]:
+    """Where there are several: which of them this machine would run."""
+    variants = read_variants(manifest)
+    if len(variants) == 1:
+        return []
+    best = best_variant(variants, cpu_features())
+    here = f"this machine runs {best.name}" if best else "this machine runs none of them"
+    return [f"variants     {', '.join(each.name for each in variants)}: {here}"]
 
 
 def pass_table(artifact: Readable) -> str:

@@ -25,6 +25,7 @@ from graphwright.runtime.artifact_writer import (
 )
 from graphwright.runtime.cpu import cpu_features
 from graphwright.runtime.errors import ArtifactError
+from graphwright.runtime.variants import Variant, best_variant, read_variants
 from graphwright.runtime.zip_layout import Range, read_layout, structure_digest
 
 __all__ = ["Artifact", "ArtifactWriter", "Manifest", "check_writable"]
@@ -32,13 +33,17 @@ __all__ = ["Artifact", "ArtifactWriter", "Manifest", "check_writable"]
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact says about itself. `entries`: name -> bytes, sha256 and perhaps chunks."""
+    """What an artifact says about itself. `entries`: name -> bytes, sha256 and perhaps chunks.
+
+    target: the names of the variants, joined by commas; cpu_features: what all of them need.
+    """
 
     format_version: int
     minimum_reader: int
     graphwright: str
     target: str
     cpu_features: tuple[str, ...]
+    variants: tuple[Variant, ...]  # from the most capable
     entries: dict[str, dict[str, Any]]
 
 
@@ -67,7 +72,7 @@ class Artifact:
                 manifest = _manifest(path, mapping, layout)
                 artifact = cls(path, size, manifest, mapping, layout)
                 if not any_cpu:
-                    artifact._check_cpu()
+                    artifact.variant()
                 if verify:
                     artifact._verify(file)
         except OSError as error:
@@ -109,13 +114,21 @@ class Artifact:
             begin = where.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
             self._mapping.madvise(mmap.MADV_WILLNEED, begin, where.offset + where.size - begin)
 
-    def _check_cpu(self) -> None:
-        missing = sorted(set(self.manifest.cpu_features) - cpu_features())
-        if missing:
-            raise ArtifactError(
-                f"{self.path} was compiled for '{self.manifest.target}'; this {platform.machine()} "
-                f"CPU lacks {', '.join(missing)}. Compile it again with another --target."
-            )
+    def variant(self) -> Variant:
+        """The best variant for this machine's CPU. Raises ArtifactError when it runs none."""
+        variants, features = self.manifest.variants, cpu_features()
+        best = best_variant(variants, features)
+        if best is not None:
+            return best
+        missing = {each.name: ", ".join(each.missing(features)) for each in variants}
+        lacks = "; ".join(f"{words} for '{name}'" for name, words in missing.items())
+        if len(variants) == 1:
+            lacks = missing[variants[0].name]
+        names = " and ".join(f"'{each.name}'" for each in variants)
+        raise ArtifactError(
+            f"{self.path} was compiled for {names}; this {platform.machine()} CPU lacks {lacks}. "
+            "Compile it again with another --target."
+        )
 
     def _verify(self, file: BinaryIO) -> None:
         digest = structure_digest(file, self.size, self._layout.values())
@@ -172,6 +185,7 @@ def _manifest(path: Path, mapping: mmap.mmap, layout: dict[str, Range]) -> Manif
             str(found["graphwright"]),
             str(found["target"]),
             tuple(found["cpu_features"]),
+            read_variants(found),
             dict(found["entries"]),
         )
     except (KeyError, TypeError, ValueError) as error:

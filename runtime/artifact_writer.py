@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from graphwright.runtime.errors import ArtifactError
+from graphwright.runtime.variants import Variant
 from graphwright.runtime.zip_layout import (
     COMMENT_PREFIX,
     EMPTY_COMMENT,
@@ -27,28 +28,27 @@ from graphwright.runtime.zip_layout import (
 
 __all__ = ["CHUNK", "FORMAT_VERSION", "ArtifactWriter", "check_writable"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+SEVERAL_VARIANTS = 2  # the first format that may have them; files without are of format 1
 CHUNK = 16 << 20  # bytes hashed apart, so that a reader can check one entry on several threads
 
 
 class ArtifactWriter:
     """Context manager that writes the artifact `path` beside it and moves it there at the end.
 
-    `target` names what the code was compiled for, `cpu_features` what it needs (as /proc/cpuinfo
-    names them). On any error inside, nothing is left behind. Raises ArtifactError.
+    `variants` are what the code was compiled for, from the most capable CPU. On any error inside,
+    nothing is left behind. Raises ArtifactError.
     """
 
     def __init__(
-        self, path: str | Path, *, target: str = "", cpu_features: Sequence[str] = ()
+        self, path: str | Path, *, variants: Sequence[Variant] = (Variant("any", ()),)
     ) -> None:
         self.path = Path(path)
         self._temporary = self.path.with_name(f".{self.path.name}.{os.urandom(4).hex()}.partial")
         self._manifest: dict[str, Any] = {
-            "format_version": FORMAT_VERSION,
-            "minimum_reader": FORMAT_VERSION,
+            **_format(several=len(variants) > 1),
             "graphwright": _version(),
-            "target": target,
-            "cpu_features": sorted(cpu_features),
+            **_targets(variants),
             "entries": {},
         }
 
@@ -183,6 +183,31 @@ def check_writable(path: str | Path) -> None:
         raise ArtifactError(f"{path} cannot be written: {path.parent} is not a directory.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise ArtifactError(f"{path} cannot be written: {path.parent} is not writable.")
+
+
+def _format(several: bool) -> dict[str, int]:
+    version = SEVERAL_VARIANTS if several else 1
+    return {"format_version": version, "minimum_reader": version}
+
+
+def _targets(variants: Sequence[Variant]) -> dict[str, Any]:
+    """What the manifest says: the only variant, or what all need and the list of them."""
+    needed = set.intersection(*(set(each.cpu_features) for each in variants))
+    common = {
+        "target": ",".join(each.name for each in variants),
+        "cpu_features": sorted(needed),
+    }
+    if len(variants) == 1:
+        return common
+    rows = [
+        {
+            "target": each.name,
+            "cpu_features": sorted(each.cpu_features),
+            "library": each.library,
+        }
+        for each in variants
+    ]
+    return {**common, "variants": rows}
 
 
 def _is_mapped(name: str) -> bool:

@@ -57,7 +57,7 @@ class StepLibrary(Protocol):
 
 
 class NativeLibrary:
-    """lib/step.so of an artifact. `threads` is how many take part in a step."""
+    """The step library of an artifact. `threads` is how many take part in a step."""
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         import tempfile
@@ -65,7 +65,7 @@ class NativeLibrary:
         ffi = _import_tvm_ffi()
         with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
             _load_runtime(ffi, artifact, Path(folder))
-            path = _extract(artifact, "lib/step.so", Path(folder))
+            path = _extract(artifact, artifact.variant().library, Path(folder))
             try:
                 module = ffi.load_module(str(path))
             except (OSError, RuntimeError) as error:

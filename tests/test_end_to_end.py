@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,23 @@ def test_golden_tokens_of_the_reference_are_replayed(demo: dict[str, Path]) -> N
         assert result["passed"] and result["positions"] == 12
         if quant == "f32":  # with int8 a rounding may fall the other way on another CPU
             assert result["worst"] < 0.05
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the variants are for x86-64")
+def test_one_file_for_several_cpus(tmp_path: Path) -> None:
+    path = tmp_path / "several.gw"
+    target = "x86-64-v3,x86-64-v4-vnni"
+    summary = cli_json("compile", DEMO, "--quant", "bf16", "--target", target, "-o", path)
+    assert summary["target"] == "x86-64-v4-vnni, x86-64-v3"
+    entries = cli_json("inspect", path)["entries"]
+    names = {"lib/x86-64-v3/step.so", "lib/x86-64-v4-vnni/step.so", "lib/libtvm_runtime.so"}
+    assert names == {name for name in entries if name.startswith("lib/")}
+    assert sum(name == "weights.bin" for name in entries) == 1
+    result = cli_json("verify", path)
+    assert result["passed"] and result["target"] in target
+    assert f"this machine runs {result['target']}" in cli("inspect", path)
+    text = cli_json("run", path, "--prompt", "Once upon a time", "--max-tokens", 16)
+    assert text["outputs"][0]["text"].isascii()
 
 
 def test_bench_reports_every_figure(demo: dict[str, Path]) -> None:

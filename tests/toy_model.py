@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from graphwright.runtime.artifact import ArtifactWriter
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.library import StepBuffers
+from graphwright.runtime.variants import Variant
 
 VOCAB = 97
 BLOCK = 4  # positions
@@ -114,7 +115,7 @@ def write_toy(
     **changes: Any,
 ) -> Path:
     """An artifact at `path` with the toy's plan, `changes` applied to it."""
-    with ArtifactWriter(path, target="toy", cpu_features=cpu_features) as writer:
+    with ArtifactWriter(path, variants=[Variant("toy", tuple(cpu_features))]) as writer:
         writer.add("lib/step.so", b"not a library")
         writer.add("weights.bin", bytes(range(256)))
         writer.add("plan.json", json.dumps({**PLAN, **changes}))

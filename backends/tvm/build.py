@@ -35,7 +35,7 @@ from graphwright.ir.errors import BackendError
 from graphwright.ir.memory import MemoryPlan
 from graphwright.ir.program import Level, Program
 
-__all__ = ["BuiltProgram", "build", "lower_program", "runtime_library"]
+__all__ = ["BuiltProgram", "build", "build_variants", "lower_program", "runtime_library"]
 
 Progress = Callable[[str], None]
 
@@ -88,6 +88,21 @@ def build(program: Program, cpu: Cpu, *, on_progress: Progress | None = None) ->
     }
     facts = {name: describe_phases(program, each, blobs) for name, each in phases.items()}
     return BuiltProgram(library, cpu, plan, tuple(ledger), phases, blobs, facts)
+
+
+def build_variants(program: Program, cpus: Sequence[Cpu]) -> tuple[BuiltProgram, ...]:
+    """`build` for each CPU. All share one weights region: packed layouts do not depend on the CPU.
+
+    Raises BackendError as `build`, and where plans differ after all.
+    """
+    variants = tuple(build(program, cpu) for cpu in cpus)
+    for each in variants[1:]:
+        if each.plan != variants[0].plan:
+            raise BackendError(
+                f"the code for {each.cpu.name} wants other weights or memory than that for "
+                f"{variants[0].cpu.name}: compile an artifact for each."
+            )
+    return variants
 
 
 def lower_program(

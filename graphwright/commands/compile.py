@@ -24,7 +24,8 @@ __all__ = ["command"]
     "-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL-QUANT.gw here."
 )
 @click.option("--quant", default="f32", show_default=True, help="Weights: f32, w8, w8g32, ….")
-@click.option("--target", default="host", show_default=True, help="host or a CPU's name.")
+@click.option("--target", default="host", show_default=True,
+              help="host, a CPU's name, or several: x86-64-v3,x86-64-v4.")  # fmt: skip
 @click.option("--chunk", default=512, show_default=True, type=click.IntRange(8, 8192),
               help="Most tokens of one prefill step.")  # fmt: skip
 @click.option("--context", type=click.IntRange(1),
@@ -87,7 +88,7 @@ def _summary(compiled: Compiled, output: Path, seconds: float) -> dict[str, Any]
     return {
         "artifact": str(output),
         "artifact_bytes": output.stat().st_size,
-        "target": compiled.cpu.name,
+        "target": compiled.target,
         "quant": compiled.options.quant,
         "seconds": round(seconds, 3),
         "stages": {name: round(value, 3) for name, value in compiled.seconds.items()},
@@ -106,7 +107,7 @@ def _text(compiled: Compiled, output: Path, seconds: float) -> str:
     checked = [r.verified for r in compiled.program.log if r.verified is not None]
     lines = [
         f"{output}: {output.stat().st_size / 1e6:.1f} MB, weights {compiled.options.quant} "
-        f"{plan['weights']['bytes'] / 1e6:.1f} MB, for {compiled.cpu.name}",
+        f"{plan['weights']['bytes'] / 1e6:.1f} MB, for {compiled.target}",
         f"compiled in {seconds:.1f} s ({stages})",
     ]
     if checked:

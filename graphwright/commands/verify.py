@@ -21,18 +21,18 @@ def command(artifact: str, threads: int | None, as_json: bool) -> None:
     from graphwright.runtime.self_test import self_test
 
     engine = Engine(artifact, max_sequences=1, threads=threads, verify=True)
-    result = self_test(engine)
+    result, target = self_test(engine), engine.artifact.variant().name
     if as_json:
-        fields: dict[str, Any] = {**vars(result), "passed": result.passed}
+        fields: dict[str, Any] = {**vars(result), "passed": result.passed, "target": target}
         click.echo(json.dumps(fields))
     elif result.passed:
         click.echo(
-            f"{artifact}: all hashes match; {result.positions} golden positions agree, the worst "
-            f"logit is off by {result.worst:.2%} of the tolerance"
+            f"{artifact}: all hashes match; {result.positions} golden positions agree in the code "
+            f"for {target}, the worst logit is off by {result.worst:.2%} of the tolerance"
         )
     else:
         click.echo(
-            f"{artifact}: all hashes match, but the compiled code differs from the reference: "
+            f"{artifact}: all hashes match, but the code for {target} differs from the reference: "
             f"positions {list(result.wrong)}, worst logit {result.worst:.3g} times the tolerance"
         )
     if not result.passed:

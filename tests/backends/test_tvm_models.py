@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,27 +110,61 @@ def test_ragged_batches(compiled: Compiled, tmp_path: Path) -> None:
     check_close(steps.step([(0, texts[0][at : at + 3])], rows=[2, 0]), want[0][[at + 2, at]])
 
 
-@pytest.mark.parametrize("recipe", ["w8", "w8g32"])
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
-def test_quantized_weights(name: str, recipe: str, tmp_path: Path) -> None:
-    """Against the quantized program, run by the references, with an empty cache."""
-    compiled = Compiled.of(None, capture_module(tiny_model(name)), recipe)
-    tokens = tokens_of(33)
+def of_reference(compiled: Compiled, tokens: list[int]) -> torch.Tensor:
+    """Logits of the compiled program, run by the references, with an empty cache."""
+    count = len(tokens)
     inputs = {
         "tokens": torch.tensor(tokens),
-        "positions": torch.arange(33),
-        "query_start": torch.tensor([0, 33], dtype=torch.int32),
+        "positions": torch.arange(count),
+        "query_start": torch.tensor([0, count], dtype=torch.int32),
         "block_table": torch.arange(3, dtype=torch.int32)[None],
-        "sample_rows": torch.arange(33, dtype=torch.int32),
+        "sample_rows": torch.arange(count, dtype=torch.int32),
     }
     for state in compiled.program.states:
         shapes = state.shapes(3, 16)
         inputs |= {key: torch.zeros(s) for key, s in zip(state.inputs, shapes, strict=True)}
-    want = run_program(compiled.program, inputs)
-    at_once = CompiledProgram(compiled.built, tmp_path).step([(0, tokens)])
-    steps = CompiledProgram(compiled.built, tmp_path)
-    one_by_one = torch.cat([steps.step([(0, [token])]) for token in tokens])
-    for got in (at_once, one_by_one):
+    logits: torch.Tensor = run_program(compiled.program, inputs)
+    return logits
+
+
+def at_once_and_one_by_one(
+    compiled: Compiled, tokens: list[int], folder: Path
+) -> Iterator[torch.Tensor]:
+    """Logits of the compiled code, in one step of prefill and in steps of one token."""
+    yield CompiledProgram(compiled.built, folder).step([(0, tokens)])
+    steps = CompiledProgram(compiled.built, folder)
+    yield torch.cat([steps.step([(0, [token])]) for token in tokens])
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("llama", "bf16"),
+        ("gpt2", "f16"),
+        ("qwen2", "f16:head=bf16,embed=bf16"),
+        ("falcon", "f32:head=bf16,dense_4h=f16"),
+    ],
+)
+def test_narrow_weights(name: str, recipe: str, tmp_path: Path) -> None:
+    model = tiny_model(name)
+    compiled = Compiled.of(model, capture_module(model), recipe)
+    dtypes = {blob["dtype"] for blob in compiled.built.plan["weights"]["entries"]}
+    assert dtypes & {"bfloat16", "float16"}
+    tokens = tokens_of(33)
+    want = of_reference(compiled, tokens)
+    exact = compiled.eager(tokens)
+    assert 0 < float((want - exact).abs().max()) < 0.03 * float(exact.abs().max())
+    for got in at_once_and_one_by_one(compiled, tokens, tmp_path):
+        check_close(got, want)
+
+
+@pytest.mark.parametrize("recipe", ["w8", "w8g32"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
+def test_quantized_weights(name: str, recipe: str, tmp_path: Path) -> None:
+    compiled = Compiled.of(None, capture_module(tiny_model(name)), recipe)
+    tokens = tokens_of(33)
+    want = of_reference(compiled, tokens)
+    for got in at_once_and_one_by_one(compiled, tokens, tmp_path):
         error = (got - want).abs() / want.abs().max()
         # An activation between two int8 steps may round the other way: rare, and then a step off.
         assert float(error.median()) < 1e-4 and float(error.max()) < 0.03

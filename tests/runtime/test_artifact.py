@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 from toy_model import write_toy
 
-from graphwright.runtime import artifact_writer
 from graphwright.runtime.artifact import Artifact, ArtifactWriter, check_writable
 from graphwright.runtime.errors import ArtifactError
+from graphwright.runtime.variants import Variant
 
 
 def test_what_is_written_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "m.gw"
-    with ArtifactWriter(path, target="x", cpu_features=["b", "a"]) as writer:
+    with ArtifactWriter(path, variants=[Variant("x", ("b", "a"))]) as writer:
         writer.add("text.txt", "grüße")
         writer.add_stream("weights.bin", (bytes([n]) * 1000 for n in range(5)), 5000)
         writer.add("lib/step.so", b"\x7fELF")
@@ -123,9 +123,11 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifact_writer, "FORMAT_VERSION", 7)
-    path = write_toy(tmp_path / "m.gw")
-    with pytest.raises(ArtifactError, match=r"needs a newer graphwright.* format 7.* up to 1"):
+    monkeypatch.setattr("graphwright.runtime.artifact.FORMAT_VERSION", 1)
+    path = tmp_path / "m.gw"
+    with ArtifactWriter(path, variants=[Variant("x", (), "a.so"), Variant("y", (), "b.so")]):
+        pass
+    with pytest.raises(ArtifactError, match=r"needs a newer graphwright.* format 2.* up to 1"):
         Artifact.open(path)
 
 
@@ -134,6 +136,51 @@ def test_a_cpu_without_the_features_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"compiled for 'toy'; this .* CPU lacks avx1024"):
         Artifact.open(path)
     assert Artifact.open(path, any_cpu=True).manifest.target == "toy"
+
+
+def several(path: Path) -> Path:
+    """An artifact with code for three CPUs, from the most capable."""
+    needs = {"best": ("avx2", "avx1024"), "good": ("avx2",), "least": ()}
+    variants = [Variant.among(name, needed, len(needs)) for name, needed in needs.items()]
+    with ArtifactWriter(path, variants=variants) as writer:
+        for each in variants:
+            writer.add(each.library, each.name)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [({"avx2", "avx1024", "fma"}, "best"), ({"avx2"}, "good"), ({"sse2"}, "least")],
+)
+def test_the_best_variant_that_runs_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: set[str], expected: str
+) -> None:
+    monkeypatch.setattr("graphwright.runtime.artifact.cpu_features", lambda: frozenset(features))
+    artifact = Artifact.open(several(tmp_path / "m.gw"))
+    variant = artifact.variant()
+    assert variant.name == expected
+    assert artifact.read(variant.library) == expected.encode()
+    assert artifact.manifest.target == "best,good,least"
+    assert artifact.manifest.cpu_features == ()
+    assert artifact.manifest.minimum_reader == 2
+
+
+def test_a_machine_that_runs_no_variant_is_told_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.gw"
+    with ArtifactWriter(path, variants=[Variant("x", ("b", "a"), "x"), Variant("y", ("b",), "y")]):
+        pass
+    monkeypatch.setattr("graphwright.runtime.artifact.cpu_features", lambda: frozenset({"a"}))
+    sentence = r"compiled for 'x' and 'y'; this .* CPU lacks b for 'x'; b for 'y'. Compile it again"
+    with pytest.raises(ArtifactError, match=sentence):
+        Artifact.open(path)
+    assert Artifact.open(path, any_cpu=True).manifest.cpu_features == ("b",)
+
+
+def test_a_file_with_one_variant_is_one_of_format_1(tmp_path: Path) -> None:
+    manifest = Artifact.open(write_toy(tmp_path / "m.gw")).json("manifest.json")
+    assert manifest["minimum_reader"] == 1 and "variants" not in manifest
 
 
 def test_a_missing_entry_is_named(tmp_path: Path) -> None:
