@@ -39,6 +39,11 @@ class FloatWeights:
         return {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}.get(dtype, FLOAT32)
 
     @property
+    def paired(self) -> bool:
+        """Do the two input channels of a line lie side by side for each output channel?"""
+        return self.storage == "int32"
+
+    @property
     def line(self) -> int:
         """Elements of storage in a line."""
         return TILE * self.depth * self.dtype.itemsize // np.dtype(self.storage).itemsize
@@ -56,7 +61,7 @@ class FloatWeights:
 
         `line`: the element at which it starts.
         """
-        if self.storage == "int32":
+        if self.paired:
             pairs = T.bind(load(weight, line + part, lanes))
             return [T.bind(_half(pairs, number, lanes)) for number in range(count)]
         values = [load(weight, line + number * TILE + part, lanes) for number in range(count)]
@@ -67,7 +72,7 @@ class FloatWeights:
         tile = quotient(row, TILE) * self.tile_size(k)
         line = tile + quotient(column, self.depth) * self.line
         channel, number = remainder(row, TILE), remainder(column, self.depth)
-        if self.storage == "int32":
+        if self.paired:
             word = weight[line + channel]
             high = tirx.bitwise_and(word, tirx.const(-65536, "int32"))
             bits = tirx.Select(number == 0, tirx.shift_left(word, tirx.const(16, "int32")), high)
@@ -80,7 +85,7 @@ class FloatWeights:
         They are of dtype `plain_storage`.
         """
         value = load(weight, first, lanes)
-        if self.storage != "int32":
+        if not self.paired:
             return _widened(value, self.storage, lanes)
         bits = tirx.Cast(vector_type("int32", lanes), value)
         return _half(bits, 0, lanes)
@@ -88,7 +93,7 @@ class FloatWeights:
     @property
     def plain_storage(self) -> str:
         """TVM's type of an element of weights that are not packed."""
-        return "uint16" if self.storage == "int32" else self.storage
+        return "uint16" if self.paired else self.storage
 
 
 FLOAT32 = FloatWeights("f32", torch.float32, "float32", 1)
@@ -106,10 +111,9 @@ def pack_float(weight: torch.Tensor, weights: FloatWeights) -> np.ndarray:
     tiles, lines, depth = -(-n // TILE), weights.lines(k), weights.depth
     behind = (0, lines * depth - k, 0, tiles * TILE - n)
     padded = torch.nn.functional.pad(weight.to(weights.dtype), behind)
-    paired = weights.storage == "int32"
-    order = (0, 2, 1, 3) if paired else (0, 2, 3, 1)
+    order = (0, 2, 1, 3) if weights.paired else (0, 2, 3, 1)
     flat = padded.reshape(tiles, TILE, lines, depth).permute(order).reshape(tiles, lines, -1)
-    return (flat.view(torch.int32) if paired else flat).contiguous().numpy()
+    return (flat.view(torch.int32) if weights.paired else flat).contiguous().numpy()
 
 
 def pack_routed_float(weight: torch.Tensor, weights: FloatWeights) -> np.ndarray:

@@ -49,7 +49,7 @@ def linear_float(
     """
     assert x_stride >= k, f"rows of {k} elements cannot be {x_stride} apart"
     epilogue = Epilogue(bias, activation, residual_stride)
-    few, many, limit = float_tilings(cpu)
+    few, many, limit = float_tilings(cpu, weights)
     only_few = limit if max_rows <= limit else None
     name = kernel_name(
         f"linear_{weights.name}", cpu, n=n, k=k, x=x_stride, rows=only_few, **epilogue.parameters
@@ -82,14 +82,16 @@ def linear_float(
     return define(name, pointers, body)
 
 
-def float_tilings(cpu: Cpu) -> tuple[Tiling, Tiling, int]:
+def float_tilings(cpu: Cpu, weights: FloatWeights) -> tuple[Tiling, Tiling, int]:
     """For few rows, where memory is the limit, for many, where arithmetic is, and up to where few.
 
     The blocks for many rows reach 0.9 of the peak on Zen 4; 12 or 14 rows by 2 tiles did no better.
+    With 16 registers, bfloat16 needs those of one row for its pairs: sums that do not stay in
+    registers cost a third of the speed.
     """
     if cpu.lanes == 16:
         return Tiling((8, 4, 2, 1), 1), Tiling((8, 4, 2), 2), 8
-    return Tiling((4, 2, 1), 1), Tiling((6, 3, 1), 1), 4
+    return Tiling((4, 2, 1), 1), Tiling((5 if weights.paired else 6, 3, 1), 1), 4
 
 
 def multiply_float(

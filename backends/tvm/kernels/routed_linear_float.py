@@ -39,7 +39,7 @@ def routed_linear_float(
     x is float32 [rows, K] if `shared` by the slots, else [rows, slots, K], with `x_stride` between
     rows; out is [rows, slots, N]. A call may have up to `max_rows` rows.
     """
-    few, many, limit = float_tilings(cpu)
+    few, many, limit = float_tilings(cpu, weights)
     only_few = limit if max_rows <= limit else None
 
     def body(
