@@ -11,6 +11,7 @@ from graphwright.backends.tvm.emit import emit_kernels
 from graphwright.backends.tvm.kernels.attention import attention
 from graphwright.backends.tvm.kernels.float_weights import BFLOAT16, FLOAT16, FLOAT32
 from graphwright.backends.tvm.kernels.kernel import Kernel
+from graphwright.backends.tvm.kernels.kv_values import KvBlock
 from graphwright.backends.tvm.kernels.linear_float import linear_float
 from graphwright.backends.tvm.kernels.linear_quantized import linear_quantized
 from graphwright.backends.tvm.kernels.pipeline import compile_module
@@ -28,7 +29,7 @@ def kernels(cpu: Cpu) -> dict[str, Kernel]:
     found = {
         "quantize": quantize_rows(128, x_stride=128, group=32, cpu=cpu),
         "attention": attention(
-            2, 1, 16, 16, q_stride=32, block_stride=1024, scale=0.25, mask=Mask(), softcap=0.0,
+            2, KvBlock(1, 16, 16, 4096), q_stride=32, scale=0.25, mask=Mask(), softcap=0.0,
             slopes=False, sinks=False, cpu=cpu,
         ),
     }  # fmt: skip
