@@ -39,7 +39,6 @@ def write_artifact(compiled: Compiled, path: Path, on_packed: Callable[[int, int
     with ArtifactWriter(path, variants=[variant for variant, _ in libraries]) as writer:
         for variant, each in libraries:
             writer.add(variant.library, each.library)
-        writer.add("lib/libtvm_runtime.so", built.runtime_library.read_bytes())
         writer.add_stream("weights.bin", counted(), total)
         for name, text in compiled.graphs:
             writer.add(f"graph/{name}.txt", text)

@@ -1,4 +1,4 @@
 """The runtime: an artifact, memory, a scheduler and a sampler around one native step function.
 
-Needs numpy, tokenizers and apache-tvm-ffi; never torch, nor any room of the compiler.
+Needs numpy and tokenizers; never torch, nor any room of the compiler.
 """

@@ -70,7 +70,12 @@ class Engine:
         self._scheduler = Scheduler(
             self.plan.entries, self._pool, self.plan.block_size, blocks_each, max_sequences
         )
-        self._library = library or NativeLibrary(artifact, self.threads)
+        self._library = library or NativeLibrary(
+            artifact,
+            self.threads,
+            own_bytes=self.plan.arena_bytes,
+            alone_rows=self.plan.alone_rows,
+        )
         self._requests: dict[TokenSequence, Request] = {}
         self.statistics = Statistics()
         self.load_seconds = time.perf_counter() - start
@@ -245,7 +250,7 @@ def _planned(plan: Plan, max_sequences: int, blocks_each: int) -> dict[str, int]
     rows = max(entry.max_rows for entry in plan.entries.values())
     return {
         "weights": plan.weights_bytes,
-        "arena": max(entry.arena_bytes for entry in plan.entries.values()),
+        "arena": plan.arena_bytes,
         "kv": max_sequences * blocks_each * plan.block_bytes,
         "logits": rows * plan.vocab_size * 4,
         "batch": 32 + 16 * tokens + 4 * (max_sequences + 1 + max_sequences * blocks_each + rows),
@@ -268,7 +273,7 @@ def _allocate(
         block_table=memory.allocate("batch", max_sequences * blocks_each, np.int32),
         sample_rows=memory.allocate("batch", rows, np.int32),
         logits=memory.allocate("logits", rows * plan.vocab_size, np.float32).reshape(rows, -1),
-        arena=memory.allocate("arena", max(e.arena_bytes for e in plan.entries.values())),
+        arena=memory.allocate("arena", plan.arena_bytes),
         weights=weights,
         kv=memory.allocate("kv", max_sequences * blocks_each * plan.block_bytes),
     )

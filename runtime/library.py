@@ -1,13 +1,10 @@
-"""The step library: compiled code behind a small protocol, loaded without tvm or torch."""
+"""The step library: compiled code behind a small protocol."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import sys
-from collections.abc import Callable
+import tempfile
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,11 +14,9 @@ from numpy.typing import NDArray
 from graphwright.runtime.artifact import Artifact
 from graphwright.runtime.errors import ArtifactError
 from graphwright.runtime.memory import ALIGNMENT, is_aligned
-from graphwright.runtime.thread_pool import ThreadPool
+from graphwright.runtime.step_code import StepCode, StepPool
 
 __all__ = ["NativeLibrary", "StepBuffers", "StepLibrary"]
-
-_LIBRARIES: list[ctypes.CDLL] = []  # a loaded TVM runtime stays for the whole process
 
 
 @dataclass(frozen=True)
@@ -57,94 +52,45 @@ class StepLibrary(Protocol):
 
 
 class NativeLibrary:
-    """The step library of an artifact. `threads` is how many take part in a step."""
+    """The step library of an artifact, on `threads` threads. pin: as in StepPool.
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
-        import tempfile
+    Raises ArtifactError when the library does not load, RequestError without threads.
+    """
 
-        ffi = _import_tvm_ffi()
+    def __init__(
+        self, artifact: Artifact, threads: int, *, own_bytes: int, alone_rows: int,
+        pin: bool = False,
+    ) -> None:  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
-            _load_runtime(ffi, artifact, Path(folder))
             path = _extract(artifact, artifact.variant().library, Path(folder))
             try:
-                module = ffi.load_module(str(path))
-            except (OSError, RuntimeError) as error:
+                code = StepCode(path)
+            except OSError as error:
                 raise ArtifactError(
                     f"the step library of {artifact.path} does not load: {error}."
                 ) from error
-        try:
-            self._entries: dict[str, Callable[..., int]] = {
-                name: module.get_function(name) for name in ("decode", "prefill")
-            }
-        except (AttributeError, RuntimeError) as error:
-            raise ArtifactError(
-                f"the step library of {artifact.path} lacks an entry: {error}."
-            ) from error
-        self._threads = threads
-        self._pool = ThreadPool(ffi, threads)
+            except AttributeError as error:
+                raise ArtifactError(
+                    f"the step library of {artifact.path} lacks a function: {error}. Another "
+                    "version of graphwright wrote it; compile the model again."
+                ) from error
+        self.pool = StepPool(code, threads, own_bytes=own_bytes, alone_rows=alone_rows, pin=pin)
         self._buffers: StepBuffers | None = None
-        self._arguments: tuple[Any, ...] = ()
+        self._pointers = (ctypes.c_void_p * 0)()
 
     def run(self, entry: str, buffers: StepBuffers) -> None:
         """One native call. Raises RuntimeError when the code reports a failure."""
-        self._pool.configure()
         if buffers is not self._buffers:
             self._bind(buffers)
-        status = self._entries[entry](*self._arguments)
-        if status:
-            raise RuntimeError(f"the compiled step '{entry}' failed with status {status}.")
+        self.pool.run(entry, self._pointers)
 
     def _bind(self, buffers: StepBuffers) -> None:
         arrays = buffers.arrays()
         for name, array in zip((each.name for each in fields(buffers)), arrays, strict=True):
             # Compiled vector loads trust this; a wrong address would end the process.
             assert is_aligned(array), f"'{name}' is not aligned to {ALIGNMENT} bytes"
-        pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
-        self._arguments = (*pointers, self._threads)
+        self._pointers = (ctypes.c_void_p * len(arrays))(*(each.ctypes.data for each in arrays))
         self._buffers = buffers
-
-
-def _import_tvm_ffi() -> Any:
-    """tvm_ffi, kept from importing torch, as it does wherever torch is installed."""
-    hide = "torch" not in sys.modules
-    if hide:
-        sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        import tvm_ffi
-    finally:
-        if hide:
-            del sys.modules["torch"]
-    return tvm_ffi
-
-
-def _load_runtime(ffi: Any, artifact: Artifact, folder: Path) -> None:
-    """Loads libtvm_runtime once a process: two copies would both register the same functions.
-
-    Where apache-tvm of the same build is installed its file is taken, so that importing tvm later
-    finds it loaded.
-    """
-    if ffi.get_global_func("runtime.config_threadpool", allow_missing=True) is not None:
-        return
-    name = "lib/libtvm_runtime.so"
-    path = _installed_runtime(artifact, name) or _extract(artifact, name, folder)
-    try:
-        _LIBRARIES.append(ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL))
-    except OSError as error:
-        raise ArtifactError(
-            f"the TVM runtime inside {artifact.path} does not load: {error}. It was written for "
-            f"apache-tvm-ffi {getattr(ffi, '__version__', '')} or a near version."
-        ) from error
-
-
-def _installed_runtime(artifact: Artifact, name: str) -> Path | None:
-    spec = find_spec("tvm")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(folder) / "lib" / Path(name).name
-        if path.is_file() and path.stat().st_size == len(artifact.view(name)):
-            expected = artifact.manifest.entries[name]["sha256"]
-            if hashlib.sha256(path.read_bytes()).hexdigest() == expected:
-                return path
-    return None
 
 
 def _extract(artifact: Artifact, name: str, folder: Path) -> Path:

@@ -21,7 +21,10 @@ class EntryPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of everything that the engine allocates. `max_context`: None when there is no limit."""
+    """Sizes of everything that the engine allocates. `max_context`: None when there is no limit.
+
+    alone_rows: tokens of a step up to which each thread needs an arena of its own.
+    """
 
     entries: dict[str, EntryPlan]
     block_size: int
@@ -30,6 +33,12 @@ class Plan:
     weight_bytes_per_token: int
     vocab_size: int
     max_context: int | None
+    alone_rows: int = 0
+
+    @property
+    def arena_bytes(self) -> int:
+        """The arena that is large enough for every entry."""
+        return max(entry.arena_bytes for entry in self.entries.values())
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Plan:
@@ -50,6 +59,7 @@ class Plan:
                 int(found["weights"]["bytes_per_token"]),
                 int(found["vocab_size"]),
                 None if context is None else int(context),
+                int(found.get("alone_rows", 0)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"the artifact's plan.json is incomplete: {error!r}.") from error

@@ -191,10 +191,9 @@ def test_importing_is_light() -> None:
     code = "import sys, graphwright; graphwright.SamplingParams; print('numpy' in sys.modules)"
     assert python(code) == "False\n"
     code = (
-        "import sys, graphwright.runtime.engine, graphwright.runtime.library as library\n"
+        "import sys, graphwright.runtime.engine, graphwright.runtime.library\n"
         "import graphwright.cli, graphwright.commands.run\n"
-        "library._import_tvm_ffi()\n"
-        "heavy = {'torch', 'tvm', 'rich', 'transformers', 'graphwright.ir'}\n"
+        "heavy = {'torch', 'tvm', 'tvm_ffi', 'rich', 'transformers', 'graphwright.ir'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert python(code) == "[]\n"

@@ -1,19 +1,11 @@
 """From a planned program to one native library, its packed weights and its plan.
 
-The library needs two things in the process that loads it: `tvm_ffi` (Python package apache-tvm-ffi)
-and TVM's runtime library. With neither torch nor tvm installed:
-
-    import ctypes, tvm_ffi                                          # loads libtvm_ffi.so first
-    ctypes.CDLL("libtvm_runtime.so", mode=ctypes.RTLD_GLOBAL)       # BuiltProgram.runtime_library
-    decode = tvm_ffi.load_module("step.so")["decode"]
-    decode(*(ctypes.c_void_p(address) for each of phases.PARAMETERS), threads)    # returns 0
-
-All buffers start at multiples of 64 bytes.
+The library needs nothing but libc: its functions and threads are those of step_pool.c, of which
+`runtime/step_code.py` is the caller. All buffers start at multiples of 64 bytes.
 """
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,17 +19,19 @@ from graphwright.backends.tvm.emit import emit_entries, emit_kernels, kernels_of
 from graphwright.backends.tvm.kernels.pipeline import compile_module
 from graphwright.backends.tvm.kv_layout import KvLayout
 from graphwright.backends.tvm.link import link
+from graphwright.backends.tvm.meetings import Meetings, plan_meetings, verify_meetings
 from graphwright.backends.tvm.phase_facts import describe_phases
-from graphwright.backends.tvm.phases import Phase
+from graphwright.backends.tvm.phases import ALONE_ROWS, PARAMETERS, Phase
 from graphwright.backends.tvm.registry import LedgerEntry, lower_entry
 from graphwright.backends.tvm.target import Cpu
 from graphwright.ir.errors import BackendError
 from graphwright.ir.memory import MemoryPlan
 from graphwright.ir.program import Level, Program
 
-__all__ = ["BuiltProgram", "build", "build_variants", "lower_program", "runtime_library"]
+__all__ = ["BuiltProgram", "build", "build_variants", "lower_program"]
 
 Progress = Callable[[str], None]
+_POOL = Path(__file__).parent / "step_pool.c"
 
 
 @dataclass(frozen=True)
@@ -51,11 +45,6 @@ class BuiltProgram:
     phases: dict[str, list[Phase]]
     blobs: BlobTable
     facts: dict[str, list[dict[str, Any]]]  # of every phase; the content of phases.json
-
-    @property
-    def runtime_library(self) -> Path:
-        """libtvm_runtime.so for the target. Raises BackendError as `runtime_library` does."""
-        return runtime_library(self.cpu)
 
     @property
     def weight_bytes(self) -> int:
@@ -74,9 +63,13 @@ def build(program: Program, cpu: Cpu, *, on_progress: Progress | None = None) ->
     blobs = BlobTable()
     say("lowering")
     phases, ledger = lower_program(program, cpu, kv, blobs)
-    library = _compile(phases, blobs.offsets(), cpu, say)
+    meetings = {name: plan_meetings(each, program.plans[name]) for name, each in phases.items()}
+    for name, each in phases.items():
+        verify_meetings(each, program.plans[name], meetings[name])
+    library = _compile(phases, meetings, blobs.offsets(), cpu, say)
     plan = {
         "entries": {name: _describe_entry(entry) for name, entry in program.plans.items()},
+        "alone_rows": ALONE_ROWS,
         "kv": kv.describe(),
         "weights": {
             "bytes": blobs.bytes,
@@ -124,24 +117,12 @@ def lower_program(
     return phases, ledger
 
 
-def runtime_library(cpu: Cpu) -> Path:
-    """libtvm_runtime.so of the installed apache-tvm, for `cpu`. Raises BackendError."""
-    import tvm
-
-    machine = platform.machine()
-    if cpu.mtriple and cpu.mtriple.partition("-")[0] != machine:
-        raise BackendError(
-            f"an artifact for {cpu.name} needs libtvm_runtime.so of apache-tvm's {cpu.name} wheel; "
-            f"the installed one is for {machine}. Compile on such a machine."
-        )
-    path = Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so"
-    if not path.is_file():
-        raise BackendError(f"apache-tvm has no runtime library at {path}.")
-    return path
-
-
 def _compile(
-    phases: Mapping[str, Sequence[Phase]], blobs: Mapping[str, int], cpu: Cpu, say: Progress
+    phases: Mapping[str, Sequence[Phase]],
+    meetings: Mapping[str, Meetings],
+    blobs: Mapping[str, int],
+    cpu: Cpu,
+    say: Progress,
 ) -> bytes:
     kernels = kernels_of(phases)
     with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
@@ -149,11 +130,23 @@ def _compile(
         say(f"compiling {len(kernels)} kernels")
         compile_module(emit_kernels(kernels), cpu).mod.write_to_file(str(objects[0]), "o")
         say(f"compiling {sum(map(len, phases.values()))} phases")
-        compile_module(emit_entries(phases, blobs), cpu).mod.write_to_file(str(objects[1]), "o")
+        entries = emit_entries(phases, meetings, blobs)
+        compile_module(entries, cpu).mod.write_to_file(str(objects[1]), "o")
         say("linking")
         library = Path(folder) / "step.so"
-        link(objects, library, cpu.mtriple)
+        link([*objects, _POOL], library, cpu.mtriple, _pool_macros())
         return library.read_bytes()
+
+
+def _pool_macros() -> dict[str, str]:
+    """What step_pool.c must know of an entry's parameters."""
+    names = list(PARAMETERS)
+    return {
+        "BATCH": str(names.index("batch")),
+        "ARENA": str(names.index("arena")),
+        "ARGUMENT_TYPES": ",".join(["void*"] * len(names)),
+        "ARGUMENTS(p)": ",".join(f"p[{number}]" for number in range(len(names))),
+    }
 
 
 def _describe_entry(plan: MemoryPlan) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -83,11 +83,11 @@ class LoweringContext:
 
     def results(self, step: fx.Node) -> tuple[Operand, ...]:
         """Where a step writes its results."""
-        return tuple(self._place(name, 0) for name in results(step))
+        return tuple(self._written(name) for name in results(step))
 
     def scratch(self, step: fx.Node) -> tuple[Operand, ...]:
-        """The step's scratch, by the rule in ir/memory.py."""
-        return tuple(self._place(need.name, 0) for need in scratch(step, self.plan.max_tokens))
+        """The step's scratch, by the rule in ir/memory.py; `read()` it where it is filled."""
+        return tuple(self._written(need.name) for need in scratch(step, self.plan.max_tokens))
 
     def fills_scratch(self, step: fx.Node) -> tuple[bool, ...]:
         """Of each scratch: is this the first step of the entry with it, so that it must fill it?"""
@@ -123,11 +123,11 @@ class LoweringContext:
         return identity(self.program.weight_of(node)) in self._streamed
 
     def state(self, node: Any) -> Operand:
-        """A tensor of a state, in the first block of the cache."""
+        """A tensor of a state, in the first block of the cache, to be written or read."""
         name = str(node.target)
         if name not in self.kv.offsets:
             raise BackendError(f"'{name}' is no state; there are {sorted(self.kv.offsets)}.")
-        return Operand("kv", self.kv.offsets[name])
+        return Operand("kv", self.kv.offsets[name], written=True)
 
     # ---- helpers
 
@@ -135,9 +135,17 @@ class LoweringContext:
         """builder(*args, cpu=…, **options), built once."""
         return self.kernels.get(builder, *args, cpu=self.cpu, **options)
 
+    def replicable(self, step: fx.Node | None, elements: int, most: int = 8192) -> bool:
+        """May every thread compute all of a phase that works on `elements` a row? Not where that
+        takes longer than a barrier, or where it writes the results of `step` into the logits."""
+        return elements <= most and (step is None or self._logits not in results(step))
+
+    def _written(self, name: str) -> Operand:
+        return replace(self._place(name, 0), written=True)
+
     def _place(self, name: str, start: int) -> Operand:
         if name == self._logits:
             return Operand("logits", start)
         if name not in self._offsets:
             raise BackendError(f"plan '{self.plan.entry}' has no buffer '{name}': run PlanMemory.")
-        return Operand("arena", self._offsets[name] + start)
+        return Operand("arena", self._offsets[name] + start, buffer=name)

@@ -1,8 +1,9 @@
 """The library's code as two TIR modules: the kernels, and the entries that call them.
 
-An entry is one parallel launch: phase by phase, every thread calls the phase's kernel with its
-number and then waits for the others. Kernels are compiled apart and called by symbol; inlined into
-an entry of some hundred calls they would cost minutes of compile time and gain nothing.
+Every thread of the pool (step_pool.c) runs an entry: phase by phase it calls the phase's kernel
+with its number, and waits for the others where it must (meetings.py). Kernels are compiled apart
+and called by symbol; inlined into an entry of some hundred calls they would cost minutes of compile
+time and gain nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 from tvm_ffi import structural_equal
 
-from graphwright.backends.tvm.kernels.kernel import Kernel
+from graphwright.backends.tvm.kernels.kernel import PLAIN, Kernel
+from graphwright.backends.tvm.meetings import Meetings
 from graphwright.backends.tvm.phases import PARAMETERS, Operand, Phase
 from graphwright.ir.errors import BackendError
 
@@ -53,47 +55,74 @@ def emit_kernels(kernels: Iterable[Kernel]) -> IRModule:
     return IRModule(functions)
 
 
-def emit_entries(entries: Mapping[str, Sequence[Phase]], blobs: Mapping[str, int]) -> IRModule:
-    """One exported function per entry, `entry(*PARAMETERS, threads) -> 0`.
+def emit_entries(
+    entries: Mapping[str, Sequence[Phase]],
+    meetings: Mapping[str, Meetings],
+    blobs: Mapping[str, int],
+) -> IRModule:
+    """One C function per entry, what step_pool.c calls `Entry`: it returns 0.
 
     blobs: offsets in the weights region, by name.
     """
     return IRModule(
-        {ir.GlobalVar(name): _entry(name, phases, blobs) for name, phases in entries.items()}
+        {
+            ir.GlobalVar(name): _entry(name, phases, meetings[name], blobs)
+            for name, phases in entries.items()
+        }
     )
 
 
-def _entry(name: str, phases: Sequence[Phase], blobs: Mapping[str, int]) -> tirx.PrimFunc:
+def _entry(
+    name: str, phases: Sequence[Phase], meetings: Meetings, blobs: Mapping[str, int]
+) -> tirx.PrimFunc:
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
-        T.func_attr({"global_symbol": name})
+        T.func_attr({"global_symbol": name, "calling_conv": _CALLED_BY_C, PLAIN: True})
         T.func_ret(ir.PrimType("int32"))
+        thread, threads, alone = (T.arg(each, T.int32()) for each in ("thread", "threads", "alone"))
+        pool, own = T.arg("pool", T.handle("uint8")), T.arg("own", T.handle("uint8"))
         handles = {each: T.arg(each, T.handle(dtype)) for each, dtype in PARAMETERS.items()}
-        threads = T.arg("threads", T.int32())
         batch = T.decl_buffer((8,), "int32", data=handles["batch"])
         memory = {
-            each: T.decl_buffer((2**62,), "uint8", data=handle) for each, handle in handles.items()
+            each: T.decl_buffer((2**62,), "uint8", data=handle)
+            for each, handle in {**handles, "own": own}.items()
         }
-        with T.attr(T.int32(0), "pragma_parallel_launch_point", T.int32(1)):
-            for phase in phases:
-                pointers = [_address(memory, each, blobs) for each in phase.operands]
-                _emit_phase(phase, batch, threads, pointers)
+        shares = {
+            False: (thread, threads),
+            True: (T.bind(thread * (1 - alone)), T.bind(threads - (threads - 1) * alone)),
+        }
+        for number, (phase, meet) in enumerate(zip(phases, meetings.after, strict=True)):
+            pointers = [_address(memory, each, meetings.own, blobs) for each in phase.operands]
+            _emit_call(phase, batch, (*shares[phase.replicated], *pointers))
+            if number + 1 < len(phases):
+                _emit_barrier(pool, None if meet else alone)
         T.Return(T.int32(0))
     return builder.get()
 
 
-def _emit_phase(phase: Phase, batch: Any, threads: Any, pointers: list[Any]) -> None:
+def _emit_call(phase: Phase, batch: Any, arguments: tuple[Any, ...]) -> None:
     rows = batch[_ROWS_IN_BATCH[phase.rows]]
-    barrier = T.attr(T.int32(0), "pragma_parallel_barrier_when_finish", T.int32(1))
-    with barrier, T.parallel(0, threads) as thread:
-        call = tirx.call_extern("int32", phase.kernel.name, thread, threads, rows, *pointers)
-        if phase.rows == "T":
+    call = tirx.call_extern("int32", phase.kernel.name, *arguments[:2], rows, *arguments[2:])
+    if phase.rows == "T":
+        T.evaluate(call)
+    else:  # a step may sample no row
+        with T.If(rows > 0), T.Then():
             T.evaluate(call)
-        else:  # a step may sample no row
-            with T.If(rows > 0), T.Then():
-                T.evaluate(call)
 
 
-def _address(memory: Mapping[str, Any], operand: Operand, blobs: Mapping[str, int]) -> Any:
+def _emit_barrier(pool: Any, alone: Any | None) -> None:
+    """The threads meet; given `alone`, not where it is set."""
+    meet = tirx.call_extern("int32", "gw_barrier", pool)
+    if alone is None:
+        T.evaluate(meet)
+    else:
+        with T.If(alone == 0), T.Then():
+            T.evaluate(meet)
+
+
+def _address(
+    memory: Mapping[str, Any], operand: Operand, own: frozenset[str], blobs: Mapping[str, int]
+) -> Any:
     offset = operand.offset + (blobs[operand.blob] if operand.blob else 0)
-    return T.address_of(memory[operand.parameter][tirx.const(offset, "int64")])
+    region = memory["own" if operand.buffer in own else operand.parameter]
+    return T.address_of(region[tirx.const(offset, "int64")])

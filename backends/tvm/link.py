@@ -1,11 +1,11 @@
-"""Linking object files into a shared library, with whatever C compiler driver there is."""
+"""Linking object files and C sources into a shared library, with whatever compiler there is."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from graphwright.ir.errors import BackendError
 __all__ = ["find_linker", "link"]
 
 # -Bsymbolic: an entry calls the kernels of its own library, whatever else the process has loaded.
-_FLAGS = ("-shared", "-Wl,-Bsymbolic", "-s")
+_FLAGS = ("-shared", "-Wl,-Bsymbolic", "-s", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread")
 
 
 def find_linker(triple: str | None = None) -> list[str]:
@@ -38,10 +38,19 @@ def find_linker(triple: str | None = None) -> list[str]:
     )
 
 
-def link(objects: Sequence[Path], library: Path, triple: str | None = None) -> None:
-    """Writes the shared library of `objects`. Raises BackendError with the linker's words."""
+def link(
+    parts: Sequence[Path],
+    library: Path,
+    triple: str | None = None,
+    macros: Mapping[str, str] | None = None,
+) -> None:
+    """Writes the shared library of `parts`: objects, and C sources compiled with `macros`.
+
+    Raises BackendError with the linker's words.
+    """
     build_id = () if "ziglang" in (command := find_linker(triple)) else ("-Wl,--build-id=none",)
-    command = [*command, *_FLAGS, *build_id, "-o", str(library), *map(str, objects), "-lm"]
+    defined = [f"-D{name}={text}" for name, text in (macros or {}).items()]
+    command = [*command, *_FLAGS, *build_id, *defined, "-o", str(library), *map(str, parts), "-lm"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         words = (result.stderr or result.stdout).strip()[-2000:]

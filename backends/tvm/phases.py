@@ -1,13 +1,19 @@
-"""What an entry of the library is made of: kernels called on operands, phase by phase."""
+"""What an entry of the library is made of: kernels called on operands, phase by phase.
+
+In steps of few tokens small phases are *replicated*: every thread computes all of the result for
+itself, in memory of its own, and nobody waits. `meetings.py` says where threads still must.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from graphwright.backends.tvm.kernels.kernel import Kernel
 
-__all__ = ["PARAMETERS", "Operand", "Phase", "RowCount"]
+__all__ = ["ALONE_ROWS", "PARAMETERS", "Operand", "Phase", "RowCount"]
+
+ALONE_ROWS = 2  # tokens of a step up to which replicated phases are computed by every thread
 
 # The pointers of an entry in order, by what they point to; `threads: int32` follows them.
 PARAMETERS = {
@@ -28,22 +34,37 @@ RowCount = Literal["T", "R"]
 
 @dataclass(frozen=True)
 class Operand:
-    """`offset` bytes behind an entry's `parameter`; in `weights`, behind the blob `blob`."""
+    """`offset` bytes behind an entry's `parameter`; in `weights`, behind the blob `blob`.
+
+    buffer: the planned buffer it lies in, in `arena`. written: the kernel writes there.
+    """
 
     parameter: str
     offset: int = 0
     blob: str | None = None
+    buffer: str | None = None
+    written: bool = False
 
     def __post_init__(self) -> None:
         assert self.parameter in PARAMETERS, self.parameter
         assert (self.blob is not None) == (self.parameter == "weights")
+        assert (self.buffer is not None) == (self.parameter == "arena")
+
+    def read(self) -> Operand:
+        """The same place, which this kernel only reads."""
+        return replace(self, written=False)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """All threads call `kernel` on `operands`, one a pointer, for T or R rows, then meet."""
+    """All threads call `kernel` on `operands`, one a pointer, for T or R rows, then meet.
+
+    replicated: its cost is small for a row, so that in steps of at most ALONE_ROWS tokens each
+    thread may do all of it. It must write nothing but buffers of the arena.
+    """
 
     step: str
     kernel: Kernel
     operands: tuple[Operand, ...]
     rows: RowCount
+    replicated: bool = False

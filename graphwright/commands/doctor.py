@@ -16,7 +16,7 @@ import click
 __all__ = ["command"]
 
 _PURPOSES = {
-    "run": ("numpy", "tokenizers", "apache-tvm-ffi", "click"),
+    "run": ("numpy", "tokenizers", "click"),
     "compile": ("torch", "transformers", "safetensors", "apache-tvm", "networkx", "rich"),
 }
 

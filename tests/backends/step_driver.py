@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import tvm  # noqa: F401  (loads TVM's runtime library)
-import tvm_ffi
 
 from graphwright.backends.tvm.build import BuiltProgram
+from graphwright.runtime.step_code import StepCode, StepPool
 
 __all__ = ["CompiledProgram"]
 
@@ -34,7 +33,8 @@ class CompiledProgram:
     ) -> None:
         path = folder / f"step{len(list(folder.iterdir()))}.so"  # a loaded file must not change
         path.write_bytes(built.library)
-        self.library = tvm_ffi.load_module(str(path))
+        self.code = StepCode(path)
+        self.pools: dict[int, StepPool] = {}
         self.plan = built.plan
         self.weights = aligned(built.weight_bytes, np.uint8)
         end = 0
@@ -51,6 +51,7 @@ class CompiledProgram:
         self.lengths = [0] * sequences
         arena = max(entry["arena_bytes"] for entry in built.plan["entries"].values())
         self.arena = aligned(arena // 4, np.float32)
+        self.own_bytes = arena
         self.threads = 2
 
     def step(
@@ -83,13 +84,22 @@ class CompiledProgram:
             self.weights,
             self.kv,
         ]
-        pointers = [ctypes.c_void_p(each.ctypes.data) for each in buffers]
-        assert self.library[entry](*pointers, self.threads) == 0
+        pointers = (ctypes.c_void_p * len(buffers))(*(each.ctypes.data for each in buffers))
+        self.pool().run(entry, pointers)
         for sequence, new in batch:
             self.lengths[sequence] += len(new)
         if not rows:
             assert (logits == 777.0).all()
         return torch.from_numpy(logits.copy()).reshape(-1, vocabulary)[: len(rows)]
+
+    def pool(self) -> StepPool:
+        """The threads of the next step, `self.threads` many."""
+        if self.threads not in self.pools:
+            self.pools[self.threads] = StepPool(
+                self.code, self.threads, own_bytes=self.own_bytes,
+                alone_rows=self.plan["alone_rows"],
+            )  # fmt: skip
+        return self.pools[self.threads]
 
     @staticmethod
     def _filled(values: Any, dtype: Any) -> np.ndarray:

@@ -17,7 +17,7 @@ from torch import fx
 
 from graphwright.backends.blobs import BlobTable, dense
 from graphwright.backends.registry import Registry
-from graphwright.backends.tvm.build import BuiltProgram, build, runtime_library
+from graphwright.backends.tvm.build import BuiltProgram, build
 from graphwright.backends.tvm.context import LoweringContext
 from graphwright.backends.tvm.emit import kernels_of
 from graphwright.backends.tvm.kernels.float_weights import FLOAT32
@@ -25,7 +25,7 @@ from graphwright.backends.tvm.layouts import linear_float_layout
 from graphwright.backends.tvm.link import find_linker, link
 from graphwright.backends.tvm.phases import PARAMETERS, Phase
 from graphwright.backends.tvm.registry import lowering, lowerings_of
-from graphwright.backends.tvm.target import cpu_by_name, host_cpu
+from graphwright.backends.tvm.target import host_cpu
 from graphwright.ir import BackendError, Level, Program
 from graphwright.ir.interpreter import run_program
 from graphwright.ir.schemes import quantize_weight
@@ -129,7 +129,9 @@ def test_weights_lie_in_the_order_they_are_read(built: BuiltProgram) -> None:
 
 
 def test_plan_of_the_artifact(built: BuiltProgram) -> None:
-    assert set(built.plan) == {"entries", "kv", "weights", "vocab_size", "max_context"}
+    assert set(built.plan) == {
+        "entries", "alone_rows", "kv", "weights", "vocab_size", "max_context",
+    }  # fmt: skip
     assert built.plan["vocab_size"] == 100
     decode = built.plan["entries"]["decode"]
     assert (decode["max_tokens"], decode["max_rows"]) == (8, 8)
@@ -154,23 +156,22 @@ def test_the_same_program_gives_the_same_bytes(program: Program, built: BuiltPro
 
 ALONE = """
 import ctypes, sys
-sys.modules.update(dict.fromkeys(("torch", "tvm")))
-import numpy as np, tvm_ffi
-ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
-decode = tvm_ffi.load_module(sys.argv[2])["decode"]
-memory = np.zeros((int(sys.argv[3]), 1 << 17), np.uint8)
-start = -memory.ctypes.data % 64
-memory[0, start : start + 4].view(np.int32)[:] = 1
-memory[0, start + 4 : start + 16].view(np.int32)[:] = 1
-pointers = [ctypes.c_void_p(row.ctypes.data + start) for row in memory]
-print("answered", decode(*pointers, 2))
+lib = ctypes.CDLL(sys.argv[1])
+lib.gw_create.restype = ctypes.c_void_p
+count, size = int(sys.argv[2]), 1 << 17
+memory = ctypes.create_string_buffer(count * size + 64)
+start = ctypes.addressof(memory) + -ctypes.addressof(memory) % 64
+pointers = (ctypes.c_void_p * count)(*(start + size * i for i in range(count)))
+ctypes.memmove(start, bytes((1, 0, 0, 0) * 4), 16)
+pool = ctypes.c_void_p(lib.gw_create(2, ctypes.c_size_t(size), 2, 100, 100))
+print("answered", lib.gw_run(pool, lib.decode, pointers))
+lib.gw_destroy(pool)
 """
 
 
-def test_library_loads_without_tvm_and_torch(built: BuiltProgram, tmp_path: Path) -> None:
+def test_library_needs_nothing_but_libc(built: BuiltProgram, tmp_path: Path) -> None:
     (tmp_path / "step.so").write_bytes(built.library)
-    runtime, library = str(built.runtime_library), str(tmp_path / "step.so")
-    command = [sys.executable, "-c", ALONE, runtime, library, str(len(PARAMETERS))]
+    command = [sys.executable, "-c", ALONE, str(tmp_path / "step.so"), str(len(PARAMETERS))]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.stdout == "answered 0\n", result.stderr
 
@@ -202,15 +203,6 @@ def test_large_weights_are_packed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "PIECE", 320)
     pieces = list(table.chunks())
     assert len(pieces) == 5 and b"".join(pieces) == whole
-
-
-def test_the_runtime_library_of_another_architecture_is_refused() -> None:
-    if host_cpu().name == "aarch64":
-        pytest.skip("this machine is no x86-64")
-    with pytest.raises(
-        BackendError, match=r"needs libtvm_runtime\.so of apache-tvm's aarch64 wheel"
-    ):
-        runtime_library(cpu_by_name("aarch64"))
 
 
 def test_two_kernels_of_one_name_are_an_error(built: BuiltProgram) -> None:

@@ -169,7 +169,7 @@ def test_an_incomplete_plan_is_refused(tmp_path: Path) -> None:
 
 def test_a_library_that_is_none(tmp_path: Path) -> None:
     path = write_toy(tmp_path / "m.gw")
-    with pytest.raises(ArtifactError, match=r"no entry 'lib/libtvm_runtime.so'|does not load"):
+    with pytest.raises(ArtifactError, match=r"step library of .* does not load"):
         Engine(path)
 
 

@@ -20,6 +20,7 @@ from graphwright.backends.tvm.registry import lowering
 __all__ = ["gated_act", "norm", "rope"]
 
 gw = torch.ops.gw
+_FEW_ACTIVATIONS = 2048  # an exponential and a division each
 _NORMS: dict[Any, Callable[..., Kernel]] = {
     gw.rms_norm.default: norms.rms_norm,
     gw.layer_norm.default: norms.layer_norm,
@@ -49,7 +50,8 @@ def norm(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
             operands.append(context.value(value))
     kernel = context.kernel(_NORMS[node.target], width, **options)
     operands.extend(context.results(node))
-    return (Phase(node.name, kernel, tuple(operands), context.rows(node)),)
+    replicated = context.replicable(node, context.view(given["x"]).row_size)
+    return (Phase(node.name, kernel, tuple(operands), context.rows(node), replicated),)
 
 
 @lowering(gw.rope.default)
@@ -64,7 +66,8 @@ def rope(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
         cos_stride=cos_stride, sin_stride=sin_stride, interleaved=bool(given["interleaved"]),
     )  # fmt: skip
     operands = (*(context.value(each) for each in inputs), *context.results(node))
-    return (Phase(node.name, kernel, operands, context.rows(node)),)
+    replicated = context.replicable(node, heads * dim)
+    return (Phase(node.name, kernel, operands, context.rows(node), replicated),)
 
 
 @lowering(gw.gated_act.default)
@@ -77,4 +80,5 @@ def gated_act(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
         activation=given["activation"],
     )  # fmt: skip
     operands = (context.value(given["gate"]), context.value(given["up"]), *context.results(node))
-    return (Phase(node.name, kernel, operands, context.rows(node)),)
+    replicated = context.replicable(node, gate.row_size, _FEW_ACTIVATIONS)
+    return (Phase(node.name, kernel, operands, context.rows(node), replicated),)

@@ -38,14 +38,15 @@ def quantized_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ..
     if any(context.fills_scratch(node)):
         stride = context.view(x).row_stride
         kernel = context.kernel(quantize_rows, inputs, group=scheme.group, x_stride=stride)
-        phases.append(Phase(node.name, kernel, (context.value(x), values, scales), rows))
+        operands = (context.value(x), values, scales)
+        phases.append(Phase(node.name, kernel, operands, rows, context.replicable(None, inputs)))
     options, epilogue = epilogue_of(context, given)
     kernel = context.kernel(
         linear_quantized, outputs, inputs, scheme, max_rows=context.plan.max_tokens, **options
     )
     operands = (
-        values,
-        scales,
+        values.read(),
+        scales.read(),
         *weight_parts(context, given, linear_quantized_layouts(scheme)),
         *epilogue,
         *context.results(node),
@@ -67,7 +68,8 @@ def quantized_embedding(context: LoweringContext, node: fx.Node) -> tuple[Phase,
         *weight_parts(context, given, layouts, one_row=True),
         *context.results(node),
     )
-    return (Phase(node.name, kernel, operands, context.rows(node)),)
+    replicated = context.replicable(node, width)
+    return (Phase(node.name, kernel, operands, context.rows(node), replicated),)
 
 
 def weight_parts(

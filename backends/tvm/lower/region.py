@@ -9,8 +9,12 @@ from graphwright.backends.tvm.context import LoweringContext
 from graphwright.backends.tvm.kernels.region import region as region_kernel
 from graphwright.backends.tvm.phases import Operand, Phase
 from graphwright.backends.tvm.registry import REGION, lowering
+from graphwright.ir.layout import row_size
+from graphwright.ir.memory import results
 
 __all__ = ["region"]
+
+_FEW_ELEMENTS = 1024  # a region may do much with each
 
 
 @lowering(REGION)
@@ -30,4 +34,11 @@ def region(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
             operands.append(context.value(argument))
     kernel = region_kernel(module, tuple(strides), cpu=context.cpu)
     operands.extend(context.results(node))
-    return (Phase(node.name, kernel, tuple(operands), context.rows(node)),)
+    elements = sum(row_size(value) for value in results(node).values())
+    elements += sum(context.view(each).row_size for each in node.args if _is_value(context, each))
+    replicated = context.replicable(node, elements, _FEW_ELEMENTS)
+    return (Phase(node.name, kernel, tuple(operands), context.rows(node), replicated),)
+
+
+def _is_value(context: LoweringContext, argument: object) -> bool:
+    return isinstance(argument, fx.Node) and context.program.weight_of(argument) is None

@@ -102,7 +102,7 @@ def routed_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
         x_stride=routing.x.row_stride, **routing.options,
     )  # fmt: skip
     product = routing.phase(
-        kernel, groups, context.value(routing.given["x"]),
+        kernel, groups.read(), context.value(routing.given["x"]),
         routing.weight("weight", routed_float_layout(weights)), *routing.bias,
         *context.results(node),
     )  # fmt: skip
@@ -131,7 +131,8 @@ def quantized_routed_linear(context: LoweringContext, node: fx.Node) -> tuple[Ph
     parts = zip(("weight", "scale", "zero"), routed_quantized_layouts(scheme), strict=False)
     weights = [routing.weight(name, layout) for name, layout in parts]
     result = context.results(node)
-    phases.append(routing.phase(kernel, groups, values, scales, *weights, *routing.bias, *result))
+    quantized = (groups.read(), values.read(), scales.read())
+    phases.append(routing.phase(kernel, *quantized, *weights, *routing.bias, *result))
     return tuple(phases)
 
 

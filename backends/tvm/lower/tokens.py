@@ -43,7 +43,8 @@ def embedding(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
     layout = linear_float_layout(weights) if tied else dense(weights.dtype)
     weight = context.weight(given["weight"], layout, read=weights.dtype.itemsize * width)
     operands = (context.value(given["ids"]), weight, *context.results(node))
-    return (Phase(node.name, kernel, operands, context.rows(node)),)
+    replicated = context.replicable(node, width)
+    return (Phase(node.name, kernel, operands, context.rows(node), replicated),)
 
 
 def _float_rows(context: LoweringContext, node: fx.Node) -> str | None:
@@ -58,4 +59,5 @@ def select_rows(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
     view = context.view(given["x"])
     kernel = context.kernel(select_rows_kernel, view.row_size, x_stride=view.row_stride)
     operands = (context.value(given["x"]), context.value(given["rows"]), *context.results(node))
-    return (Phase(node.name, kernel, operands, context.rows(node)),)
+    replicated = context.replicable(node, view.row_size)
+    return (Phase(node.name, kernel, operands, context.rows(node), replicated),)

@@ -1,0 +1,132 @@
+"""The threads of a step: several engines, forks, more threads than CPUs, wrong use."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from graphwright.backends.tvm.build import _POOL, _pool_macros
+from graphwright.backends.tvm.link import link
+from graphwright.backends.tvm.phases import PARAMETERS
+from graphwright.runtime.step_code import StepCode, StepPool
+
+# Each thread adds its number + 1 to its own place, then reads everybody's after the barrier.
+ENTRIES = """
+#include <stdint.h>
+typedef struct Pool Pool;
+int32_t gw_barrier(Pool *pool);
+__attribute__((visibility("default")))
+int32_t decode(int32_t thread, int32_t threads, int32_t alone, Pool *pool, int64_t *own,
+               int32_t *batch, int64_t *places, int64_t *sums) {
+  for (int round = 0; round < batch[1]; round++) {
+    places[thread] += thread + 1;
+    gw_barrier(pool);
+    int64_t sum = 0;
+    for (int i = 0; i < threads; i++) sum += places[i];
+    sums[thread] = sum;
+    gw_barrier(pool);
+  }
+  if (alone) own[0] = thread;
+  sums[thread] += alone && own[0] != thread;
+  return 0;
+}
+__attribute__((visibility("default")))
+int32_t prefill(int32_t thread, int32_t threads, int32_t alone, Pool *pool, int64_t *own) {
+  return thread == threads - 1 ? 7 : 0;
+}
+"""
+ROUNDS = 20
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pool")
+    (folder / "entries.c").write_text(ENTRIES)
+    link([folder / "entries.c", _POOL], folder / "step.so", macros=_pool_macros())
+    return folder / "step.so"
+
+
+class Counter:
+    """A pool of `threads` and the sums its steps leave."""
+
+    def __init__(self, path: Path, threads: int, tokens: int = 1) -> None:
+        self.threads = threads
+        self.pool = StepPool(StepCode(path), threads, own_bytes=64, alone_rows=2)
+        self.batch = (ctypes.c_int32 * 8)(tokens, ROUNDS)
+        self.places, self.sums = ((ctypes.c_int64 * 64)() for _ in range(2))
+        found = [ctypes.addressof(each) for each in (self.batch, self.places, self.sums)]
+        self.pointers = (ctypes.c_void_p * len(PARAMETERS))(*found)
+        self.steps = 0
+
+    def check(self, steps: int = 5) -> None:
+        for _ in range(steps):
+            self.pool.run("decode", self.pointers)
+            self.steps += 1
+            total = self.steps * ROUNDS * self.threads * (self.threads + 1) // 2
+            assert self.sums[: self.threads] == [total] * self.threads
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+@pytest.mark.parametrize("threads", [1, 2, 3, 17])
+def test_every_thread_meets_every_other(path: Path, threads: int, tokens: int) -> None:
+    Counter(path, threads, tokens).check(20)
+
+
+def test_two_pools_from_two_threads(path: Path) -> None:
+    with ThreadPoolExecutor(2) as executor:
+        counters = [Counter(path, 3), Counter(path, 2)]
+        for future in [executor.submit(counter.check, 40) for counter in counters]:
+            future.result()
+
+
+def test_a_forked_child_goes_on_and_so_does_its_parent(path: Path) -> None:
+    used, unused = Counter(path, 3), Counter(path, 2)
+    used.check()
+    child = os.fork()
+    if child == 0:  # no pytest in here: the exit status is the answer
+        try:
+            used.check()
+            unused.check()
+            Counter(path, 2).check()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    used.check()
+    assert os.waitpid(child, 0)[1] == 0
+    used.check()
+
+
+def test_threads_end_with_their_pool(path: Path) -> None:
+    before = threading.active_count(), len(os.listdir("/proc/self/task"))
+    counter = Counter(path, 5)
+    counter.check(1)
+    assert len(os.listdir("/proc/self/task")) == before[1] + 4
+    counter.pool.close()
+    assert (threading.active_count(), len(os.listdir("/proc/self/task"))) == before
+
+
+def test_the_status_of_any_thread_counts(path: Path) -> None:
+    counter = Counter(path, 2)
+    with pytest.raises(RuntimeError, match="step 'prefill' failed: it returned 7"):
+        counter.pool.run("prefill", counter.pointers)
+    counter.check()
+
+
+def test_a_process_ends_while_workers_wait(path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from graphwright.runtime.step_code import StepCode, StepPool\n"
+        "pool = StepPool(StepCode(Path(sys.argv[1])), 3, own_bytes=0, alone_rows=0)\n"
+        "kept = pool.__dict__\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, timeout=60
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
