@@ -18,7 +18,7 @@ from graphwright.runtime.memory import Memory
 from graphwright.runtime.plan import Plan
 from graphwright.runtime.request import Output, Piece, Request
 from graphwright.runtime.sampling_params import SamplingParams
-from graphwright.runtime.scheduler import Chunk, Scheduler, Step
+from graphwright.runtime.scheduler import Scheduler, Step
 from graphwright.runtime.scheduler import Sequence as TokenSequence
 from graphwright.runtime.statistics import Statistics
 from graphwright.runtime.threads import choose_threads
@@ -75,6 +75,7 @@ class Engine:
             self.threads,
             own_bytes=self.plan.arena_bytes,
             alone_rows=self.plan.alone_rows,
+            rows=self.plan.rows,
         )
         self._requests: dict[TokenSequence, Request] = {}
         self.statistics = Statistics()
@@ -144,12 +145,16 @@ class Engine:
         step = self._scheduler.next_step()
         if step is None:
             return False
-        self._run(step)
-        row = 0
-        for chunk in step.chunks:
+        requests = [self._requests[chunk.sequence] for chunk in step.chunks]
+        largest = self._run(step, any(request.takes_largest for request in requests))
+        row = -1
+        for chunk, request in zip(step.chunks, requests, strict=True):
             if chunk.rows:
-                self._deliver(chunk, self._buffers.logits[row : row + chunk.rows])
                 row += chunk.rows
+                found = None if largest is None else int(largest[row])
+                request.accept(self._buffers.logits[row], found)
+                if request.finished:
+                    self.cancel(request)
         self.statistics.count(step, time.perf_counter() - start)
         return True
 
@@ -173,17 +178,12 @@ class Engine:
         """Logits float32 [T, V] at every position of `token_ids`."""
         return np.concatenate([rows.copy() for _, rows in self.prefill_logits(token_ids)])
 
-    def _run(self, step: Step) -> None:
+    def _run(self, step: Step, largest: bool = False) -> NDArray[np.int32] | None:
         _describe(step, self._buffers, self._blocks_each)
-        self._library.run(step.entry, self._buffers)
+        found = self._library.run(step.entry, self._buffers, largest)
         for chunk in step.chunks:
             chunk.sequence.computed += chunk.count
-
-    def _deliver(self, chunk: Chunk, rows: NDArray[np.float32]) -> None:
-        request = self._requests[chunk.sequence]
-        request.accept(rows[-1])
-        if request.finished:
-            self.cancel(request)
+        return found
 
     def _enqueue(self, request: Request) -> None:
         self._requests[request.sequence] = request
@@ -230,15 +230,22 @@ def _describe(step: Step, buffers: StepBuffers, blocks_each: int) -> None:
     """Writes a step's batch into the buffers the compiled code reads."""
     token = row = 0
     for number, chunk in enumerate(step.chunks):
-        end = token + chunk.count
-        stop = chunk.start + chunk.count
-        buffers.tokens[token:end] = chunk.sequence.tokens[chunk.start : stop]
-        buffers.positions[token:end] = np.arange(chunk.start, stop)
+        sequence, end = chunk.sequence, token + chunk.count
+        if chunk.count == 1:  # numbers one by one take a tenth of the time of slices
+            buffers.tokens[token] = sequence.tokens[chunk.start]
+            buffers.positions[token] = chunk.start
+        else:
+            stop = chunk.start + chunk.count
+            buffers.tokens[token:end] = sequence.tokens[chunk.start : stop]
+            buffers.positions[token:end] = np.arange(chunk.start, stop)
         buffers.query_start[number] = token
-        assert chunk.sequence.table is not None
-        blocks = chunk.sequence.table.blocks
+        assert sequence.table is not None
+        blocks = sequence.table.blocks
         buffers.block_table[number * blocks_each : number * blocks_each + len(blocks)] = blocks
-        buffers.sample_rows[row : row + chunk.rows] = np.arange(end - chunk.rows, end)
+        if chunk.rows == 1:
+            buffers.sample_rows[row] = end - 1
+        else:
+            buffers.sample_rows[row : row + chunk.rows] = np.arange(end - chunk.rows, end)
         token, row = end, row + chunk.rows
     count = len(step.chunks)
     buffers.query_start[count] = token

@@ -47,8 +47,14 @@ class StepBuffers:
 class StepLibrary(Protocol):
     """What the engine needs from compiled code. `entry` is "decode" or "prefill"."""
 
-    def run(self, entry: str, buffers: StepBuffers) -> None:
-        """One step over the batch described in `buffers`."""
+    def run(
+        self, entry: str, buffers: StepBuffers, largest: bool = False
+    ) -> NDArray[np.int32] | None:
+        """One step over the batch described in `buffers`.
+
+        largest: the id of the largest logit of each row is wanted, the lowest of equal ones, -1
+        where one is NaN. A library that finds them returns them, int32 [>= R].
+        """
 
 
 class NativeLibrary:
@@ -58,7 +64,7 @@ class NativeLibrary:
     """
 
     def __init__(
-        self, artifact: Artifact, threads: int, *, own_bytes: int, alone_rows: int,
+        self, artifact: Artifact, threads: int, *, own_bytes: int, alone_rows: int, rows: int,
         pin: bool = False,
     ) -> None:  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
@@ -74,15 +80,22 @@ class NativeLibrary:
                     f"the step library of {artifact.path} lacks a function: {error}. Another "
                     "version of graphwright wrote it; compile the model again."
                 ) from error
-        self.pool = StepPool(code, threads, own_bytes=own_bytes, alone_rows=alone_rows, pin=pin)
+        self.pool = StepPool(
+            code, threads, own_bytes=own_bytes, alone_rows=alone_rows, rows=rows, pin=pin
+        )
+        self._chosen = np.zeros(rows, np.int32)
+        self._chosen_address = ctypes.c_void_p(self._chosen.ctypes.data)
         self._buffers: StepBuffers | None = None
         self._pointers = (ctypes.c_void_p * 0)()
 
-    def run(self, entry: str, buffers: StepBuffers) -> None:
+    def run(
+        self, entry: str, buffers: StepBuffers, largest: bool = False
+    ) -> NDArray[np.int32] | None:
         """One native call. Raises RuntimeError when the code reports a failure."""
         if buffers is not self._buffers:
             self._bind(buffers)
-        self.pool.run(entry, self._pointers)
+        self.pool.run(entry, self._pointers, self._chosen_address if largest else None)
+        return self._chosen if largest else None
 
     def _bind(self, buffers: StepBuffers) -> None:
         arrays = buffers.arrays()

@@ -36,6 +36,11 @@ class Plan:
     alone_rows: int = 0
 
     @property
+    def rows(self) -> int:
+        """The most rows that a step may sample."""
+        return max(entry.max_rows for entry in self.entries.values())
+
+    @property
     def arena_bytes(self) -> int:
         """The arena that is large enough for every entry."""
         return max(entry.arena_bytes for entry in self.entries.values())

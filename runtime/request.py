@@ -82,9 +82,17 @@ class Request:
         """The token ids chosen so far."""
         return self.sequence.tokens[self.sequence.prompt_length :]
 
-    def accept(self, logits: NDArray[np.float32]) -> None:
-        """Chooses the next token from logits float32 [V] and says what follows from it."""
-        token = self._sampler.choose(logits)
+    @property
+    def takes_largest(self) -> bool:
+        """Does it always take the token of the largest logit?"""
+        return self._sampler.takes_largest
+
+    def accept(self, logits: NDArray[np.float32], largest: int | None = None) -> None:
+        """Chooses the next token from logits float32 [V] and says what follows from it.
+
+        largest: the id of the largest, -1 if one is NaN, where it is known. Raises RequestError.
+        """
+        token = self._sampler.choose(logits, largest)
         if self.first_token is None:
             self.first_token = time.perf_counter()
         if self._logits is not None:

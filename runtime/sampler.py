@@ -31,11 +31,18 @@ class Sampler:
             self._seen = np.zeros(vocab_size, np.bool_)
             self._seen[seen] = True
 
-    def choose(self, logits: NDArray[np.float32]) -> int:
+        self.takes_largest = sampling.temperature == 0 and self._seen is None
+
+    def choose(self, logits: NDArray[np.float32], largest: int | None = None) -> int:
         """A token id for logits float32 [V]; of equal ones the lowest id comes first.
 
-        Raises RequestError when the logits hold NaN.
+        largest: the id of the largest, -1 if one is NaN, where it is known. Raises RequestError
+        when the logits hold NaN.
         """
+        if largest is not None and self.takes_largest:
+            if largest < 0:
+                self._check(np.float32(np.nan))
+            return largest
         if self._seen is not None:
             logits = self._penalized(logits, self._seen)
         if self._sampling.temperature == 0:

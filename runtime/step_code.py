@@ -35,8 +35,8 @@ class StepCode:
         }
         pointer, number = ctypes.c_void_p, ctypes.c_int32
         for name, result, arguments in (
-            ("gw_create", pointer, (number, ctypes.c_size_t, number, number, number)),
-            ("gw_run", number, (pointer, pointer, pointer)),
+            ("gw_create", pointer, (number, ctypes.c_size_t, number, number, number, number)),
+            ("gw_run", number, (pointer, pointer, pointer, pointer)),
             ("gw_pin", number, (pointer, number, number)),
             ("gw_destroy", None, (pointer,)),
         ):
@@ -47,19 +47,21 @@ class StepCode:
 class StepPool:
     """`threads` threads for the steps of one engine, the one that calls `run` among them.
 
-    own_bytes, alone_rows: the memory of each thread in steps of so few tokens, from the plan. pin:
-    keep worker i on the i-th CPU this process may use; the calling thread stays free.
+    own_bytes, alone_rows: the memory of each thread in steps of so few tokens. rows: the most that
+    a step samples. pin: keep worker i on the i-th CPU this process may use; the calling thread
+    stays free.
     Raises RequestError when the system gives no more threads.
     """
 
     def __init__(
-        self, code: StepCode, threads: int, *, own_bytes: int, alone_rows: int, pin: bool = False
-    ) -> None:
+        self, code: StepCode, threads: int, *, own_bytes: int, alone_rows: int, rows: int,
+        pin: bool = False,
+    ) -> None:  # fmt: skip
         cpus = sorted(os.sched_getaffinity(0))
         room = threads <= len(cpus)  # else the thread waited for may need this one's CPU
         spins = (_SPINS_IN_STEP, _SPINS_BETWEEN) if room else (0, 0)
         library = code.library
-        pool = library.gw_create(threads, own_bytes, alone_rows, *spins)
+        pool = library.gw_create(threads, own_bytes, alone_rows, rows, *spins)
         if not pool:
             raise RequestError(f"cannot start {threads} threads for the steps; ask for fewer.")
         self._run, self._entries = library.gw_run, code.entries
@@ -69,9 +71,16 @@ class StepPool:
             for number in range(1, threads):
                 library.gw_pin(self._pool, number, cpus[number % len(cpus)])
 
-    def run(self, entry: str, pointers: ctypes.Array[ctypes.c_void_p]) -> None:
-        """One step of `entry` on the pointers of its parameters. Raises RuntimeError."""
-        status = self._run(self._pool, self._entries[entry], pointers)
+    def run(
+        self, entry: str, pointers: ctypes.Array[ctypes.c_void_p],
+        chosen: ctypes.c_void_p | None = None,
+    ) -> None:  # fmt: skip
+        """One step of `entry` on the pointers of its parameters. Raises RuntimeError.
+
+        chosen: the address of an int32 for each sampled row, that is to become the id of its
+        largest logit, the lowest of equal ones; -1 where a logit is NaN.
+        """
+        status = self._run(self._pool, self._entries[entry], pointers, chosen)
         if status:
             why = _FAILURES.get(status, f"it returned {status}")
             raise RuntimeError(f"the compiled step '{entry}' failed: {why}.")

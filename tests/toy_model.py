@@ -44,7 +44,7 @@ class ToyLibrary:
     def __init__(self) -> None:
         self.steps: list[tuple[str, int, int, int]] = []
 
-    def run(self, entry: str, buffers: StepBuffers) -> None:
+    def run(self, entry: str, buffers: StepBuffers, largest: bool = False) -> None:
         tokens, sequences, stride, rows = (int(each) for each in buffers.batch[:4])
         assert not buffers.batch[4:].any()
         limit = PLAN["entries"][entry]

@@ -66,7 +66,8 @@ def build(program: Program, cpu: Cpu, *, on_progress: Progress | None = None) ->
     meetings = {name: plan_meetings(each, program.plans[name]) for name, each in phases.items()}
     for name, each in phases.items():
         verify_meetings(each, program.plans[name], meetings[name])
-    library = _compile(phases, meetings, blobs.offsets(), cpu, say)
+    vocabulary = int(program.output.meta["val"].shape[-1])
+    library = _compile(phases, meetings, blobs.offsets(), cpu, vocabulary, say)
     plan = {
         "entries": {name: _describe_entry(entry) for name, entry in program.plans.items()},
         "alone_rows": ALONE_ROWS,
@@ -76,7 +77,7 @@ def build(program: Program, cpu: Cpu, *, on_progress: Progress | None = None) ->
             "bytes_per_token": blobs.bytes_per_token,
             "entries": blobs.describe(),
         },
-        "vocab_size": int(program.output.meta["val"].shape[-1]),
+        "vocab_size": vocabulary,
         "max_context": program.info.max_context,
     }
     facts = {name: describe_phases(program, each, blobs) for name, each in phases.items()}
@@ -122,6 +123,7 @@ def _compile(
     meetings: Mapping[str, Meetings],
     blobs: Mapping[str, int],
     cpu: Cpu,
+    vocabulary: int,
     say: Progress,
 ) -> bytes:
     kernels = kernels_of(phases)
@@ -134,16 +136,18 @@ def _compile(
         compile_module(entries, cpu).mod.write_to_file(str(objects[1]), "o")
         say("linking")
         library = Path(folder) / "step.so"
-        link([*objects, _POOL], library, cpu.mtriple, _pool_macros())
+        link([*objects, _POOL], library, cpu.mtriple, _pool_macros(vocabulary))
         return library.read_bytes()
 
 
-def _pool_macros() -> dict[str, str]:
-    """What step_pool.c must know of an entry's parameters."""
+def _pool_macros(vocabulary: int) -> dict[str, str]:
+    """What step_pool.c must know of an entry's parameters and results."""
     names = list(PARAMETERS)
     return {
         "BATCH": str(names.index("batch")),
+        "LOGITS": str(names.index("logits")),
         "ARENA": str(names.index("arena")),
+        "VOCABULARY": str(vocabulary),
         "ARGUMENT_TYPES": ",".join(["void*"] * len(names)),
         "ARGUMENTS(p)": ",".join(f"p[{number}]" for number in range(len(names))),
     }

@@ -5,7 +5,10 @@
    where it has not: a waiting thread gives its CPU to the one that it waits for.
 
    A pool belongs to one engine. It remembers its process: in a forked child it starts threads anew.
-   The compiler defines ARGUMENT_TYPES and ARGUMENTS(p), the pointers of an entry. */
+   After the phases each thread looks for the largest logit in its share of every sampled row.
+
+   The compiler defines ARGUMENT_TYPES and ARGUMENTS(p), the pointers of an entry, of which BATCH,
+   LOGITS and ARENA are used here, and VOCABULARY, the logits of a row. */
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -36,6 +39,15 @@ typedef struct {
   int32_t number;
 } Worker;
 
+typedef struct {
+  float value;
+  int32_t index; /* -1: a logit is NaN */
+} Largest;
+
+typedef float Floats __attribute__((vector_size(32)));
+typedef int32_t Ints __attribute__((vector_size(32)));
+enum { LANES = 8 };
+
 struct Pool {
   int32_t threads, started, spins_in_step, spins_between, alone_rows;
   pid_t process;
@@ -45,7 +57,8 @@ struct Pool {
   pthread_t *handles;
   Entry entry;
   void **pointers;
-  int32_t alone;
+  int32_t alone, wanted; /* wanted: rows whose largest logit is */
+  Largest *largest;      /* [rows][threads] */
   atomic_int status, running, stopping;
   _Alignas(LINE) atomic_uint launches; /* rises with each step */
   atomic_int launch_sleepers;
@@ -96,12 +109,61 @@ EXPORTED int32_t gw_barrier(Pool *pool) {
   return 0;
 }
 
+/* The first of the largest logits in row[first, last); -infinity where there are none. */
+static Largest find_largest(const float *row, int32_t first, int32_t last) {
+  Largest found = {-__builtin_inff(), first};
+  Floats most = {0}, block;
+  Ints odd = {0};
+  int32_t i = first, strange = 0;
+  most += found.value;
+  for (; i + LANES <= last; i += LANES) {
+    memcpy(&block, row + i, sizeof block);
+    Ints larger = block > most;
+    most = (Floats)((larger & (Ints)block) | (~larger & (Ints)most));
+    odd |= block != block;
+  }
+  for (int lane = 0; lane < LANES; lane++) {
+    if (most[lane] > found.value) found.value = most[lane];
+    strange |= odd[lane];
+  }
+  for (; i < last; i++) {
+    if (row[i] > found.value) found.value = row[i];
+    strange |= row[i] != row[i];
+  }
+  if (strange) return (Largest){found.value, -1};
+  while (found.index < last && row[found.index] != found.value) found.index++;
+  return found;
+}
+
+static void find_largest_of_rows(Pool *pool, int32_t thread) {
+  const float *logits = pool->pointers[LOGITS];
+  int32_t first = (int32_t)((int64_t)VOCABULARY * thread / pool->threads);
+  int32_t last = (int32_t)((int64_t)VOCABULARY * (thread + 1) / pool->threads);
+  for (int32_t row = 0; row < pool->wanted; row++)
+    pool->largest[row * pool->threads + thread] =
+        find_largest(logits + (size_t)row * VOCABULARY, first, last);
+}
+
+static void join_largest(Pool *pool, int32_t *chosen) {
+  for (int32_t row = 0; row < pool->wanted; row++) {
+    const Largest *parts = pool->largest + row * pool->threads;
+    Largest best = parts[0];
+    for (int32_t i = 1; i < pool->threads && best.index >= 0; i++)
+      if (parts[i].index < 0 || parts[i].value > best.value) best = parts[i];
+    chosen[row] = best.index;
+  }
+}
+
 static void take_part(Pool *pool, int32_t number) {
   void **pointers = pool->pointers;
   void *own = pool->alone ? pool->own + pool->own_bytes * (size_t)number : pointers[ARENA];
   int32_t status =
       pool->entry(number, pool->threads, pool->alone, pool, own, ARGUMENTS(pointers));
   if (status) atomic_store(&pool->status, status);
+  if (pool->wanted) {
+    gw_barrier(pool);
+    find_largest_of_rows(pool, number);
+  }
   gw_barrier(pool);
 }
 
@@ -153,13 +215,15 @@ static void stop(Pool *pool) {
 static void release(Pool *pool) {
   if (pool->own) munmap(pool->own, pool->own_bytes * (size_t)pool->threads);
   free(pool->workers);
+  free(pool->largest);
   free(pool->handles);
   free(pool);
 }
 
 /* A pool of `threads`, the caller of gw_run among them, or NULL with errno. Steps of at most
-   `alone_rows` tokens may have small phases computed by every thread for itself, in `own_bytes`. */
-EXPORTED Pool *gw_create(int32_t threads, size_t own_bytes, int32_t alone_rows,
+   `alone_rows` tokens may have small phases computed by every thread for itself, in `own_bytes`. A
+   step samples up to `rows` rows. */
+EXPORTED Pool *gw_create(int32_t threads, size_t own_bytes, int32_t alone_rows, int32_t rows,
                          int32_t spins_in_step, int32_t spins_between) {
   Pool *pool = aligned_alloc(LINE, (sizeof(Pool) + LINE - 1) / LINE * LINE);
   if (!pool) return 0;
@@ -171,10 +235,11 @@ EXPORTED Pool *gw_create(int32_t threads, size_t own_bytes, int32_t alone_rows,
   pool->own_bytes = (own_bytes + 4095) / 4096 * 4096 + 4096;
   pool->workers = calloc((size_t)threads, sizeof(Worker));
   pool->handles = calloc((size_t)threads, sizeof(pthread_t));
+  pool->largest = calloc((size_t)threads * (size_t)rows, sizeof(Largest));
   void *memory = mmap(0, pool->own_bytes * (size_t)threads, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   pool->own = memory == MAP_FAILED ? 0 : memory;
-  int failed = pool->workers && pool->handles && pool->own ? start(pool) : ENOMEM;
+  int failed = pool->workers && pool->handles && pool->largest && pool->own ? start(pool) : ENOMEM;
   if (!failed) return pool;
   stop(pool);
   release(pool);
@@ -182,8 +247,10 @@ EXPORTED Pool *gw_create(int32_t threads, size_t own_bytes, int32_t alone_rows,
   return 0;
 }
 
-/* One step: `entry` on every thread of the pool. 0, or what went wrong. */
-EXPORTED int32_t gw_run(Pool *pool, Entry entry, void **pointers) {
+/* One step: `entry` on every thread of the pool. Returns 0, or what went wrong.
+
+   chosen: NULL, or for each sampled row the first of its largest logits, -1 if one is NaN. */
+EXPORTED int32_t gw_run(Pool *pool, Entry entry, void **pointers, int32_t *chosen) {
   if (pool->process != getpid() && start(pool)) {
     pool->process = 0;
     return NO_THREADS;
@@ -193,10 +260,12 @@ EXPORTED int32_t gw_run(Pool *pool, Entry entry, void **pointers) {
   pool->entry = entry;
   pool->pointers = pointers;
   pool->alone = batch[0] <= pool->alone_rows;
+  pool->wanted = chosen ? batch[3] : 0;
   atomic_store(&pool->status, 0);
   atomic_fetch_add(&pool->launches, 1);
   if (atomic_load(&pool->launch_sleepers)) wake_all(&pool->launches);
   take_part(pool, 0);
+  join_largest(pool, chosen);
   int32_t status = atomic_load(&pool->status);
   atomic_store(&pool->running, 0);
   return status;

@@ -163,8 +163,8 @@ memory = ctypes.create_string_buffer(count * size + 64)
 start = ctypes.addressof(memory) + -ctypes.addressof(memory) % 64
 pointers = (ctypes.c_void_p * count)(*(start + size * i for i in range(count)))
 ctypes.memmove(start, bytes((1, 0, 0, 0) * 4), 16)
-pool = ctypes.c_void_p(lib.gw_create(2, ctypes.c_size_t(size), 2, 100, 100))
-print("answered", lib.gw_run(pool, lib.decode, pointers))
+pool = ctypes.c_void_p(lib.gw_create(2, ctypes.c_size_t(size), 2, 1, 100, 100))
+print("answered", lib.gw_run(pool, lib.decode, pointers, None))
 lib.gw_destroy(pool)
 """
 

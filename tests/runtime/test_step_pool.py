@@ -8,9 +8,13 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from graphwright.backends.tvm.build import _POOL, _pool_macros
 from graphwright.backends.tvm.link import link
@@ -43,13 +47,14 @@ int32_t prefill(int32_t thread, int32_t threads, int32_t alone, Pool *pool, int6
 }
 """
 ROUNDS = 20
+VOCABULARY = 1003
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pool")
     (folder / "entries.c").write_text(ENTRIES)
-    link([folder / "entries.c", _POOL], folder / "step.so", macros=_pool_macros())
+    link([folder / "entries.c", _POOL], folder / "step.so", macros=_pool_macros(VOCABULARY))
     return folder / "step.so"
 
 
@@ -58,7 +63,7 @@ class Counter:
 
     def __init__(self, path: Path, threads: int, tokens: int = 1) -> None:
         self.threads = threads
-        self.pool = StepPool(StepCode(path), threads, own_bytes=64, alone_rows=2)
+        self.pool = StepPool(StepCode(path), threads, own_bytes=64, alone_rows=2, rows=4)
         self.batch = (ctypes.c_int32 * 8)(tokens, ROUNDS)
         self.places, self.sums = ((ctypes.c_int64 * 64)() for _ in range(2))
         found = [ctypes.addressof(each) for each in (self.batch, self.places, self.sums)]
@@ -123,10 +128,39 @@ def test_a_process_ends_while_workers_wait(path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from graphwright.runtime.step_code import StepCode, StepPool\n"
-        "pool = StepPool(StepCode(Path(sys.argv[1])), 3, own_bytes=0, alone_rows=0)\n"
+        "pool = StepPool(StepCode(Path(sys.argv[1])), 3, own_bytes=0, alone_rows=0, rows=1)\n"
         "kept = pool.__dict__\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, timeout=60
     )
     assert (result.returncode, result.stderr) == (0, b"")
+
+
+@given(
+    st.lists(st.sampled_from([-np.inf, -1.5, 0.0, 2.0, np.inf]), min_size=0, max_size=30),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, VOCABULARY - 1)), max_size=4),
+    st.sampled_from([1, 2, 3, 16]),
+)
+def test_the_largest_logit_is_found(
+    path: Path, few: list[float], nans: list[tuple[int, int]], threads: int
+) -> None:
+    """Of equal ones the first; -1 where one of the row is NaN."""
+    counter = _counters(path, threads)
+    logits = np.zeros((3, VOCABULARY), np.float32)
+    for row in range(3):
+        random = np.random.default_rng(len(few) + row)
+        logits[row] = random.choice([-3.0, *few], VOCABULARY)
+    for row, at in nans:
+        logits[row, at] = np.nan
+    counter.batch[3] = 3
+    counter.pointers[list(PARAMETERS).index("logits")] = logits.ctypes.data
+    chosen = np.full(4, 55, np.int32)
+    counter.pool.run("decode", counter.pointers, ctypes.c_void_p(chosen.ctypes.data))
+    want = np.where(np.isnan(logits).any(1), -1, logits.argmax(1))
+    assert chosen.tolist() == [*want.tolist(), 55]
+
+
+@cache
+def _counters(path: Path, threads: int) -> Counter:
+    return Counter(path, threads)
