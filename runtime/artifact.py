@@ -1,4 +1,5 @@
-"""Reading an artifact: one mapped file, every byte of it checked before any of it is used.
+"""Reading an artifact: one mapped file, every byte of it checked before any of it is used, unless
+this very file was checked before (verified.py).
 
 What can be wrong with a file (not an artifact, truncated, bits flipped, too new, made for another
 CPU) is an ArtifactError of one sentence.
@@ -26,6 +27,7 @@ from graphwright.runtime.artifact_writer import (
 from graphwright.runtime.cpu import cpu_features
 from graphwright.runtime.errors import ArtifactError
 from graphwright.runtime.variants import Variant, best_variant, read_variants
+from graphwright.runtime.verified import is_verified, remember_verified
 from graphwright.runtime.zip_layout import Range, read_layout, structure_digest
 
 __all__ = ["Artifact", "ArtifactWriter", "Manifest", "check_writable"]
@@ -58,15 +60,19 @@ class Artifact:
     _layout: dict[str, Range]
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = True, any_cpu: bool = False) -> Artifact:
-        """Maps `path`. `verify`: check every byte; `any_cpu`: it will be read here, not run.
+    def open(
+        cls, path: str | Path, *, verify: bool = True, again: bool = False, any_cpu: bool = False
+    ) -> Artifact:
+        """Maps `path`. `verify`: check every byte, once as long as the file does not change, or
+        `again`; `any_cpu`: it will be read here, not run.
 
         Raises ArtifactError.
         """
         path = Path(path)
         try:
             with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
+                state = os.fstat(file.fileno())
+                size = state.st_size
                 layout = read_layout(file, size, path)
                 mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
                 manifest = _manifest(path, mapping, layout)
@@ -74,7 +80,7 @@ class Artifact:
                 if not any_cpu:
                     artifact.variant()
                 if verify:
-                    artifact._verify(file)
+                    artifact._verify(file, state, again)
         except OSError as error:
             raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from error
         return artifact
@@ -130,12 +136,14 @@ class Artifact:
             "Compile it again with another --target."
         )
 
-    def _verify(self, file: BinaryIO) -> None:
+    def _verify(self, file: BinaryIO, state: os.stat_result, again: bool) -> None:
         digest = structure_digest(file, self.size, self._layout.values())
         if digest.encode() != self._mapping[self.size - 64 : self.size]:
             raise ArtifactError(
                 f"{self.path} is damaged: its zip headers differ from their digest."
             )
+        if not again and is_verified(self.path, state, digest):
+            return
         parts = list(self._parts())
         for (name, _, expected), found in zip(parts, _hash_all(parts), strict=True):
             if found != expected:
@@ -143,6 +151,7 @@ class Artifact:
                     f"{self.path} is damaged: the sha256 of '{name}' is {found[:16]}…, "
                     f"not {expected[:16]}… as its manifest says."
                 )
+        remember_verified(self.path, state, digest)
 
     def _parts(self) -> Iterator[tuple[str, memoryview, str]]:
         for name, entry in self.manifest.entries.items():

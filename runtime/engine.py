@@ -34,7 +34,8 @@ class Engine:
     """Runs an artifact for up to `max_sequences` sequences of `context` tokens at a time.
 
     context: default the model's own, at most 2048. threads: see runtime/threads.py. verify: check
-    every byte of the file first. library: instead of the artifact's compiled code (tests).
+    every byte of the file first, unless that was done since it was written. library: instead of
+    the artifact's compiled code (tests).
     Not for several threads at once. Raises ArtifactError, RequestError.
     """
 

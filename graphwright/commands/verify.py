@@ -17,10 +17,11 @@ __all__ = ["command"]
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(artifact: str, threads: int | None, as_json: bool) -> None:
     """Check every byte of ARTIFACT, then its golden tokens. Exit code 1 when they differ."""
+    from graphwright.runtime.artifact import Artifact
     from graphwright.runtime.engine import Engine
     from graphwright.runtime.self_test import self_test
 
-    engine = Engine(artifact, max_sequences=1, threads=threads, verify=True)
+    engine = Engine(Artifact.open(artifact, again=True), max_sequences=1, threads=threads)
     result, target = self_test(engine), engine.artifact.variant().name
     if as_json:
         fields: dict[str, Any] = {**vars(result), "passed": result.passed, "target": target}
