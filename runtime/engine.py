@@ -21,7 +21,7 @@ from graphwright.runtime.sampling_params import SamplingParams
 from graphwright.runtime.scheduler import Scheduler, Step
 from graphwright.runtime.scheduler import Sequence as TokenSequence
 from graphwright.runtime.statistics import Statistics
-from graphwright.runtime.threads import choose_threads
+from graphwright.runtime.threads import choose_affinity, choose_threads
 from graphwright.runtime.tokenizer import Tokenizer, read_tokenizer
 
 __all__ = ["DEFAULT_CONTEXT", "Engine"]
@@ -33,9 +33,9 @@ Prompt = str | Sequence[int]
 class Engine:
     """Runs an artifact for up to `max_sequences` sequences of `context` tokens at a time.
 
-    context: default the model's own, at most 2048. threads: see runtime/threads.py. verify: check
-    every byte of the file first, unless that was done since it was written. library: instead of
-    the artifact's compiled code (tests).
+    context: default the model's own, at most 2048. threads, affinity: see runtime/threads.py.
+    verify: check every byte of the file first, unless that was done since it was written. library:
+    instead of the artifact's compiled code (tests).
     Not for several threads at once. Raises ArtifactError, RequestError.
     """
 
@@ -46,6 +46,7 @@ class Engine:
         max_sequences: int = 8,
         context: int | None = None,
         threads: int | None = None,
+        affinity: str | None = None,
         verify: bool = True,
         library: StepLibrary | None = None,
     ) -> None:
@@ -55,7 +56,7 @@ class Engine:
         self.artifact = artifact
         self.plan = Plan.from_json(artifact.json("plan.json"))
         self.context = _context(self.plan, context)
-        self.threads = choose_threads(threads)
+        self.threads, pinned = choose_threads(threads), choose_affinity(affinity)
         self.tokenizer = read_tokenizer(artifact)
         self.generation_config = _generation_config(artifact)
         self.eos_ids = _eos_ids(self.generation_config, self.tokenizer)
@@ -77,6 +78,7 @@ class Engine:
             own_bytes=self.plan.arena_bytes,
             alone_rows=self.plan.alone_rows,
             rows=self.plan.rows,
+            pin=pinned,
         )
         self._requests: dict[TokenSequence, Request] = {}
         self.statistics = Statistics()

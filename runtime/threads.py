@@ -1,4 +1,4 @@
-"""How many threads a step should run on: the physical cores this process may use."""
+"""How many threads a step should run on, and whether they stay on their CPUs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 
 from graphwright.runtime.errors import RequestError
 
-__all__ = ["VARIABLE", "choose_threads"]
+__all__ = ["AFFINITIES", "AFFINITY_VARIABLE", "VARIABLE", "choose_affinity", "choose_threads"]
 
 VARIABLE = "GRAPHWRIGHT_NUM_THREADS"
+AFFINITY_VARIABLE = "GRAPHWRIGHT_AFFINITY"
+AFFINITIES = ("free", "pinned")
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _MOST = 512
@@ -30,6 +32,19 @@ def choose_threads(asked: int | None = None) -> int:
     if not 1 <= asked <= _MOST:
         raise RequestError(f"the number of threads must be from 1 to {_MOST}, not {asked}.")
     return asked
+
+
+def choose_affinity(asked: str | None = None) -> bool:
+    """Whether to pin the worker threads: `asked`, else GRAPHWRIGHT_AFFINITY, else they are free.
+
+    Pinned threads cannot leave a CPU that another process needs too: only for machines that have
+    nothing else to do. The calling thread is the program's and is never pinned. Raises RequestError
+    for a word that is neither "free" nor "pinned".
+    """
+    word = asked or os.environ.get(AFFINITY_VARIABLE) or "free"
+    if word not in AFFINITIES:
+        raise RequestError(f"the affinity of threads is free or pinned, not '{word}'.")
+    return word == "pinned"
 
 
 def _available() -> int:

@@ -24,6 +24,11 @@ _SAMPLING = (
 )  # fmt: skip
 _ENGINE = (
     click.option("--threads", type=int, help="Default: GRAPHWRIGHT_NUM_THREADS, else the cores."),
+    click.option(
+        "--affinity",
+        type=click.Choice(("free", "pinned")),
+        help="Pin worker threads to CPUs (default: GRAPHWRIGHT_AFFINITY, else free).",
+    ),
     click.option("--context", type=int, help="Tokens a sequence may have (default: up to 2048)."),
     click.option("--verify/--no-verify", default=True, help="Check the file's hashes first."),
 )
@@ -38,7 +43,7 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the engine's options; the function gets them as the dictionary `options`."""
-    return _gathered(function, "options", ("threads", "context", "verify"), _ENGINE)
+    return _gathered(function, "options", ("threads", "affinity", "context", "verify"), _ENGINE)
 
 
 def _gathered(

@@ -61,9 +61,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Counter:
     """A pool of `threads` and the sums its steps leave."""
 
-    def __init__(self, path: Path, threads: int, tokens: int = 1) -> None:
+    def __init__(self, path: Path, threads: int, tokens: int = 1, *, pin: bool = False) -> None:
         self.threads = threads
-        self.pool = StepPool(StepCode(path), threads, own_bytes=64, alone_rows=2, rows=4)
+        self.pool = StepPool(StepCode(path), threads, own_bytes=64, alone_rows=2, rows=4, pin=pin)
         self.batch = (ctypes.c_int32 * 8)(tokens, ROUNDS)
         self.places, self.sums = ((ctypes.c_int64 * 64)() for _ in range(2))
         found = [ctypes.addressof(each) for each in (self.batch, self.places, self.sums)]
@@ -106,6 +106,17 @@ def test_a_forked_child_goes_on_and_so_does_its_parent(path: Path) -> None:
     used.check()
     assert os.waitpid(child, 0)[1] == 0
     used.check()
+
+
+def test_pinned_workers_stay_and_the_caller_is_free(path: Path) -> None:
+    before, cpus = set(os.listdir("/proc/self/task")), os.sched_getaffinity(0)
+    counter = Counter(path, 3, pin=True)
+    counter.check()
+    workers = [int(task) for task in set(os.listdir("/proc/self/task")) - before]
+    found = [os.sched_getaffinity(worker) for worker in workers]
+    assert len(found) == 2 and all(len(each) == 1 and each <= cpus for each in found)
+    assert os.sched_getaffinity(0) == cpus
+    counter.pool.close()
 
 
 def test_threads_end_with_their_pool(path: Path) -> None:

@@ -20,6 +20,15 @@ def test_the_environment_and_the_argument(monkeypatch: pytest.MonkeyPatch) -> No
         threads.choose_threads()
 
 
+def test_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(threads.AFFINITY_VARIABLE, raising=False)
+    assert not threads.choose_affinity() and threads.choose_affinity("pinned")
+    monkeypatch.setenv(threads.AFFINITY_VARIABLE, "pinned")
+    assert threads.choose_affinity() and not threads.choose_affinity("free")
+    with pytest.raises(RequestError, match="not 'cores'"):
+        threads.choose_affinity("cores")
+
+
 def test_siblings_count_once_and_a_quota_limits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
