@@ -18,6 +18,8 @@ from graphwright.runtime.step_code import StepCode, StepPool
 
 __all__ = ["NativeLibrary", "StepBuffers", "StepLibrary"]
 
+_COMPILE_AGAIN = "If another version of graphwright wrote it, compile the model again."
+
 
 @dataclass(frozen=True)
 class StepBuffers:
@@ -73,12 +75,12 @@ class NativeLibrary:
                 code = StepCode(path)
             except OSError as error:
                 raise ArtifactError(
-                    f"the step library of {artifact.path} does not load: {error}."
+                    f"the step library of {artifact.path} does not load: {error}. {_COMPILE_AGAIN}"
                 ) from error
             except AttributeError as error:
                 raise ArtifactError(
-                    f"the step library of {artifact.path} lacks a function: {error}. Another "
-                    "version of graphwright wrote it; compile the model again."
+                    f"the step library of {artifact.path} lacks a function: {error}. "
+                    f"{_COMPILE_AGAIN}"
                 ) from error
         self.pool = StepPool(
             code, threads, own_bytes=own_bytes, alone_rows=alone_rows, rows=rows, pin=pin
