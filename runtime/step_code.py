@@ -67,6 +67,7 @@ class StepPool:
         self._run, self._entries = library.gw_run, code.entries
         self._pool = ctypes.c_void_p(pool)
         self.close = weakref.finalize(self, library.gw_destroy, pool)
+        self.close.atexit = False  # a thread may still be in a step when the program ends
         if pin:
             for number in range(1, threads):
                 library.gw_pin(self._pool, number, cpus[number % len(cpus)])
