@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphwright.backends.tvm.kernels.kernel import Kernel
@@ -77,6 +77,7 @@ random_phases = st.lists(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(random_phases)
 def test_what_is_planned_is_verified_and_each_meeting_is_needed(
     drawn: list[tuple[set[str], set[str], bool]],
