@@ -17,13 +17,13 @@ from graphwright.cli import VERBS
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr("graphwright.runtime.engine.NativeLibrary", lambda *_: ToyLibrary())
+    monkeypatch.setattr("graphwright.runtime.engine.NativeLibrary", lambda *_, **__: ToyLibrary())
     return str(write_toy(tmp_path / "toy.gw", tokenizer=word_tokenizer()))
 
 
 @pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr("graphwright.runtime.engine.NativeLibrary", lambda *_: ToyLibrary())
+    monkeypatch.setattr("graphwright.runtime.engine.NativeLibrary", lambda *_, **__: ToyLibrary())
     return str(write_toy(tmp_path / "bare.gw"))
 
 
@@ -204,7 +204,7 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
         "import sys; sys.path[:0] = sys.argv[1:2]\n"
         "import graphwright.runtime.engine as engine\n"
         "from toy_model import *\n"
-        "engine.NativeLibrary = lambda *_: ToyLibrary()\n"
+        "engine.NativeLibrary = lambda *_, **__: ToyLibrary()\n"
         "from graphwright.__main__ import main\n"
         "sys.exit(main(['run', sys.argv[2], '--prompt-ids', '1', '--max-tokens', '60']))"
     )
