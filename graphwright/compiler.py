@@ -118,7 +118,7 @@ def compile(
     Raises FrontendError, PassError or BackendError: a model is compiled right or refused.
     """
     with _without_collection():
-        from graphwright.backends.tvm.build import build_variants, runtime_library
+        from graphwright.backends.tvm.build import build_variants
         from graphwright.backends.tvm.target import cpus_by_names
         from graphwright.golden import golden_tokens
         from graphwright.passes.base import PassContext, run_passes
@@ -129,8 +129,6 @@ def compile(
     options = CompileOptions(quant, target, chunk, check, context, kv_cache_dtype)
     progress = progress or Progress()
     cpus = cpus_by_names(target)
-    for cpu in cpus:
-        runtime_library(cpu)  # raises where there is none to put into the file
     chosen = PipelineOptions(recipe=Recipe.parse(quant), chunk=chunk, kv_cache_dtype=kv_cache_dtype)
     steps = pipeline(chosen)
     seconds: dict[str, float] = {}
