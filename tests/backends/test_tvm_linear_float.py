@@ -37,7 +37,8 @@ def weight_of(*shape: int, weights: FloatWeights) -> torch.Tensor:
     """Random weights; among float16 ones also subnormal ones."""
     weight = torch.randn(shape) * shape[-1] ** -0.5
     weight.view(-1)[::7] *= 1e-6
-    return weight.to(weights.dtype)
+    narrow: torch.Tensor = weight.to(weights.dtype)
+    return narrow
 
 
 @cache
