@@ -38,8 +38,8 @@ def quantized_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ..
     if any(context.fills_scratch(node)):
         stride = context.view(x).row_stride
         kernel = context.kernel(quantize_rows, inputs, group=scheme.group, x_stride=stride)
-        operands = (context.value(x), values, scales)
-        phases.append(Phase(node.name, kernel, operands, rows, context.replicable(None, inputs)))
+        quantized = (context.value(x), values, scales)
+        phases.append(Phase(node.name, kernel, quantized, rows, context.replicable(None, inputs)))
     options, epilogue = epilogue_of(context, given)
     kernel = context.kernel(
         linear_quantized, outputs, inputs, scheme, max_rows=context.plan.max_tokens, **options
