@@ -177,7 +177,7 @@ def decode_attention(
         },
         grid=lambda size: (size["T"], shape.kv_heads * packs, splits),
         num_warps=num_warps,
-        num_stages=num_stages or (1 if single else 3),
+        num_stages=num_stages or (1 if single else 2 if shape.cache == "int8" else 3),
     )  # fmt: skip
 
 

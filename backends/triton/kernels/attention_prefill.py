@@ -154,6 +154,8 @@ def prefill_attention(
     rows = rows or (16 if single else 128 if wide <= 512 else 64 if wide <= 1024 else 32)
     rows = max(16, next_power_of_two(packed), min(rows, next_power_of_two(tokens * packed)))
     keys = keys or (16 if single else 32 if wide <= 1024 else 16)
+    # a third stage of a cache that is converted in registers would spill
+    stages = 3 if wide <= 512 and shape.cache != "int8" else 2
     tile_tokens = rows // packed
     packs = quotient_up(shape.shared, packed)
     return define(
@@ -173,5 +175,5 @@ def prefill_attention(
             1,
         ),
         num_warps=num_warps or (4 if rows <= 16 or wide <= 256 else 8),
-        num_stages=num_stages or (1 if single else 3 if wide <= 512 else 2),
+        num_stages=num_stages or (1 if single else stages),
     )  # fmt: skip

@@ -15,6 +15,7 @@ from graphwright.backends.triton.kernels.attention_tile import AttentionShape
 from graphwright.backends.triton.kernels.causal_conv import causal_conv, roll_state
 from graphwright.backends.triton.kernels.embedding import quantized_embedding
 from graphwright.backends.triton.kernels.gated_act import gated_act
+from graphwright.backends.triton.kernels.gemv import gemv
 from graphwright.backends.triton.kernels.kernel import TritonKernel
 from graphwright.backends.triton.kernels.linear import combine_products, linear, tiles_for
 from graphwright.backends.triton.kernels.norms import norm
@@ -109,6 +110,8 @@ ATTENTION: dict[str, Callable[[], TritonKernel]] = {
     "decode 32 float32": lambda: decode_attention(attention(32, 32, "float32", "float32"), 16),
 }
 PRODUCTS: dict[str, Callable[[], TritonKernel]] = {
+    "gemv": lambda: gemv(4096, 4096, WeightFormat.dense(HALF), 1, residual=True, dtype=HALF),
+    "gemv w4g128": lambda: gemv(4096, 4096, WeightFormat.of("w4g128"), 1, dtype=HALF),
     "linear, 16 rows": lambda: product(None, 16),
     "linear, 2048 rows": lambda: product(None, 2048),
     "linear float32, 64 rows": lambda: product(None, 64, "float32"),

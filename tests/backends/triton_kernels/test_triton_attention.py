@@ -42,7 +42,7 @@ class Case:
     softcap: float = 0.0
     slopes: bool = False
     sinks: bool = False
-    lengths: tuple[tuple[int, int], ...] = ((18, 1), (0, 3), (5, 0), (30, 5))
+    lengths: tuple[tuple[int, int], ...] = ((18, 1), (0, 2), (5, 0), (30, 2))
     dtype: torch.dtype = torch.float32
     cache: torch.dtype = torch.float32
     splits: int = 2

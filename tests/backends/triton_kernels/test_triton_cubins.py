@@ -14,8 +14,6 @@ from triton_harness import compile_all  # noqa: E402
 
 CAPABILITIES = (80, 90)
 SHARED = {80: 99 << 10, 90: 227 << 10}  # bytes: what sm_86 and sm_89 have too, and sm_90
-# Bytes a thread of spills that were looked at: outside of inner loops.
-SPILLS = {("prefill 128 int8", 80): 32, ("decode 128 int8", 90): 16}
 
 
 @cache
@@ -34,6 +32,6 @@ def test_kernels_fit_their_chip(group: dict[str, Any], capability: int) -> None:
     for name in group:
         made = found[name, capability]
         print(f"{name:28} sm_{capability} {made}")
-        assert made["stack"] <= SPILLS.get((name, capability), 0), f"{name} spills: {made}"
+        assert made["stack"] == 0, f"{name} spills: {made}"
         assert made["shared"] <= SHARED[capability], f"{name}: {made}"
         assert made["registers"] * 32 * made["warps"] <= 65536, f"{name}: {made}"
