@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@# torch first and alone: the pinned build decides which files pip takes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compile,linker,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compile,triton,cuda,linker,dev]'
 	@touch $(STAMP)
 
 demo: install  ## compile the demo model in float32 and int8, and let it write
@@ -27,6 +27,15 @@ demo: install  ## compile the demo model in float32 and int8, and let it write
 
 test: install  ## all tests that need no GPU
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-gpu: install  ## what needs an NVIDIA GPU, against eager
+	$(BIN)/python -m pytest -m gpu
+
+triton-table: install  ## registers, spills, shared memory and errors: docs/triton.md
+	$(BIN)/python benchmarks/gpu/kernel_table.py
+
+bench-gpu: install  ## on a GPU: docs/performance-gpu.md
+	$(BIN)/python benchmarks/gpu/run.py
 
 lint: install  ## ruff and mypy (strict)
 	$(BIN)/ruff check .

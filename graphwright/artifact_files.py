@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from graphwright.backends.triton.package import GpuPackage
+    from graphwright.backends.tvm.build import BuiltProgram
     from graphwright.compiler import Compiled
 
 __all__ = ["write_artifact"]
@@ -20,13 +22,10 @@ def write_artifact(compiled: Compiled, path: Path, on_packed: Callable[[int, int
     """
     from graphwright.compiler import log_as_json
     from graphwright.runtime.artifact import ArtifactWriter
-    from graphwright.runtime.variants import Variant
 
     built, count = compiled.built, len(compiled.variants)
-    libraries = [
-        (Variant.among(each.cpu.name, each.cpu.required_features(), count), each)
-        for each in compiled.variants
-    ]
+    code: list[BuiltProgram | GpuPackage] = list(compiled.variants)
+    variants = [each.variant(count) for each in code]
     total = built.weight_bytes
 
     def counted() -> Iterator[bytes | memoryview]:
@@ -36,9 +35,10 @@ def write_artifact(compiled: Compiled, path: Path, on_packed: Callable[[int, int
             done += len(chunk)
             on_packed(done, total)
 
-    with ArtifactWriter(path, variants=[variant for variant, _ in libraries]) as writer:
-        for variant, each in libraries:
-            writer.add(variant.library, each.library)
+    with ArtifactWriter(path, variants=variants) as writer:
+        for variant, each in zip(variants, code, strict=True):
+            for name, content in each.files(variant):
+                writer.add(name, content)
         writer.add_stream("weights.bin", counted(), total)
         for name, text in compiled.graphs:
             writer.add(f"graph/{name}.txt", text)
@@ -59,7 +59,7 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
-    for name in ("graphwright", "torch", "transformers", "apache-tvm", "apache-tvm-ffi"):
+    for name in ("graphwright", "torch", "transformers", "apache-tvm", "apache-tvm-ffi", "triton"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

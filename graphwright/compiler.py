@@ -17,6 +17,7 @@ from graphwright.ir.program import PassRecord, Program
 if TYPE_CHECKING:
     import torch
 
+    from graphwright.backends.triton.package import GpuPackage
     from graphwright.backends.tvm.build import BuiltProgram
     from graphwright.runtime.engine import Engine
 
@@ -31,12 +32,14 @@ class CompileOptions:
     """What `compile` was asked for; it is stored in the artifact.
 
     quant: a recipe such as ``f32``, ``w8``, ``w8:head=f32``. target: ``host``, a CPU's name, or
-    several with commas between them, of which each machine takes the best that it can run.
-    chunk: the most tokens one prefill step takes. check: compare the numbers after every pass
-    (None: when the weights are small enough for it to be quick). context: the most tokens of a
-    sequence (None: what the model was made for); embeddings that scale with the length of the
-    sequence are those of this length. kv_cache_dtype: how keys and values are kept, ``auto``
-    (float32), ``f32``, ``f16``, ``bf16`` or ``int8`` (a scale for each token and head).
+    several with commas between them, of which each machine takes the best that it can run, or GPUs
+    as ``cuda:sm_80,sm_90``. chunk: the most tokens one prefill step takes. check: compare the
+    numbers after every pass (None: when the weights are small enough for it to be quick). context:
+    the most tokens of a sequence (None: what the model was made for); embeddings that scale with
+    the length of the sequence are those of this length. kv_cache_dtype: how keys and values are
+    kept, ``auto`` (float32, on GPUs the activations' type), ``f32``, ``f16``, ``bf16`` or ``int8``
+    (a scale for each token and head). dtype: of activations on GPUs, ``auto`` (bf16), ``f32``,
+    ``bf16`` or ``f16``.
     """
 
     quant: str = "f32"
@@ -45,6 +48,7 @@ class CompileOptions:
     check: bool | None = None
     context: int | None = None
     kv_cache_dtype: str = "auto"
+    dtype: str = "auto"
 
 
 @dataclass
@@ -61,7 +65,7 @@ class Compiled:
     """A compiled model: `save` writes the artifact, `load` runs it in this process."""
 
     program: Program
-    variants: tuple[BuiltProgram, ...]  # one for each CPU, from the most capable
+    variants: tuple[BuiltProgram, ...] | tuple[GpuPackage, ...]  # from the most capable
     options: CompileOptions
     graphs: list[tuple[str, str]]
     files: dict[str, bytes]
@@ -70,14 +74,14 @@ class Compiled:
     _progress: Progress = field(default_factory=Progress)
 
     @property
-    def built(self) -> BuiltProgram:
+    def built(self) -> BuiltProgram | GpuPackage:
         """The variant for the most capable CPU. Plan and weights are the same in all."""
         return self.variants[0]
 
     @property
     def target(self) -> str:
-        """The CPUs that it was compiled for."""
-        return ", ".join(each.cpu.name for each in self.variants)
+        """The CPUs or GPUs that it was compiled for."""
+        return ", ".join(each.target for each in self.variants)
 
     def save(self, path: str | Path) -> Path:
         """Writes the artifact at `path`, whole or not at all. Raises ArtifactError."""
@@ -108,6 +112,7 @@ def compile(
     check: bool | None = None,
     context: int | None = None,
     kv_cache_dtype: str = "auto",
+    dtype: str = "auto",
     example_tokens: torch.Tensor | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
@@ -118,18 +123,19 @@ def compile(
     Raises FrontendError, PassError or BackendError: a model is compiled right or refused.
     """
     with _without_collection():
-        from graphwright.backends.tvm.build import build_variants
-        from graphwright.backends.tvm.target import cpus_by_names
         from graphwright.golden import golden_tokens
+        from graphwright.machine_code import code_generator
         from graphwright.passes.base import PassContext, run_passes
         from graphwright.passes.pipeline import PipelineOptions, pipeline
         from graphwright.passes.recipe import Recipe
         from graphwright.passes.verification import CHECK_LIMIT_BYTES, NumericCheck, should_check
 
-    options = CompileOptions(quant, target, chunk, check, context, kv_cache_dtype)
+    options = CompileOptions(quant, target, chunk, check, context, kv_cache_dtype, dtype)
     progress = progress or Progress()
-    cpus = cpus_by_names(target)
-    chosen = PipelineOptions(recipe=Recipe.parse(quant), chunk=chunk, kv_cache_dtype=kv_cache_dtype)
+    generator = code_generator(target, dtype)
+    chosen = PipelineOptions(
+        Recipe.parse(quant), generator.decode_tokens, chunk, kv_cache_dtype=kv_cache_dtype
+    )
     steps = pipeline(chosen)
     seconds: dict[str, float] = {}
 
@@ -163,7 +169,7 @@ def compile(
     clock = timed("golden", clock)
 
     progress.stage("native code")
-    variants = build_variants(program, cpus)
+    variants = generator.build(program)
     timed("native code", clock)
     return Compiled(program, variants, options, graphs, files, golden, seconds, progress)
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphwright.runtime.artifact import Artifact
+from graphwright.runtime.cuda.program import LAUNCHES
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.kv_cache import BlockPool
 from graphwright.runtime.library import NativeLibrary, StepBuffers, StepLibrary
@@ -72,14 +73,7 @@ class Engine:
         self._scheduler = Scheduler(
             self.plan.entries, self._pool, self.plan.block_size, blocks_each, max_sequences
         )
-        self._library = library or NativeLibrary(
-            artifact,
-            self.threads,
-            own_bytes=self.plan.arena_bytes,
-            alone_rows=self.plan.alone_rows,
-            rows=self.plan.rows,
-            pin=pinned,
-        )
+        self._library = library or _library_of(artifact, self.plan, self.threads, pinned)
         self._requests: dict[TokenSequence, Request] = {}
         self.statistics = Statistics()
         self.load_seconds = time.perf_counter() - start
@@ -287,6 +281,17 @@ def _allocate(
         weights=weights,
         kv=memory.allocate("kv", max_sequences * blocks_each * plan.block_bytes),
     )
+
+
+def _library_of(artifact: Artifact, plan: Plan, threads: int, pinned: bool) -> StepLibrary:
+    if LAUNCHES in artifact:
+        from graphwright.runtime.cuda.library import CudaLibrary
+
+        return CudaLibrary(artifact)
+    return NativeLibrary(
+        artifact, threads, own_bytes=plan.arena_bytes, alone_rows=plan.alone_rows, rows=plan.rows,
+        pin=pinned,
+    )  # fmt: skip
 
 
 def _context(plan: Plan, asked: int | None) -> int:

@@ -61,7 +61,9 @@ def test_the_backend_uses_only_the_artifact_format_of_the_runtime() -> None:
     for path in _files("backends"):
         for name in _imports(path):
             if name.startswith("graphwright.runtime."):
-                assert name.split(".")[2] in {"artifact", "cpu"}, f"{path} imports '{name}'"
+                assert name.split(".")[2] in {"artifact", "cpu", "variants"}, (
+                    f"{path} imports '{name}'"
+                )
 
 
 def test_imports_have_no_cycles() -> None:

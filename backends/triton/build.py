@@ -31,32 +31,18 @@ DEFAULT_CONTEXT = 2048  # tokens that attention's splits are chosen for when a m
 
 @dataclass(frozen=True)
 class GpuOptions:
-    """dtype: of activations, f32, bf16 or f16. kv: of the cache, one of these or int8; None for
-    that of the activations.
-    """
+    """dtype: of activations, and of what the graph has in float32 and is large: f32, bf16, f16."""
 
     dtype: str = "bf16"
-    kv: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in ACTIVATIONS:
             raise BackendError(f"'{self.dtype}' is no dtype; there are {', '.join(ACTIVATIONS)}.")
-        if self.kv not in (None, "int8", *ACTIVATIONS):
-            raise BackendError(
-                f"'{self.kv}' is no element type of a cache; there are "
-                f"{', '.join(ACTIVATIONS)} and int8."
-            )
 
     @property
     def activations(self) -> str:
         """Their element type."""
         return ACTIVATIONS[self.dtype]
-
-    @property
-    def cache(self) -> str:
-        """The element type of KV caches."""
-        kv = self.kv or self.dtype
-        return ACTIVATIONS.get(kv, kv)
 
 
 @dataclass(frozen=True)
@@ -116,7 +102,7 @@ def lower_program(program: Program, chip: Chip, options: GpuOptions) -> LoweredP
             "run PlanMemory."
         )
     types = StoredTypes(program, options.activations)
-    kv = KvLayout.of(program.states, options.cache)
+    kv = KvLayout.of(program.states, options.activations)
     blobs, kernels = BlobTable(), Kernels()
     buckets: list[Bucket] = []
     ledger: list[LedgerEntry] = []

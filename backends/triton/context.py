@@ -182,11 +182,10 @@ class LoweringContext:
 
     def state(self, node: Any) -> Operand:
         """A tensor of a state, in the first block of the cache."""
-        return self._of_block(str(node.target))
-
-    def scales(self, node: Any) -> Operand:
-        """The scales of a cache that is stored as int8."""
-        return self._of_block(f"{node.target}.scale")
+        name = str(node.target)
+        if name not in self.kv.offsets:
+            raise BackendError(f"'{name}' is no state; there are {sorted(self.kv.offsets)}.")
+        return Operand("kv", self.kv.offsets[name])
 
     # ---- helpers
 
@@ -195,11 +194,6 @@ class LoweringContext:
     ) -> TritonKernel:
         """builder(*args, **options), built once."""
         return self.kernels.get(builder, *args, **options)
-
-    def _of_block(self, name: str) -> Operand:
-        if name not in self.kv.offsets:
-            raise BackendError(f"'{name}' is no state; there are {sorted(self.kv.offsets)}.")
-        return Operand("kv", self.kv.offsets[name])
 
     def _place(self, name: str, start: int) -> Operand:
         if name == self._logits:

@@ -60,7 +60,11 @@ def compile_cubin(kernel: TritonKernel, chip: Chip, aligned: frozenset[str]) -> 
         constexprs={(names.index(n),): value for n, value in kernel.constants.items()},
         attrs={(i,): [["tt.divisibility", ALIGNMENT]] for i, n in enumerate(names) if n in aligned},
     )
-    options = {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages}
+    options = {
+        "num_warps": kernel.num_warps,
+        "num_stages": kernel.num_stages,
+        "enable_fp_fusion": True,
+    }
     with _reproducible(triton):
         try:
             compiled = triton.compile(
@@ -79,7 +83,7 @@ def compile_cubin(kernel: TritonKernel, chip: Chip, aligned: frozenset[str]) -> 
     if found.global_scratch_size or found.profile_scratch_size:
         raise BackendError(f"'{kernel.name}' needs scratch memory of its own, which none is given.")
     code = compiled.asm["cubin"]
-    parameters = _parameters(compiled.asm["ptx"])
+    parameters = _parameters(compiled.asm["ptx"], found.name)
     registers, stack = _usage(triton, code)
     return Cubin(
         code, found.name, kernel.num_warps, found.shared, parameters - len(types), registers, stack
@@ -100,9 +104,10 @@ def _reproducible(triton: Any) -> Iterator[None]:
         yield
 
 
-def _parameters(ptx: str) -> int:
+def _parameters(ptx: str, symbol: str) -> int:
     """How many parameters the entry has."""
-    return len(re.findall(r"\.param \.", ptx.split("{")[0]))
+    _, _, rest = ptx.partition(f".entry {symbol}(")
+    return rest.partition(")")[0].count(".param ")
 
 
 def _usage(triton: Any, code: bytes) -> tuple[int, int]:

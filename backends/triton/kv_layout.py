@@ -1,16 +1,19 @@
 """How the states lie in a GPU's memory: one region of blocks; in a block, state by state.
 
 Keys of a cache in a block are [heads, 16, head_dim], values [heads, 16, value_dim]: what a program
-reads of a block for one head is one run of memory. Caches hold the cache's element type; int8 has
-float32 scales [heads, 16] behind the keys and behind the values. A rolling state is float32
-[kept, channels] in each block; a sequence uses the one in its first block.
+reads of a block for one head is one run of memory. Caches that the graph keeps in float32 hold the
+activations' type, others their own; int8 has float32 scales [heads, 16] for each of the two. A
+rolling state is float32 [kept, channels] in each block; a sequence uses the one in its first block.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from graphwright.backends.triton.dtypes import ITEM_SIZES
 from graphwright.ir.errors import BackendError
@@ -24,42 +27,46 @@ BLOCK_SIZE = 16  # positions in a block
 
 @dataclass(frozen=True)
 class KvLayout:
-    """offsets: bytes from a block's start by the name of the state's input (`kv0_k`, `conv1`), and
-    of the scales by that name with `.scale` behind. cache: the element type of caches.
+    """offsets: bytes from a block's start by the name of the state's input (`kv0_k`, `conv1`).
+    activations: the element type of caches that the graph keeps in float32.
     """
 
     states: tuple[KVState | ConvState, ...]
-    cache: str
+    activations: str
     offsets: dict[str, int]
     block_bytes: int
 
     @staticmethod
-    def of(states: Iterable[State], cache: str) -> KvLayout:
+    def of(states: Iterable[State], activations: str) -> KvLayout:
         """The layout of these states. Raises BackendError for one that it does not know."""
         known: list[KVState | ConvState] = []
         offsets: dict[str, int] = {}
         end = 0
-
-        def place(name: str, count: int, item: int) -> None:
-            nonlocal end
-            offsets[name] = end
-            end = align(end + count * item)
-
         for state in states:
-            if isinstance(state, KVState):
-                for name, dim in zip(state.inputs, (state.head_dim, state.value_dim), strict=False):
-                    place(name, state.heads * BLOCK_SIZE * dim, ITEM_SIZES[cache])
-                    if cache == "int8":
-                        place(f"{name}.scale", state.heads * BLOCK_SIZE, 4)
-            elif isinstance(state, ConvState):
-                place(state.name, state.kept * state.channels, 4)
-            else:
+            if not isinstance(state, (KVState, ConvState)):
                 raise BackendError(
                     f"state '{state.name}' is a {type(state).__name__}, neither a KV cache nor the "
                     "rolling state of a convolution."
                 )
             known.append(state)
-        return KvLayout(tuple(known), cache, offsets, end)
+            shapes = state.shapes(1, BLOCK_SIZE)
+            for name, shape, dtype in zip(state.inputs, shapes, state.dtypes, strict=True):
+                narrow = isinstance(state, KVState) and state.dtype is torch.float32
+                kind = activations if narrow else str(dtype).removeprefix("torch.")
+                offsets[name] = end
+                end = align(end + math.prod(shape) * ITEM_SIZES[kind])
+        return KvLayout(tuple(known), activations, offsets, end)
+
+    def cache(self, name: str) -> str:
+        """The element type of the cache whose keys are the input `name`."""
+        for state in self.states:
+            if isinstance(state, KVState) and state.inputs[0] == name:
+                return self._cache(state)
+        raise BackendError(f"'{name}' are not the keys of a cache.")
+
+    def _cache(self, state: KVState) -> str:
+        own = str(state.dtype).removeprefix("torch.")
+        return self.activations if own == "float32" else own
 
     def stride(self, dtype: str) -> int:
         """Elements of `dtype` from a block to the next."""
@@ -76,7 +83,7 @@ class KvLayout:
                     "heads": state.heads,
                     "head_dim": state.head_dim,
                     "value_dim": state.value_dim,
-                    "dtype": self.cache,
+                    "dtype": self._cache(state),
                     "mask": str(state.mask),
                     "span": state.mask.span,
                     "k_offset": self.offsets[state.inputs[0]],

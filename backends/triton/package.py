@@ -17,8 +17,12 @@ from graphwright.backends.triton.chips import Chip
 from graphwright.backends.triton.cubin import ALIGNMENT, Cubin, compile_cubin
 from graphwright.backends.triton.kernels.kernel import TritonKernel
 from graphwright.backends.triton.launches import Launch
+from graphwright.backends.triton.registry import LedgerEntry
+from graphwright.runtime.variants import Variant
 
-__all__ = ["GpuPackage", "package"]
+__all__ = ["LAUNCHES", "GpuPackage", "package"]
+
+LAUNCHES = "gpu/launches.json"
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,42 @@ class GpuPackage:
         }  # fmt: skip
         return {"chips": [chip.name for chip in self.chips], "kernels": kernels, "entries": buckets}
 
-    def files(self) -> Iterator[tuple[str, bytes]]:
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The content of plan.json."""
+        return self.lowered.plan
+
+    @property
+    def ledger(self) -> tuple[LedgerEntry, ...]:
+        """Who lowered what."""
+        return self.lowered.ledger
+
+    @property
+    def target(self) -> str:
+        """What the artifact is for, as --target names it."""
+        return f"cuda:{','.join(chip.name for chip in self.chips)}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What phases.json says of each phase on a CPU: nothing here."""
+        return {}
+
+    def variant(self, count: int) -> Variant:
+        """How an artifact's manifest names it: any CPU drives a GPU."""
+        return Variant(self.target, (), LAUNCHES)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights region."""
+        return self.lowered.weight_bytes
+
+    def weights(self, on_blob: Callable[[str], None] | None = None) -> Iterator[memoryview]:
+        """The weights region in pieces."""
+        return self.lowered.weights(on_blob)
+
+    def files(self, variant: Variant) -> Iterator[tuple[str, bytes]]:
         """The entries of the artifact, by name."""
-        yield "gpu/launches.json", json.dumps(self.launches(), separators=(",", ":")).encode()
+        yield variant.library, json.dumps(self.launches(), separators=(",", ":")).encode()
         for chip, cubins in self.cubins.items():
             for name, cubin in cubins.items():
                 yield f"gpu/{chip}/{name}.cubin", cubin.code

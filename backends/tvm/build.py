@@ -27,6 +27,7 @@ from graphwright.backends.tvm.target import Cpu
 from graphwright.ir.errors import BackendError
 from graphwright.ir.memory import MemoryPlan
 from graphwright.ir.program import Level, Program
+from graphwright.runtime.variants import Variant
 
 __all__ = ["BuiltProgram", "build", "build_variants", "lower_program"]
 
@@ -45,6 +46,19 @@ class BuiltProgram:
     phases: dict[str, list[Phase]]
     blobs: BlobTable
     facts: dict[str, list[dict[str, Any]]]  # of every phase; the content of phases.json
+
+    @property
+    def target(self) -> str:
+        """What the artifact is for, as --target names it."""
+        return self.cpu.name
+
+    def variant(self, count: int) -> Variant:
+        """How the manifest of an artifact with `count` variants names it."""
+        return Variant.among(self.cpu.name, self.cpu.required_features(), count)
+
+    def files(self, variant: Variant) -> Iterator[tuple[str, bytes]]:
+        """The code of this variant, by its name in the artifact."""
+        yield variant.library, self.library
 
     @property
     def weight_bytes(self) -> int:

@@ -25,11 +25,14 @@ __all__ = ["command"]
 )
 @click.option("--quant", default="f32", show_default=True, help="Weights: f32, w8, w8g32, ….")
 @click.option("--target", default="host", show_default=True,
-              help="host, a CPU's name, or several: x86-64-v3,x86-64-v4.")  # fmt: skip
+              help="host, a CPU's name, several, or GPUs: cuda:sm_80,sm_90.")  # fmt: skip
 @click.option("--chunk", default=512, show_default=True, type=click.IntRange(8, 8192),
               help="Most tokens of one prefill step.")  # fmt: skip
 @click.option("--context", type=click.IntRange(1),
               help="Most tokens of a sequence (default: what the model was made for).")  # fmt: skip
+@click.option("--dtype", default="auto", show_default=True,
+              type=click.Choice(["auto", "f32", "bf16", "f16"]),
+              help="Activations on a GPU (auto: bf16).")  # fmt: skip
 @click.option("--kv-cache-dtype", default="auto", show_default=True,
               type=click.Choice(["auto", "f32", "f16", "bf16", "int8"]),
               help="How keys and values are kept (auto: f32).")  # fmt: skip
@@ -46,6 +49,7 @@ def command(
     chunk: int,
     context: int | None,
     kv_cache_dtype: str,
+    dtype: str,
     check: bool | None,
     trust_remote_code: bool,
     as_json: bool,
@@ -71,6 +75,7 @@ def command(
             chunk=chunk,
             context=context,
             kv_cache_dtype=kv_cache_dtype,
+            dtype=dtype,
             check=check,
             trust_remote_code=trust_remote_code,
             progress=report.progress,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.kernel import TritonKernel, define
+from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
 
 __all__ = ["routed_groups"]
 
@@ -21,10 +21,11 @@ _PAIRS = 1024  # looked at together
 @triton.jit
 def routed_groups_kernel(
     batch, experts, order, starts,
-    EXPERTS: tl.constexpr, SLOTS: tl.constexpr, STRIDE: tl.constexpr, PAIRS: tl.constexpr,
+    EXPERTS: tl.constexpr, SLOTS: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr,
+    PAIRS: tl.constexpr,
 ):  # fmt: skip
     expert = tl.program_id(0)
-    count = tl.load(batch) * SLOTS
+    count = tl.load(batch + ROWS) * SLOTS
     lower = tl.zeros((PAIRS,), tl.int32)
     for first in range(0, count, PAIRS):
         pair = first + tl.arange(0, PAIRS)
@@ -44,7 +45,9 @@ def routed_groups_kernel(
         place += tl.sum(mine, axis=0)
 
 
-def routed_groups(experts: int, slots: int, *, experts_stride: int) -> TritonKernel:
+def routed_groups(
+    experts: int, slots: int, *, experts_stride: int, rows: RowCount = "T"
+) -> TritonKernel:
     """Pointers: batch, experts int64 (rows of `slots`, each id in 0..experts - 1), order int32
     [T * slots], starts int32 [experts + 1].
 
@@ -56,7 +59,13 @@ def routed_groups(experts: int, slots: int, *, experts_stride: int) -> TritonKer
         "routed_groups",
         routed_groups_kernel,
         {"batch": "int32", "experts": "int64", "order": "int32", "starts": "int32"},
-        {"EXPERTS": experts, "SLOTS": slots, "STRIDE": experts_stride, "PAIRS": _PAIRS},
+        {
+            "EXPERTS": experts,
+            "SLOTS": slots,
+            "STRIDE": experts_stride,
+            "ROWS": ROWS[rows],
+            "PAIRS": _PAIRS,
+        },
         grid=lambda size: (experts, 1, 1),
         num_warps=4,
     )

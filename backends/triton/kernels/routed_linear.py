@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from graphwright.backends.triton.kernels.attention_prefill import tile_of_batch
-from graphwright.backends.triton.kernels.kernel import TritonKernel, define
+from graphwright.backends.triton.kernels.kernel import RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.linear import Tiles
 from graphwright.backends.triton.kernels.product_tile import finish, product_tile
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
@@ -79,7 +79,7 @@ def routed_tiles(pairs: int, experts: int, k: int, format: WeightFormat, dtype: 
 def routed_linear(
     experts: int, slots: int, n: int, k: int, format: WeightFormat, tiles: Tiles, *,
     x_stride: int, shared: bool, integer: bool = False, bias: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "float32", rows: RowCount = "T",
 ) -> TritonKernel:  # fmt: skip
     """gw.routed_linear and gw.quantized_routed_linear of the pairs that routed_groups sorted.
 
@@ -104,7 +104,7 @@ def routed_linear(
             "STEP": tiles.step, "CHUNK": min(_EXPERTS, next_power_of_two(experts)),
         },
         grid=lambda size: (
-            quotient_up(size["T"] * slots, tiles.rows) + min(experts, size["T"] * slots),
+            quotient_up(size[rows] * slots, tiles.rows) + min(experts, size[rows] * slots),
             quotient_up(n, tiles.outputs),
             1,
         ),

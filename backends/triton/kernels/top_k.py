@@ -26,15 +26,16 @@ def ranking_key(value, index):
 @triton.jit
 def top_k_kernel(
     batch, x, values, indices,
-    WIDTH: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, VECTORS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    if row >= tl.load(batch + ROWS):
+    if row >= tl.load(batch + ROWS) * VECTORS:
         return
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
-    value = tl.load(x + row * X_STRIDE + column, mask=inside, other=0.0).to(tl.float32)
+    start = x + row // VECTORS * X_STRIDE + row % VECTORS * WIDTH
+    value = tl.load(start + column, mask=inside, other=0.0).to(tl.float32)
     lowest = tl.full((BLOCK,), -0x8000000000000000, tl.int64)
     key = tl.where(inside, ranking_key(value, column), lowest)
     for place in range(K):
@@ -48,20 +49,29 @@ def top_k_kernel(
 
 
 def top_k(
-    width: int, k: int, *, x_stride: int, dtype: str = "float32", rows: RowCount = "T"
-) -> TritonKernel:
-    """Pointers: batch, x (rows of `width`), values [rows, k], indices int64 [rows, k].
+    width: int, k: int, *, x_stride: int, dtype: str = "float32", rows: RowCount = "T",
+    vectors: int = 1,
+) -> TritonKernel:  # fmt: skip
+    """Pointers: batch, x (rows of `vectors` times `width`), values [rows, vectors, k], indices
+    int64 [rows, vectors, k].
 
-    One program a row: k rounds of a maximum over keys held in registers. For routers, where
+    One program a vector: k rounds of a maximum over keys held in registers. For routers, where
     width <= some hundreds and k <= 16 or so; a NaN counts as the largest, as for torch.sort.
     """
-    assert 0 < k <= width <= _WIDEST and x_stride >= width
+    assert 0 < k <= width <= _WIDEST and x_stride >= width * vectors
     block = next_power_of_two(width)
     return define(
         "top_k",
         top_k_kernel,
         {"batch": "int32", "x": dtype, "values": dtype, "indices": "int64"},
-        {"WIDTH": width, "K": k, "X_STRIDE": x_stride, "ROWS": ROWS[rows], "BLOCK": block},
-        grid=lambda size: (size[rows], 1, 1),
+        {
+            "WIDTH": width,
+            "K": k,
+            "X_STRIDE": x_stride,
+            "VECTORS": vectors,
+            "ROWS": ROWS[rows],
+            "BLOCK": block,
+        },
+        grid=lambda size: (size[rows] * vectors, 1, 1),
         num_warps=max(1, min(8, block // 128)),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.kernel import TritonKernel, define
+from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 
 __all__ = ["weighted_sum"]
@@ -17,10 +17,10 @@ _BLOCK = 1024
 def weighted_sum_kernel(
     batch, y, weights, out,
     SLOTS: tl.constexpr, WIDTH: tl.constexpr, Y_STRIDE: tl.constexpr,
-    WEIGHTS_STRIDE: tl.constexpr, BLOCK: tl.constexpr,
+    WEIGHTS_STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
-    if token >= tl.load(batch):
+    if token >= tl.load(batch + ROWS):
         return
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < WIDTH
@@ -34,7 +34,7 @@ def weighted_sum_kernel(
 
 def weighted_sum(
     slots: int, width: int, *, y_stride: int, weights_stride: int, dtype: str = "float32",
-    weights: str = "float32",
+    weights: str = "float32", rows: RowCount = "T",
 ) -> TritonKernel:  # fmt: skip
     """Σ_s weights[t, s] * y[t, s] in order of s.
 
@@ -48,8 +48,8 @@ def weighted_sum(
         {"batch": "int32", "y": dtype, "weights": weights, "out": dtype},
         {
             "SLOTS": slots, "WIDTH": width, "Y_STRIDE": y_stride,
-            "WEIGHTS_STRIDE": weights_stride, "BLOCK": block,
+            "WEIGHTS_STRIDE": weights_stride, "ROWS": ROWS[rows], "BLOCK": block,
         },
-        grid=lambda size: (size["T"], quotient_up(width, block), 1),
+        grid=lambda size: (size[rows], quotient_up(width, block), 1),
         num_warps=4,
     )  # fmt: skip

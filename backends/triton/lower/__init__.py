@@ -1,5 +1,21 @@
 """Lowerings of the gw ops to kernels: importing this package registers them all."""
 
-from graphwright.backends.triton.lower import attention, linear, pointwise, region, tokens
+from graphwright.backends.triton.lower import (
+    attention,
+    causal_conv,
+    linear,
+    pointwise,
+    region,
+    routed,
+    tokens,
+)
 
-__all__ = ["attention", "linear", "pointwise", "region", "tokens"]
+__all__ = [
+    "attention",
+    "causal_conv",
+    "linear",
+    "pointwise",
+    "region",
+    "routed",
+    "tokens",
+]

@@ -52,11 +52,11 @@ def cached_attention(context: LoweringContext, node: fx.Node) -> tuple[Launch, .
     heads, dim = (int(size) for size in given["q"].meta["val"].shape[-2:])
     kv_heads = int(given["k_cache"].meta["val"].shape[2])
     value_dim = int(given["v_cache"].meta["val"].shape[3])
-    dtype, cache = context.dtype(given["q"]), context.kv.cache
+    dtype = context.dtype(given["q"])
+    cache = context.kv.cache(str(given["k_cache"].target))
     stride = context.kv.stride(cache)
-    caches = [context.state(given["k_cache"]), context.state(given["v_cache"])]
-    if cache == "int8":
-        caches += [context.scales(given["k_cache"]), context.scales(given["v_cache"])]
+    states = ("k_cache", "v_cache", "k_scale", "v_scale")
+    caches = [context.state(given[name]) for name in states if given[name] is not None]
     sequences, slots, found = slots_of(context, node, given)
     launches = [*found]
     if given["k"] is not None:

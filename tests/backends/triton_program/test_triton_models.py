@@ -21,7 +21,20 @@ from interpreted_program import InterpretedProgram
 from graphwright.backends.triton.build import GpuOptions, LoweredProgram, lower_program
 from graphwright.backends.triton.chips import CHIPS
 
-MODELS = ["llama", "qwen2", "mistral", "gpt2", "gemma2", "opt", "falcon", "falcon-old", "bloom"]
+MODELS = [
+    "llama",
+    "qwen2",
+    "mistral",
+    "gpt2",
+    "gemma2",
+    "opt",
+    "falcon",
+    "falcon-old",
+    "bloom",
+    "mixtral",
+    "gpt-oss",
+    "deepseek-v3",
+]
 
 
 def lowered_model(

@@ -1,0 +1,149 @@
+"""The step library of a GPU: weights and caches in its memory, a captured graph for each bucket.
+
+A step copies its small inputs in (one copy from pinned memory), replays the graph, copies the
+sampled rows of logits out, and waits for those. The engine's own arena and cache stay untouched and
+take no memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphwright.runtime.artifact import Artifact
+from graphwright.runtime.cuda.driver import Driver
+from graphwright.runtime.cuda.program import Bucket, Program
+from graphwright.runtime.library import StepBuffers
+
+__all__ = ["CudaLibrary"]
+
+ALIGNMENT = 256  # of regions inside one allocation
+_STAGING = 32 << 20  # bytes of each of the two buffers that weights pass through
+_INPUTS = ("batch", "tokens", "positions", "query_start", "block_table", "sample_rows")
+
+
+class CudaLibrary:
+    """Runs the entries of `artifact` on the first GPU. `driver`: what stands for it in tests.
+
+    capture: replay captured graphs, or launch kernel by kernel. Memory is taken at the first step,
+    when the buffers tell its sizes. Raises ArtifactError.
+    """
+
+    def __init__(
+        self, artifact: Artifact, driver: Driver | None = None, *, capture: bool = True
+    ) -> None:
+        self._driver = driver or Driver()
+        self._program = Program.read(artifact, self._driver.capability())
+        self._artifact = artifact
+        self._capture = capture
+        self._functions: dict[str, Any] = {}
+        self._graphs: dict[tuple[str, int], Any] = {}
+        self._regions: dict[str, int] = {}
+        self._pinned: dict[str, NDArray[Any]] = {}
+        self._addresses: dict[str, int] = {}
+        self._input_bytes = 0
+        self._buffers: StepBuffers | None = None
+        for name, code in self._program.kernels.items():
+            cubin = artifact.read(f"gpu/{self._program.chip}/{name}.cubin")
+            self._functions[name] = self._driver.load(cubin, code.symbol, code.shared)
+
+    @property
+    def chip(self) -> str:
+        """The chip whose code runs."""
+        return self._program.chip
+
+    @property
+    def regions(self) -> dict[str, int]:
+        """Device addresses of the regions, once there was a step."""
+        return dict(self._regions)
+
+    def run(
+        self, entry: str, buffers: StepBuffers, largest: bool = False
+    ) -> NDArray[np.int32] | None:
+        """One step over the batch described in `buffers`; its logits are there on return.
+
+        The largest of each row is left to the caller.
+        """
+        if self._buffers is None:
+            self._place(buffers)
+        assert buffers is self._buffers, "a library serves one set of buffers"
+        tokens, _, _, rows = (int(each) for each in buffers.batch[:4])
+        bucket = self._program.bucket(entry, tokens, rows)
+        for name in _INPUTS:
+            np.copyto(self._pinned[name], getattr(buffers, name))
+        self._driver.copy_in(self._regions["batch"], self._addresses["batch"], self._input_bytes)
+        self._start(entry, bucket)
+        if rows:
+            size = rows * buffers.logits.shape[1] * 4
+            self._driver.copy_out(self._addresses["logits"], self._regions["logits"], size)
+        self._driver.wait()
+        buffers.logits[:rows] = self._pinned["logits"][:rows]
+        return None
+
+    def _start(self, entry: str, bucket: Bucket) -> None:
+        if not self._capture or entry != "decode":
+            self._launch(bucket)
+            return
+        key = (entry, bucket.tokens)
+        if key in self._graphs:
+            self._driver.replay(self._graphs[key])
+            return
+        self._launch(bucket)  # which also loads the code: that must not happen while capturing
+        self._driver.capture()
+        self._launch(bucket)
+        self._graphs[key] = self._driver.captured()
+
+    def _launch(self, bucket: Bucket) -> None:
+        for launch in bucket.launches:
+            code = self._program.kernels[launch.kernel]
+            pointers = [self._regions[name] + offset for name, offset in launch.operands]
+            pointers += [0] * code.scratch_pointers
+            self._driver.launch(
+                self._functions[launch.kernel], launch.grid, 32 * code.warps, code.shared, pointers
+            )
+
+    def _place(self, buffers: StepBuffers) -> None:
+        """Takes all memory: the inputs side by side, in the same order on both sides."""
+        offsets, end = {}, 0
+        for name in _INPUTS:
+            offsets[name] = end
+            end += -(-getattr(buffers, name).nbytes // ALIGNMENT) * ALIGNMENT
+        host, device = self._driver.allocate_pinned(end), self._driver.allocate(end)
+        for name, offset in offsets.items():
+            like = getattr(buffers, name)
+            self._pinned[name] = _array(host + offset, like.dtype, like.shape)
+            self._addresses[name] = host + offset
+            self._regions[name] = device + offset
+        self._input_bytes = end
+        self._addresses["logits"] = self._driver.allocate_pinned(buffers.logits.nbytes)
+        logits = buffers.logits
+        self._pinned["logits"] = _array(self._addresses["logits"], logits.dtype, logits.shape)
+        for name in ("logits", "arena", "weights", "kv"):
+            self._regions[name] = self._driver.allocate(getattr(buffers, name).nbytes)
+        self._driver.clear(self._regions["kv"], buffers.kv.nbytes)
+        self._upload(buffers.weights, self._regions["weights"])
+        self._buffers = buffers
+
+    def _upload(self, weights: NDArray[np.uint8], device: int) -> None:
+        """Through two pinned buffers, one being filled while the other is copied."""
+        staging = [self._driver.allocate_pinned(_STAGING) for _ in range(2)]
+        views = [_array(each, np.uint8, (_STAGING,)) for each in staging]
+        for number, begin in enumerate(range(0, weights.nbytes, _STAGING)):
+            part = weights[begin : begin + _STAGING]
+            views[number % 2][: len(part)] = part
+            self._driver.wait()  # for the copy before this one, which had the other buffer
+            self._driver.copy_in(device + begin, staging[number % 2], len(part))
+        self._driver.wait()
+        for each in staging:
+            self._driver.free_pinned(each)
+
+
+def _array(address: int, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The host memory at `address` as an array."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory: Any = (ctypes.c_uint8 * size).from_address(address)
+    return np.ndarray(shape, dtype, memory)

@@ -1,0 +1,101 @@
+"""launches.json of an artifact: which kernels a step runs, where their arguments lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from graphwright.runtime.artifact import Artifact
+from graphwright.runtime.errors import ArtifactError
+
+__all__ = ["LAUNCHES", "Bucket", "KernelCode", "Launch", "Program"]
+
+LAUNCHES = "gpu/launches.json"
+
+
+@dataclass(frozen=True)
+class KernelCode:
+    """What a launch of a kernel needs beside its pointers."""
+
+    symbol: str
+    warps: int
+    shared: int
+    scratch_pointers: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """operands: (region, bytes from its start), one a pointer."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    operands: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The launches of steps with at most so many tokens and sampled rows."""
+
+    tokens: int
+    rows: int
+    launches: tuple[Launch, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """The part of launches.json that is for one chip."""
+
+    chip: str
+    kernels: dict[str, KernelCode]
+    entries: dict[str, tuple[Bucket, ...]]
+
+    @classmethod
+    def read(cls, artifact: Artifact, capability: int) -> Program:
+        """For a GPU of this compute capability: the newest chip not newer than it and of the same
+        generation, as cubins run on later minor versions only. Raises ArtifactError.
+        """
+        found = artifact.json(LAUNCHES)
+        try:
+            chips = {int(name.removeprefix("sm_")): name for name in found["chips"]}
+            fitting = [a for a in chips if a <= capability and a // 10 == capability // 10]
+            if not fitting:
+                raise ArtifactError(
+                    f"{artifact.path} was compiled for {', '.join(found['chips'])}; this GPU is "
+                    f"sm_{capability}. Compile it again with --target cuda:sm_{capability}."
+                )
+            chip = chips[max(fitting)]
+            kernels = {
+                name: KernelCode(
+                    str(each["symbol"]), int(each["warps"]), int(each["shared"]),
+                    int(each["scratch_pointers"]),
+                )
+                for name, each in found["kernels"][chip].items()
+            }  # fmt: skip
+            entries = {
+                name: tuple(_bucket(each) for each in buckets)
+                for name, buckets in found["entries"].items()
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(
+                f"{LAUNCHES} of {artifact.path} is incomplete: {error!r}."
+            ) from error
+        return cls(chip, kernels, entries)
+
+    def bucket(self, entry: str, tokens: int, rows: int) -> Bucket:
+        """The smallest bucket that such a step fits into."""
+        for bucket in self.entries[entry]:
+            if bucket.tokens >= tokens and bucket.rows >= rows:
+                return bucket
+        raise AssertionError(f"'{entry}' takes no {tokens} tokens with {rows} sampled rows")
+
+
+def _bucket(found: dict[str, Any]) -> Bucket:
+    launches = tuple(
+        Launch(
+            str(kernel),
+            (int(grid[0]), int(grid[1]), int(grid[2])),
+            tuple((str(region), int(offset)) for region, offset in operands),
+        )
+        for kernel, grid, operands in found["launches"]
+    )
+    return Bucket(int(found["tokens"]), int(found["rows"]), launches)

@@ -1,0 +1,148 @@
+"""Stands for cuda.bindings.driver: memory is the host's, kernels run in Triton's interpreter.
+
+Addresses are real ones, so that copies copy and what a launch packs into its parameters can be read
+back; every call is recorded by name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from graphwright.backends.triton.kernels.kernel import TritonKernel
+
+__all__ = ["FakeCuda"]
+
+OK = 0
+
+
+class FakeCuda:
+    """cubins: the kernel that each cubin is of. capability: of the GPU, (8, 0)."""
+
+    CUdevice_attribute = SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1,
+    )
+    CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="shared")
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+
+    def __init__(
+        self, cubins: Mapping[bytes, TritonKernel], capability: tuple[int, int] = (8, 0)
+    ) -> None:
+        self.calls: list[str] = []
+        self.launches: list[tuple[str, tuple[int, int, int], int, int]] = []
+        self.devices = 1
+        self._cubins, self._capability = cubins, capability
+        self._memory: dict[int, Any] = {}
+        self._graph: list[Callable[[], None]] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """The calls that only have to succeed."""
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+
+        def call(*_: Any) -> tuple[int, ...]:
+            self.calls.append(name)
+            return (OK, 0) if name in _GIVING else (OK,)
+
+        return call
+
+    def cuDeviceGetCount(self) -> tuple[int, int]:
+        return OK, self.devices
+
+    def cuDeviceGetAttribute(self, attribute: int, device: int) -> tuple[int, int]:
+        return OK, self._capability[attribute]
+
+    def cuMemAlloc(self, size: int) -> tuple[int, int]:
+        """Filled with NaN of every type; 256-byte aligned, as the driver's."""
+        memory = (ctypes.c_uint8 * (size + 256))()
+        ctypes.memset(memory, 0xFF, size + 256)
+        address = -(-ctypes.addressof(memory) // 256) * 256
+        self._memory[address] = (memory, size)
+        return OK, address
+
+    def cuMemHostAlloc(self, size: int, flags: int) -> tuple[int, int]:
+        return self.cuMemAlloc(size)
+
+    def cuMemcpyHtoDAsync(self, device: int, host: int, size: int, stream: int) -> tuple[int]:
+        self.calls.append("copy in")
+        ctypes.memmove(device, host, size)
+        return (OK,)
+
+    def cuMemcpyDtoHAsync(self, host: int, device: int, size: int, stream: int) -> tuple[int]:
+        self.calls.append("copy out")
+        ctypes.memmove(host, device, size)
+        return (OK,)
+
+    def cuMemsetD8Async(self, device: int, value: int, size: int, stream: int) -> tuple[int]:
+        ctypes.memset(device, value, size)
+        return (OK,)
+
+    def cuModuleLoadData(self, code: bytes) -> tuple[int, bytes]:
+        return OK, code
+
+    def cuModuleGetFunction(self, module: bytes, symbol: bytes) -> tuple[int, TritonKernel]:
+        return OK, self._cubins[module]
+
+    def cuLaunchKernel(
+        self, kernel: TritonKernel, x: int, y: int, z: int, threads: int, _y: int, _z: int,
+        shared: int, stream: int, parameters: int, extra: int,
+    ) -> tuple[int]:  # fmt: skip
+        count = len(kernel.pointers)
+        slots = (ctypes.c_void_p * (count + 2)).from_address(parameters)
+        values = [ctypes.c_uint64.from_address(slot or 0).value for slot in slots]
+        assert values[count:] == [0, 0], "Triton's own two pointers are null"
+        self.launches.append((kernel.name, (x, y, z), threads, shared))
+
+        def run() -> None:
+            self._interpret(kernel, (x, y, z), values[:count])
+
+        if self._graph is None:
+            self.calls.append("launch")
+            run()
+        else:
+            self._graph.append(run)
+        return (OK,)
+
+    def cuStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
+        self.calls.append("capture")
+        self._graph = []
+        return (OK,)
+
+    def cuStreamEndCapture(self, stream: int) -> tuple[int, Any]:
+        graph, self._graph = self._graph, None
+        return OK, graph
+
+    def cuGraphInstantiate(self, graph: Any, flags: int) -> tuple[int, Any]:
+        return OK, list(graph)
+
+    def cuGraphLaunch(self, graph: Any, stream: int) -> tuple[int]:
+        self.calls.append("replay")
+        for run in graph:
+            run()
+        return (OK,)
+
+    def _interpret(
+        self, kernel: TritonKernel, grid: tuple[int, int, int], addresses: list[int]
+    ) -> None:
+        named = {}
+        for (name, dtype), address in zip(kernel.pointers, addresses, strict=True):
+            kind = getattr(torch, dtype)
+            count = self._left(address) // kind.itemsize
+            memory = (ctypes.c_uint8 * (count * kind.itemsize)).from_address(address)
+            named[name] = torch.frombuffer(memory, dtype=kind)
+        kernel.function[grid](**named, **kernel.constants)
+
+    def _left(self, address: int) -> int:
+        """Bytes from an address to the end of its allocation."""
+        for start, (_, size) in self._memory.items():
+            if start <= address < start + size:
+                return int(start + size - address)
+        raise AssertionError(f"{address} lies in no allocation")
+
+
+_GIVING = frozenset({"cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuStreamCreate"})

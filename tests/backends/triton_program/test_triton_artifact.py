@@ -1,0 +1,170 @@
+"""Artifacts for GPUs: compiled here without one, and run by the engine over a stand-in driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import random_tokens, save_tiny
+from transformers import AutoModelForCausalLM
+
+from graphwright.frontend.checkpoint import capture_checkpoint
+from graphwright.ir.errors import BackendError
+from graphwright.ir.tolerance import check_close
+from graphwright.passes.base import run_passes
+from graphwright.passes.pipeline import PipelineOptions, pipeline
+from graphwright.runtime.artifact import Artifact
+from graphwright.runtime.cuda.driver import Driver
+from graphwright.runtime.cuda.library import CudaLibrary
+from graphwright.runtime.engine import Engine
+from graphwright.runtime.errors import ArtifactError
+from graphwright.runtime.sampling_params import SamplingParams
+
+pytest.importorskip("triton")
+
+from fake_cuda import FakeCuda
+
+from graphwright.backends.triton.build import GpuOptions, lower_program
+from graphwright.backends.triton.chips import CHIPS, chips_of
+
+CHUNK = 16
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """graphwright, in a process that imports triton for compiling."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-m", "graphwright", *map(str, arguments)],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("llama", tmp_path_factory.mktemp("model") / "checkpoint", num_layers=1)
+
+
+@pytest.fixture(scope="module")
+def artifact(checkpoint: Path) -> Artifact:
+    path = checkpoint.parent / "model.gw"
+    done = command(
+        "compile", checkpoint, "-o", path, "--target", "cuda:sm_80", "--dtype", "f32",
+        "--chunk", CHUNK, "--no-check", "--quiet",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return Artifact.open(path)
+
+
+@pytest.fixture(scope="module")
+def driver(checkpoint: Path, artifact: Artifact) -> FakeCuda:
+    """The kernels of the same program, lowered here: they have the same names."""
+    program = capture_checkpoint(checkpoint)
+    run_passes(program, pipeline(PipelineOptions(decode_tokens=64, chunk=CHUNK)))
+    lowered = lower_program(program, CHIPS[0], GpuOptions("f32"))
+    kernels = {kernel.name: kernel for kernel in lowered.kernels()}
+    names = artifact.json("gpu/launches.json")["kernels"]["sm_80"]
+    assert {name.partition("_u")[0] for name in names} == set(kernels)
+    return FakeCuda(
+        {
+            artifact.read(f"gpu/sm_80/{name}.cubin"): kernels[name.partition("_u")[0]]
+            for name in names
+        }
+    )
+
+
+def test_it_holds_code_launches_and_sources(artifact: Artifact) -> None:
+    launches = artifact.json("gpu/launches.json")
+    assert artifact.manifest.target == "cuda:sm_80"
+    assert [bucket["tokens"] for bucket in launches["entries"]["decode"]] == [
+        1,
+        2,
+        4,
+        8,
+        16,
+        32,
+        64,
+    ]
+    assert [bucket["tokens"] for bucket in launches["entries"]["prefill"]] == [CHUNK]
+    for name, kernel in launches["kernels"]["sm_80"].items():
+        assert artifact.read(f"gpu/sm_80/{name}.cubin")[:4] == b"\x7fELF"
+        assert kernel["scratch_pointers"] == 2 and kernel["stack"] <= 64
+    sources = [name for name in artifact.names if name.startswith("gpu/source/")]
+    assert sources and all(b"@triton.jit" in artifact.read(name) for name in sources)
+    ends = {"batch": 32, "weights": len(artifact.view("weights.bin"))}
+    for entry in launches["entries"].values():
+        for bucket in entry:
+            for _, _, operands in bucket["launches"]:
+                assert all(o < ends.get(region, 1 << 62) for region, o in operands)
+
+
+def test_the_engine_generates_what_eager_does(
+    checkpoint: Path, artifact: Artifact, driver: FakeCuda
+) -> None:
+    engine = Engine(artifact, context=64, library=CudaLibrary(artifact, Driver(driver)))
+    eager = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+    prompts = [random_tokens(n, seed=n).tolist() for n in (19, 3)]
+    outputs = engine.generate(prompts, params, return_logits=True)
+    for prompt, output in zip(prompts, outputs, strict=True):
+        with torch.no_grad():
+            tokens = torch.tensor([[*prompt, *output.token_ids]])
+            want = eager(tokens, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        assert output.logits is not None
+        check_close(torch.from_numpy(output.logits.copy()), want)
+        assert output.token_ids == want.argmax(-1).tolist()
+
+
+def test_a_bucket_runs_once_and_is_then_replayed(artifact: Artifact, driver: FakeCuda) -> None:
+    engine = Engine(artifact, context=64, library=CudaLibrary(artifact, Driver(driver)))
+    launches = artifact.json("gpu/launches.json")["entries"]["decode"][0]["launches"]
+    params = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
+    driver.calls.clear()
+    engine.generate([[5]], params)
+    steps = " ".join(each for each in driver.calls if each != "cuStreamSynchronize")
+    first, _, rest = steps.partition("capture")
+    assert first.split().count("launch") == len(launches)
+    assert rest.split("copy in")[1:] == [" replay copy out ", " replay copy out"]
+    assert (
+        rest.split()
+        == "cuGraphDestroy copy out copy in replay copy out copy in replay copy out".split()
+    )
+
+
+def test_what_cannot_run_it_is_one_sentence(artifact: Artifact, driver: FakeCuda) -> None:
+    old = FakeCuda({}, capability=(7, 5))
+    with pytest.raises(ArtifactError, match=r"compiled for sm_80; this GPU is sm_75\. Compile it"):
+        CudaLibrary(artifact, Driver(old))
+    none = FakeCuda({})
+    none.devices = 0
+    with pytest.raises(ArtifactError, match=r"the driver sees no GPU\. It needs a GPU"):
+        Driver(none)
+    broken: Any = FakeCuda({})
+    broken.cuInit = lambda flags: (100,)
+    with pytest.raises(ArtifactError, match=r"cuInit failed: 100"):
+        Driver(broken)
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU")
+def test_without_a_driver_run_says_so(artifact: Artifact) -> None:
+    done = command("run", artifact.path, "--prompt-ids", "1,2")
+    assert done.returncode == 1
+    assert "is for an NVIDIA GPU, and none can be used here" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_targets_that_do_not_exist_are_refused() -> None:
+    assert [chip.name for chip in chips_of("cuda")] == ["sm_80", "sm_90"]
+    with pytest.raises(BackendError, match=r"'cuda:sm_75' is not a GPU target"):
+        chips_of("cuda:sm_75")
+    with pytest.raises(BackendError, match="'f8' is no dtype"):
+        GpuOptions("f8")
+
+
+def test_the_plan_is_json(artifact: Artifact) -> None:
+    assert json.loads(artifact.read("plan.json"))["entries"]["decode"]["buckets"][0] == 1

@@ -1,0 +1,98 @@
+"""On a GPU: whole tiny models through the file and the engine, against eager. `make test-gpu`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import random_tokens, save_tiny
+from transformers import AutoModelForCausalLM
+
+from graphwright.runtime.artifact import Artifact
+from graphwright.runtime.cuda.driver import Driver
+from graphwright.runtime.cuda.library import CudaLibrary
+from graphwright.runtime.engine import Engine
+from graphwright.runtime.errors import ArtifactError
+from graphwright.runtime.sampling_params import SamplingParams
+
+
+def capability() -> int | None:
+    """Of the first GPU, 90 for 9.0; None where there is none."""
+    try:
+        return Driver().capability()
+    except ArtifactError:
+        return None
+
+
+CAPABILITY = capability()
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(CAPABILITY is None, reason="no GPU, driver or cuda-bindings here"),
+]
+MODELS = ["llama", "qwen2", "mistral", "gpt2", "gemma2", "opt", "falcon", "bloom", "mixtral",
+          "gpt-oss", "deepseek-v3"]  # fmt: skip
+# Of the logits' standard deviation, by the activations' type: bfloat16 rounds to 2^-9 after every
+# step, float16 to 2^-12; float32 products may use other orders of summation only.
+ERROR = {"f32": 2e-3, "bf16": 0.15, "f16": 0.03}
+
+
+def compiled(folder: Path, checkpoint: Path, dtype: str, quant: str = "f32") -> Path:
+    """An artifact for this GPU, compiled by a process that imports triton for compiling."""
+    assert CAPABILITY is not None
+    path = folder / f"{dtype}-{quant}.gw"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    target = f"cuda:sm_{CAPABILITY // 10}0"
+    subprocess.run(
+        [sys.executable, "-m", "graphwright", "compile", str(checkpoint), "-o", str(path),
+         "--target", target, "--dtype", dtype, "--quant", quant, "--chunk", "64", "--no-check",
+         "--quiet"],
+        env=environment, check=True,
+    )  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize("dtype", ERROR)
+@pytest.mark.parametrize("name", MODELS)
+def test_models_against_eager(name: str, dtype: str, tmp_path: Path) -> None:
+    checkpoint = save_tiny(name, tmp_path / "checkpoint")
+    engine = Engine(compiled(tmp_path, checkpoint, dtype), context=128)
+    eager = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    prompts = [random_tokens(n, seed=n).tolist() for n in (70, 1, 13)]
+    params = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
+    for prompt, output in zip(
+        prompts, engine.generate(prompts, params, return_logits=True), strict=True
+    ):
+        with torch.no_grad():
+            tokens = torch.tensor([[*prompt, *output.token_ids]])
+            want = eager(tokens, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        assert output.logits is not None
+        error = (torch.from_numpy(output.logits.copy()) - want).abs().amax()
+        assert float(error) <= ERROR[dtype] * float(want.std())
+
+
+def test_a_replayed_graph_gives_what_its_launches_do(tmp_path: Path) -> None:
+    artifact = Artifact.open(compiled(tmp_path, save_tiny("llama", tmp_path / "c"), "bf16"))
+    params = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)
+    outputs = [
+        Engine(artifact, library=CudaLibrary(artifact, capture=capture)).generate([[5, 9]], params)
+        for capture in (True, False)
+    ]
+    assert outputs[0][0].token_ids == outputs[1][0].token_ids
+
+
+def test_compute_sanitizer_finds_nothing(tmp_path: Path) -> None:
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        pytest.skip("compute-sanitizer of the CUDA toolkit is not installed")
+    path = compiled(tmp_path, save_tiny("llama", tmp_path / "checkpoint"), "bf16")
+    done = subprocess.run(
+        [tool, "--error-exitcode", "9", sys.executable, "-m", "graphwright", "run", str(path),
+         "--prompt-ids", "1,2,3", "--max-tokens", "4"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
