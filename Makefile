@@ -31,9 +31,6 @@ test: install  ## all tests that need no GPU
 test-gpu: install  ## what needs an NVIDIA GPU, against eager
 	$(BIN)/python -m pytest -m gpu
 
-triton-table: install  ## registers, spills, shared memory and errors: docs/triton.md
-	$(BIN)/python benchmarks/gpu/kernel_table.py
-
 bench-gpu: install  ## on a GPU: docs/performance-gpu.md
 	$(BIN)/python benchmarks/gpu/run.py
 

@@ -6,7 +6,7 @@ must be set before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,6 @@ from graphwright.backends.triton.launches import Launch
 from graphwright.ir.errors import BackendError
 
 __all__ = ["interpret", "run_launches"]
-
-Observer = Callable[[Launch, list[torch.Tensor]], None]
 
 
 def interpret(kernel: TritonKernel, size: Size, *pointers: torch.Tensor) -> None:
@@ -39,11 +37,9 @@ def interpret(kernel: TritonKernel, size: Size, *pointers: torch.Tensor) -> None
 
 def run_launches(
     launches: Sequence[Launch], size: Size, regions: Mapping[str, torch.Tensor],
-    blobs: Mapping[str, int], observe: Observer | None = None,
+    blobs: Mapping[str, int],
 ) -> None:  # fmt: skip
-    """A step. regions: uint8 memory by parameter; blobs: offsets in the weights by name. observe
-    is called after each launch, with what its pointers point to.
-    """
+    """A step. regions: uint8 memory by parameter; blobs: offsets in the weights by name."""
     for launch in launches:
         pointers = []
         for operand, (_, dtype) in zip(launch.operands, launch.kernel.pointers, strict=True):
@@ -53,5 +49,3 @@ def run_launches(
             whole = len(memory) // kind.itemsize * kind.itemsize
             pointers.append(memory[:whole].view(kind))
         interpret(launch.kernel, size, *pointers)
-        if observe is not None:
-            observe(launch, pointers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -36,7 +35,6 @@ class InterpretedProgram:
         batch: Sequence[tuple[int, Sequence[int]]],
         rows: Sequence[int] | None = None,
         entry: str | None = None,
-        observe: Any = None,
     ) -> torch.Tensor:
         """Appends tokens to sequences, (number, tokens) each; logits of `rows` (None: of all)."""
         tokens = [token for _, new in batch for token in new]
@@ -67,7 +65,7 @@ class InterpretedProgram:
             "kv": self.kv,
         }
         memory = {name: each.reshape(-1).view(torch.uint8) for name, each in regions.items()}
-        run_launches(bucket.launches, bucket.size, memory, self.lowered.blobs.offsets(), observe)
+        run_launches(bucket.launches, bucket.size, memory, self.lowered.blobs.offsets())
         for sequence, new in batch:
             self.lengths[sequence] += len(new)
         assert (logits[len(rows) :] == 777.0).all()
