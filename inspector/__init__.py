@@ -1,6 +1,7 @@
 """Views of an artifact for people."""
 
 from graphwright.inspector.kernels import kernel_data, kernel_table
+from graphwright.inspector.profile import profile_data, profile_table
 from graphwright.inspector.roofline import Load, Machine
 from graphwright.inspector.text import (
     graph_text,
@@ -11,4 +12,4 @@ from graphwright.inspector.text import (
 )
 
 __all__ = ["Load", "Machine", "graph_text", "kernel_data", "kernel_table", "ledger_table",
-           "memory_table", "pass_table", "summary"]  # fmt: skip
+           "memory_table", "pass_table", "profile_data", "profile_table", "summary"]  # fmt: skip

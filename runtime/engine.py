@@ -155,6 +155,11 @@ class Engine:
         self.statistics.count(step, time.perf_counter() - start)
         return True
 
+    @property
+    def library(self) -> StepLibrary:
+        """The code that runs the steps."""
+        return self._library
+
     def prefill_logits(self, token_ids: Sequence[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """(position of the first row, logits float32 [n, V]) over all positions, chunk by chunk.
 

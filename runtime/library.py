@@ -82,6 +82,9 @@ class NativeLibrary:
                     f"the step library of {artifact.path} lacks a function: {error}. "
                     f"{_COMPILE_AGAIN}"
                 ) from error
+        self._code = code
+        self._suffix = ""
+        self._marks: NDArray[np.int64] | None = None
         self.pool = StepPool(
             code, threads, own_bytes=own_bytes, alone_rows=alone_rows, rows=rows, pin=pin
         )
@@ -96,8 +99,25 @@ class NativeLibrary:
         """One native call. Raises RuntimeError when the code reports a failure."""
         if buffers is not self._buffers:
             self._bind(buffers)
-        self.pool.run(entry, self._pointers, self._chosen_address if largest else None)
+        self.pool.run(
+            entry + self._suffix, self._pointers, self._chosen_address if largest else None
+        )
         return self._chosen if largest else None
+
+    def mark(self, marks: NDArray[np.int64] | None) -> None:
+        """From now on steps write the clock, in ns, into `marks` [threads, 1 + 2 * phases]: at
+        their start, and of each phase when its kernel and its barrier are done. None: no more.
+
+        Raises ArtifactError for a library without the entries that do.
+        """
+        self._marks = marks
+        self._suffix = "" if marks is None else "_profile"
+        try:
+            self._code.mark(marks)
+        except AttributeError as error:
+            raise ArtifactError(
+                f"the step library lacks a function: {error}. {_COMPILE_AGAIN}"
+            ) from error
 
     def _bind(self, buffers: StepBuffers) -> None:
         arrays = buffers.arrays()

@@ -12,6 +12,9 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from graphwright.runtime.errors import RequestError
 
 __all__ = ["StepCode", "StepPool"]
@@ -42,6 +45,14 @@ class StepCode:
         ):
             function = getattr(self.library, name)
             function.restype, function.argtypes = result, arguments
+
+    def mark(self, marks: NDArray[np.int64] | None) -> None:
+        """See NativeLibrary.mark. Raises AttributeError."""
+        for name in ("decode_profile", "prefill_profile"):
+            self.entries[name] = ctypes.cast(getattr(self.library, name), ctypes.c_void_p)
+        set_marks = self.library.gw_marks
+        set_marks.restype, set_marks.argtypes = None, (ctypes.c_void_p, ctypes.c_int32)
+        set_marks(*((None, 0) if marks is None else (marks.ctypes.data, marks.shape[1])))
 
 
 class StepPool:

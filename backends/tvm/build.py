@@ -16,6 +16,7 @@ from graphwright.backends.blobs import BlobTable
 from graphwright.backends.tvm import lower as lower  # registers the lowerings
 from graphwright.backends.tvm.context import Kernels, LoweringContext
 from graphwright.backends.tvm.emit import emit_entries, emit_kernels, kernels_of
+from graphwright.backends.tvm.emit_profile import emit_profile_entries
 from graphwright.backends.tvm.kernels.pipeline import compile_module
 from graphwright.backends.tvm.kv_layout import KvLayout
 from graphwright.backends.tvm.link import link
@@ -32,7 +33,7 @@ from graphwright.runtime.variants import Variant
 __all__ = ["BuiltProgram", "build", "build_variants", "lower_program"]
 
 Progress = Callable[[str], None]
-_POOL = Path(__file__).parent / "step_pool.c"
+_POOL, _PROFILE = (Path(__file__).parent / name for name in ("step_pool.c", "step_profile.c"))
 
 
 @dataclass(frozen=True)
@@ -142,15 +143,17 @@ def _compile(
 ) -> bytes:
     kernels = kernels_of(phases)
     with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
-        objects = [Path(folder) / "kernels.o", Path(folder) / "entries.o"]
+        objects = [Path(folder) / f"{name}.o" for name in ("kernels", "entries", "profile")]
         say(f"compiling {len(kernels)} kernels")
         compile_module(emit_kernels(kernels), cpu).mod.write_to_file(str(objects[0]), "o")
         say(f"compiling {sum(map(len, phases.values()))} phases")
         entries = emit_entries(phases, meetings, blobs)
         compile_module(entries, cpu).mod.write_to_file(str(objects[1]), "o")
+        entries = emit_profile_entries(phases, meetings, blobs)
+        compile_module(entries, cpu).mod.write_to_file(str(objects[2]), "o")
         say("linking")
         library = Path(folder) / "step.so"
-        link([*objects, _POOL], library, cpu.mtriple, _pool_macros(vocabulary))
+        link([*objects, _POOL, _PROFILE], library, cpu.mtriple, _pool_macros(vocabulary))
         return library.read_bytes()
 
 

@@ -8,7 +8,7 @@ time and gain nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tvm import ir, tirx
@@ -22,7 +22,7 @@ from graphwright.backends.tvm.meetings import Meetings
 from graphwright.backends.tvm.phases import PARAMETERS, Operand, Phase
 from graphwright.ir.errors import BackendError
 
-__all__ = ["emit_entries", "emit_kernels", "kernels_of"]
+__all__ = ["emit_entries", "emit_entry", "emit_kernels", "kernels_of"]
 
 _ROWS_IN_BATCH = {"T": 0, "R": 3}
 _CALLED_BY_C = 1  # a calling convention given keeps TVM from wrapping the function
@@ -66,15 +66,21 @@ def emit_entries(
     """
     return IRModule(
         {
-            ir.GlobalVar(name): _entry(name, phases, meetings[name], blobs)
+            ir.GlobalVar(name): emit_entry(name, phases, meetings[name], blobs)
             for name, phases in entries.items()
         }
     )
 
 
-def _entry(
-    name: str, phases: Sequence[Phase], meetings: Meetings, blobs: Mapping[str, int]
+def emit_entry(
+    name: str,
+    phases: Sequence[Phase],
+    meetings: Meetings,
+    blobs: Mapping[str, int],
+    mark: Callable[[Any, int], None] = lambda thread, number: None,
 ) -> tirx.PrimFunc:
+    """The entry `name`. mark(thread, n) emits what is to happen at its start (n = 0), after each
+    kernel and after each meeting."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr({"global_symbol": name, "calling_conv": _CALLED_BY_C, PLAIN: True})
@@ -91,11 +97,14 @@ def _entry(
             False: (thread, threads),
             True: (T.bind(thread * (1 - alone)), T.bind(threads - (threads - 1) * alone)),
         }
+        mark(thread, 0)
         for number, (phase, meet) in enumerate(zip(phases, meetings.after, strict=True)):
             pointers = [_address(memory, each, meetings.own, blobs) for each in phase.operands]
             _emit_call(phase, batch, (*shares[phase.replicated], *pointers))
+            mark(thread, 2 * number + 1)
             if number + 1 < len(phases):
                 _emit_barrier(pool, None if meet else alone)
+            mark(thread, 2 * number + 2)
         T.Return(T.int32(0))
     return builder.get()
 

@@ -17,6 +17,8 @@ __all__ = ["command"]
 @click.option("--prompt-len", default=64, show_default=True, help="Tokens of the random prompt.")
 @click.option("--gen-len", default=64, show_default=True, help="Tokens to generate.")
 @click.option("--reps", default=3, show_default=True, help="Repetitions after one to warm up.")
+@click.option("--profile", "profiled", is_flag=True,
+              help="Instead: measured and predicted time of each kernel and layer.")  # fmt: skip
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -24,10 +26,14 @@ def command(
     prompt_len: int,
     gen_len: int,
     reps: int,
+    profiled: bool,
     options: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Measure ARTIFACT on one sequence: medians over the repetitions."""
+    if profiled:
+        click.echo(_profile(artifact, prompt_len, gen_len, options, as_json))
+        return
     from graphwright.runtime.benchmark import measure
     from graphwright.runtime.engine import Engine
 
@@ -48,3 +54,24 @@ def command(
     ):
         click.echo(f"{name:24} {getattr(result, name):>14,} {unit}")
     click.echo(f"({prompt_len} + {gen_len} tokens, {reps} repetitions, {result.threads} threads)")
+
+
+def _profile(
+    artifact: str, prompt_len: int, gen_len: int, options: dict[str, Any], as_json: bool
+) -> str:
+    """Steps with clocks inside, beside what this machine's memory gives before and after."""
+    from graphwright.inspector import Machine, profile_data, profile_table
+    from graphwright.runtime.bandwidth import read_bandwidth
+    from graphwright.runtime.cpu import cpu_features
+    from graphwright.runtime.engine import Engine
+    from graphwright.runtime.profile import profile
+
+    engine = Engine(artifact, max_sequences=1, **options)
+    facts = engine.artifact.json("phases.json")
+    before = read_bandwidth(engine.threads)
+    found = profile(engine, prompt_len, gen_len)
+    bandwidth = (before + read_bandwidth(engine.threads)) / 2
+    machine = Machine.here(engine.threads, bandwidth, cpu_features())
+    if as_json:
+        return json.dumps({name: profile_data(facts, p, machine) for name, p in found.items()})
+    return "\n\n".join(profile_table(facts, each, machine) for each in found.values())
