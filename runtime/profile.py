@@ -24,7 +24,8 @@ class StepProfile:
     """Steps of one entry, medians over them, in seconds.
 
     phases [P]: each kernel, until its slowest thread was done. waits [P]: how long the mean thread
-    had then waited for it. step: all of a step, with scheduling and sampling.
+    had then waited for it. step: all of a step, with scheduling and sampling. outside: the share of
+    a step that no kernel takes: barriers, launch, scheduling, sampling.
     """
 
     entry: str
@@ -34,11 +35,7 @@ class StepProfile:
     phases: NDArray[np.float64]
     waits: NDArray[np.float64]
     step: float
-
-    @property
-    def outside(self) -> float:
-        """The share of a step that no kernel takes: barriers, launch, scheduling, sampling."""
-        return 1 - float(self.phases.sum()) / self.step
+    outside: float
 
 
 def profile(engine: Engine, prompt_length: int, steps: int) -> dict[str, StepProfile]:
@@ -50,8 +47,8 @@ def profile(engine: Engine, prompt_length: int, steps: int) -> dict[str, StepPro
     least = engine.plan.entries["decode"].max_tokens + 1  # fewer would not be a prefill step
     if not least <= prompt_length <= most or prompt_length + steps + 1 > engine.context:
         raise RequestError(
-            f"a profile needs a prompt of {least} to {most} tokens that leaves room for {steps + 1} more "
-            f"in the context of {engine.context}, not one of {prompt_length}."
+            f"a profile needs a prompt of {least} to {most} tokens that leaves room for "
+            f"{steps + 1} more in the context of {engine.context}, not one of {prompt_length}."
         )
     facts: dict[str, Any] = engine.artifact.json("phases.json")
     prompt = np.random.default_rng(0).integers(0, engine.plan.vocab_size, prompt_length).tolist()
@@ -99,7 +96,8 @@ def _summary(
     spent = (done - begin) / 1e9
     slowest = spent.max(axis=1)
     waits = slowest - spent.mean(axis=1)
+    seconds = np.array([each for _, each in steps])
     return StepProfile(
         entry, tokens, before, len(steps), np.median(slowest, axis=0), np.median(waits, axis=0),
-        float(np.median([seconds for _, seconds in steps])),
+        float(np.median(seconds)), float(np.median(1 - slowest.sum(axis=1) / seconds)),
     )  # fmt: skip

@@ -13,8 +13,11 @@ import torch
 from tiny_models import random_tokens, tiny_model
 
 import graphwright
+from graphwright.inspector import Machine, profile_table
 from graphwright.runtime.engine import Engine
+from graphwright.runtime.errors import RequestError
 from graphwright.runtime.library import NativeLibrary
+from graphwright.runtime.profile import profile
 from graphwright.runtime.sampling_params import SamplingParams
 from graphwright.runtime.self_test import self_test
 
@@ -153,3 +156,39 @@ def test_steps_may_be_called_from_another_thread(engine: Engine) -> None:
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(engine.generate, prompts(), GREEDY).result()
     assert [each.token_ids for each in found] == [each.token_ids for each in expected]
+
+
+def test_steps_with_clocks_give_the_same_tokens_and_times_that_follow_each_other(
+    artifact: Path,
+) -> None:
+    plain, clocked = (Engine(artifact, max_sequences=1, context=96, threads=2) for _ in range(2))
+    (expected,) = plain.generate([prompts()[2]], GREEDY)
+    library = clocked.library
+    assert isinstance(library, NativeLibrary)
+    phases = clocked.artifact.json("phases.json")["decode"]
+    marks = np.zeros((2, 1 + 2 * len(phases)), np.int64)
+    library.mark(marks)
+    (found,) = clocked.generate([prompts()[2]], GREEDY)
+    assert found.token_ids == expected.token_ids
+    assert (marks > 0).all() and (np.diff(marks, axis=1) >= 0).all()
+    library.mark(None)
+    before = marks.copy()
+    clocked.generate([prompts()[0]], GREEDY)
+    assert (marks == before).all()
+
+
+def test_a_profile_has_every_phase_and_leaves_the_engine_as_it_was(artifact: Path) -> None:
+    engine = Engine(artifact, max_sequences=1, context=96, threads=1)
+    facts = engine.artifact.json("phases.json")
+    found = profile(engine, CHUNK, steps=6)
+    for entry, tokens, before in (("prefill", CHUNK, 0), ("decode", 1, CHUNK + 1)):
+        measured = found[entry]
+        assert (measured.tokens, measured.before) == (tokens, before)
+        assert measured.phases.shape == (len(facts[entry]),)
+        assert (measured.phases >= 0).all() and 0 < measured.outside < 1
+        assert (measured.waits == 0).all()  # one thread waits for nobody
+        text = profile_table(facts, measured, Machine(bandwidth=10, float32=100, int8=200))
+        assert "layer 1" in text and f"{len(facts[entry]):5d}" in text
+    assert engine.generate([prompts()[0]], GREEDY)[0].token_ids
+    with pytest.raises(RequestError, match="a prompt of 9 to 16 tokens"):
+        profile(engine, 4, steps=6)
