@@ -48,6 +48,6 @@ def _for_gpus(target: str, dtype: str) -> CodeGenerator:
     chips, options = chips_of(target), GpuOptions(dtype)
 
     def build(program: Program) -> tuple[GpuPackage, ...]:
-        return (package(lower_program(program, chips[0], options), chips),)
+        return (package(lower_program(program, options), chips),)
 
     return CodeGenerator(build, decode_tokens=64)

@@ -13,7 +13,6 @@ from typing import Any
 
 from graphwright.backends.blobs import BlobTable
 from graphwright.backends.triton import lower as lower  # registers the lowerings
-from graphwright.backends.triton.chips import Chip
 from graphwright.backends.triton.context import Kernels, LoweringContext
 from graphwright.backends.triton.dtypes import ACTIVATIONS, StoredTypes
 from graphwright.backends.triton.kernels.kernel import Size, TritonKernel
@@ -94,7 +93,7 @@ class LoweredProgram:
         return self.blobs.chunks(on_blob)
 
 
-def lower_program(program: Program, chip: Chip, options: GpuOptions) -> LoweredProgram:
+def lower_program(program: Program, options: GpuOptions) -> LoweredProgram:
     """Lowers every entry of a planned program for buckets of tokens. Raises BackendError."""
     if program.level is not Level.PLANNED or not program.plans:
         raise BackendError(
@@ -109,7 +108,7 @@ def lower_program(program: Program, chip: Chip, options: GpuOptions) -> LoweredP
     for name, plan in program.plans.items():
         for tokens in _sizes(plan):
             context = LoweringContext(
-                program, plan, chip, types, kv, blobs, kernels,
+                program, plan, types, kv, blobs, kernels,
                 program.info.max_context or DEFAULT_CONTEXT, tokens,
             )  # fmt: skip
             launches, entries = lower_entry(context)

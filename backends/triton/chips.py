@@ -1,6 +1,6 @@
-"""Figures of the chips that programs are compiled for, and the choices that follow from them.
+"""The chips that programs are compiled for.
 
-Source: NVIDIA's data sheets and the CUDA programming guide's table of compute capabilities.
+Source of the figures: the CUDA programming guide's table of compute capabilities.
 """
 
 from __future__ import annotations
@@ -14,40 +14,19 @@ __all__ = ["CHIPS", "Chip", "chips_of"]
 
 @dataclass(frozen=True)
 class Chip:
-    """The largest chip of a compute capability `arch` (80: sm_80).
-
-    processors: streaming multiprocessors. bandwidth: bytes/s of device memory. flops: dense
-    bfloat16 operations/s. shared: bytes of shared memory that a block may have. registers: of a
-    processor.
+    """The largest chip of compute capability `arch` (80: sm_80). shared: bytes of shared memory
+    that a block may have.
     """
 
     name: str
     arch: int
-    processors: int
-    bandwidth: float
-    flops: float
     shared: int
-    registers: int = 65536
-
-    @property
-    def balance(self) -> float:
-        """Operations that the chip does while it reads a byte."""
-        return self.flops / self.bandwidth
-
-    def splits(self, programs: int, most: int) -> int:
-        """Parts, a power of two <= most, into which a product of few programs is split so that
-        each processor has work: at least two programs a processor, as one waits while one loads.
-        """
-        parts = 1
-        while parts < most and programs * parts < 2 * self.processors:
-            parts *= 2
-        return min(parts, most)
 
 
 CHIPS = (
-    Chip("sm_80", 80, 108, 1.555e12, 312e12, 166912),
-    Chip("sm_90", 90, 132, 3.35e12, 989e12, 232448),
-    Chip("sm_100", 100, 148, 8.0e12, 2250e12, 232448),
+    Chip("sm_80", 80, 166912),
+    Chip("sm_90", 90, 232448),
+    Chip("sm_100", 100, 232448),
 )
 
 

@@ -10,7 +10,6 @@ from torch import fx
 
 from graphwright.backends.blobs import BlobTable, Layout, dense
 from graphwright.backends.registry import arguments
-from graphwright.backends.triton.chips import Chip
 from graphwright.backends.triton.dtypes import ITEM_SIZES, StoredTypes
 from graphwright.backends.triton.kernels.kernel import RowCount, TritonKernel
 from graphwright.backends.triton.kv_layout import KvLayout
@@ -50,13 +49,12 @@ class LoweringContext:
     """One entry being lowered, for steps of at most `tokens` tokens.
 
     plan: of the entry, whose steps may be larger: memory is laid out for them, so that buckets
-    share kernels. chip: whose figures decide between kernels. Memory beside the plan's arena: what
-    is `kept` is computed once a step, scratch serves one launch after the other.
+    share kernels. Memory beside the plan's arena: what is `kept` is computed once a step, scratch
+    serves one launch after the other.
     """
 
     program: Program
     plan: MemoryPlan
-    chip: Chip
     types: StoredTypes
     kv: KvLayout
     blobs: BlobTable

@@ -9,6 +9,7 @@ from torch import fx
 
 from graphwright.backends.blobs import dense
 from graphwright.backends.triton.context import LoweringContext, arguments
+from graphwright.backends.triton.kernels.gemv import gemv, gemv_splits
 from graphwright.backends.triton.kernels.kernel import RowCount, with_dtype
 from graphwright.backends.triton.kernels.linear import combine_products, tiles_for
 from graphwright.backends.triton.kernels.linear import linear as linear_kernel
@@ -112,18 +113,27 @@ def linear(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
     if residual is not None:
         extra.append(context.value(residual))
     most = context.most(rows)
-    tiles = tiles_for(context.bucket(rows), outputs, inputs, format, dtype)
-    kernel = context.kernel(
-        linear_kernel, outputs, inputs, format, tiles, x_stride=stride, integer=integer,
-        most=most, **epilogue,
-    )  # fmt: skip
+    if context.bucket(rows) == 1 and not integer:
+        splits = gemv_splits(outputs, inputs, format)
+        kernel = context.kernel(
+            gemv, outputs, inputs, format, splits, bias=epilogue["bias"],
+            residual=residual is not None, activation=given["activation"], dtype=dtype, rows=rows,
+            most=most,
+        )  # fmt: skip
+    else:
+        tiles = tiles_for(context.bucket(rows), outputs, inputs, format, dtype)
+        splits = tiles.splits
+        kernel = context.kernel(
+            linear_kernel, outputs, inputs, format, tiles, x_stride=stride, integer=integer,
+            most=most, **epilogue,
+        )  # fmt: skip
     weights = weights_of(context, given)
-    if tiles.splits == 1:
+    if splits == 1:
         operands = (BATCH, *x, *weights, *extra, *context.results(node))
         return (*launches, Launch(node.name, with_dtype(kernel, "out", out), operands))
-    (partial,) = context.scratch(4 * tiles.splits * most * outputs)
+    (partial,) = context.scratch(4 * splits * most * outputs)
     product = Launch(node.name, kernel, (BATCH, *x, *weights, partial))
-    kernel = context.kernel(combine_products, outputs, tiles.splits, most=most, **epilogue)
+    kernel = context.kernel(combine_products, outputs, splits, most=most, **epilogue)
     kernel = with_dtype(kernel, "out", out)
     combine = Launch(node.name, kernel, (BATCH, partial, *extra, *context.results(node)))
     return (*launches, product, combine)

@@ -13,7 +13,7 @@ from graphwright.backends.triton.kernels.embedding import (
 )
 from graphwright.backends.triton.kernels.select_rows import select_rows as select_rows_kernel
 from graphwright.backends.triton.launches import Launch, Operand
-from graphwright.backends.triton.lower.linear import format_of
+from graphwright.backends.triton.lower.linear import format_of, weights_of
 from graphwright.backends.triton.registry import lowering
 from graphwright.backends.triton.weights import dense_as
 
@@ -34,12 +34,6 @@ def one_id_a_row(context: LoweringContext, node: fx.Node) -> str | None:
     return None
 
 
-def _signed_values(context: LoweringContext, node: fx.Node) -> str | None:
-    """Refuses zero points, and what one_id_a_row does."""
-    zero = arguments(node)["zero"]
-    return one_id_a_row(context, node) if zero is None else "tables with zero points are not read"
-
-
 @lowering(gw.embedding.default, when=one_id_a_row)
 def embedding(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
     """A table that a product reads too lies in memory once, in the product's layout."""
@@ -54,17 +48,15 @@ def embedding(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
     return (Launch(node.name, kernel, operands),)
 
 
-@lowering(gw.quantized_embedding.default, when=_signed_values)
+@lowering(gw.quantized_embedding.default, when=one_id_a_row)
 def quantized_embedding(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
-    """As gw.embedding, with the scales of each row; values of four bits take a byte here."""
+    """As gw.embedding, with the scales and zero points of each row."""
     given = arguments(node)
-    width = int(given["weight"].meta["val"].shape[1])
-    groups = int(given["scale"].meta["val"].shape[1])
+    count, width = (int(size) for size in given["weight"].meta["val"].shape)
     (out,) = context.result_dtypes(node)
-    kernel = context.kernel(quantized_embedding_kernel, width, groups=groups, dtype=out)
-    weight = context.weight(given["weight"], dense_as("int8"), read=width)
-    scale = context.weight(given["scale"], dense_as("float32"), read=4 * groups)
-    operands = (BATCH, weight, scale, context.value(given["ids"]), *context.results(node))
+    kernel = context.kernel(quantized_embedding_kernel, width, given["scheme"], dtype=out)
+    weights = weights_of(context, given, share=1 / count)
+    operands = (BATCH, *weights, context.value(given["ids"]), *context.results(node))
     return (Launch(node.name, kernel, operands),)
 
 

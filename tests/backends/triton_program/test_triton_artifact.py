@@ -31,7 +31,7 @@ pytest.importorskip("triton")
 from fake_cuda import FakeCuda
 
 from graphwright.backends.triton.build import GpuOptions, lower_program
-from graphwright.backends.triton.chips import CHIPS, chips_of
+from graphwright.backends.triton.chips import chips_of
 
 CHUNK = 16
 
@@ -66,7 +66,7 @@ def driver(checkpoint: Path, artifact: Artifact) -> FakeCuda:
     """The kernels of the same program, lowered here: they have the same names."""
     program = capture_checkpoint(checkpoint)
     run_passes(program, pipeline(PipelineOptions(decode_tokens=64, chunk=CHUNK)))
-    lowered = lower_program(program, CHIPS[0], GpuOptions("f32"))
+    lowered = lower_program(program, GpuOptions("f32"))
     kernels = {kernel.name: kernel for kernel in lowered.kernels()}
     names = artifact.json("gpu/launches.json")["kernels"]["sm_80"]
     assert {name.partition("_u")[0] for name in names} == set(kernels)
