@@ -63,40 +63,80 @@ def main() -> None:
         artifact(LARGEST, name, OURS[name].options)
     if arguments.prepare:
         return
-    start = time.time()
+    record = _Record(arguments)
     probe = Probe(arguments.threads)
     settings = Settings(arguments.rounds, arguments.threads, tuple(arguments.prefill), probe)
-    measured: list[Measurement] = []
-    cost = None
     try:
         for shape, lineup in lineups.items():
             for part in _loaded(shape, lineup, arguments.scenarios, settings):
-                measured.append(part)
+                record.add(part)
         if variants:
-            measured += long_context(LARGEST, _subjects(variants, arguments.threads), settings)
+            for part in long_context(LARGEST, _subjects(variants, arguments.threads), settings):
+                record.add(part)
         if "first-token" in arguments.scenarios and LARGEST in lineups:
-            measured += first_token(LARGEST, _starters(lineups[LARGEST]), settings)
+            for part in first_token(LARGEST, _starters(lineups[LARGEST]), settings):
+                record.add(part)
         if "compile" in arguments.scenarios and LARGEST in lineups:
             print(f"  compiling {LARGEST}", file=sys.stderr)
-            cost = compile_cost(LARGEST, arguments.compiled)
+            record.add_compile(compile_cost(LARGEST, arguments.compiled))
     finally:
         probe.close()
-    result = {
-        "date": time.strftime("%Y-%m-%d"),
-        "seconds": round(time.time() - start),
-        "machine": _machine(),
-        "command": " ".join(["python", "benchmarks/run.py", *sys.argv[1:]]),
-        "threads": arguments.threads,
-        "measurements": [asdict(each) for each in measured],
-        "compile": cost,
-    }
-    arguments.output.parent.mkdir(exist_ok=True)
-    arguments.output.write_text(json.dumps(_rounded(result), indent=1) + "\n")
-    print(f"{arguments.output}: {result['seconds']} s", file=sys.stderr)
+    print(f"{arguments.output}: {record.content['seconds']} s", file=sys.stderr)
     recorded = Results(arguments.output)
     print(full_report(recorded))
     if arguments.record:
         write_documentation(recorded)
+
+
+class _Record:
+    """The results so far, written after every measurement: what ended a long run took nothing.
+
+    With --append those of an earlier run stay, but for what is measured again.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._output: Path = arguments.output
+        self._start = time.time()
+        command = " ".join(["python", "benchmarks/run.py", *sys.argv[1:]])
+        self.content: dict[str, Any] = {
+            "date": time.strftime("%Y-%m-%d"), "seconds": 0, "machine": _machine(),
+            "command": command, "threads": arguments.threads, "measurements": [], "compile": None,
+        }  # fmt: skip
+        if arguments.append:
+            before = json.loads(self._output.read_text())
+            if before["machine"] != self.content["machine"]:
+                raise SystemExit(f"{self._output} was measured on another machine.")
+            self.content.update(
+                measurements=before["measurements"], compile=before["compile"],
+                command=f"{before['command']}; {command}",
+            )  # fmt: skip
+            self._start -= before["seconds"]
+        self._before = len(self.content["measurements"])
+
+    def add(self, measurement: Measurement) -> None:
+        """One more, in place of an earlier run's of the same runtimes."""
+        new = asdict(measurement)
+        keys = ("scenario", "shape", "parameters")
+        old = self.content["measurements"][: self._before]
+        kept = [
+            each for each in old
+            if any(each[key] != new[key] for key in keys)
+            or not set(each["series"]) & set(new["series"])
+        ]  # fmt: skip
+        self.content["measurements"][: self._before] = kept
+        self._before = len(kept)
+        self.content["measurements"].append(new)
+        self._write()
+
+    def add_compile(self, cost: dict[str, Any]) -> None:
+        """What compiling costs."""
+        self.content["compile"] = cost
+        self._write()
+
+    def _write(self) -> None:
+        self.content["seconds"] = round(time.time() - self._start)
+        self._output.parent.mkdir(exist_ok=True)
+        self._output.write_text(json.dumps(_rounded(self.content), indent=1) + "\n")
 
 
 def _loaded(
@@ -159,6 +199,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help=f"defaults for a short run: {QUICK}")
     parser.add_argument("--prepare", action="store_true", help="make files only")
     parser.add_argument("--record", action="store_true", help="write docs/performance.md too")
+    parser.add_argument("--append", action="store_true", help="add to the output of an earlier run")
     parser.add_argument("--output", type=Path, help="default: results/latest.json, or DATE.json "
                         "with --record")  # fmt: skip
     if "--quick" in sys.argv:
