@@ -15,10 +15,12 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import fx
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.proxy import TracerBase
 
+from graphwright.frontend.in_place_writes import CannotRewriteError, is_write, without_writes
 from graphwright.frontend.layer_markers import is_marker
 from graphwright.frontend.length_guards import (
     AnotherPathError,
@@ -45,7 +47,10 @@ _SPELLINGS = frozenset(
     aten._assert_tensor_metadata.default aten._assert_scalar.default aten.view.default
     aten.to.dtype aten.to.dtype_layout aten.to.device aten.to.other aten.type_as.default
     aten.contiguous.default aten.alias.default aten.detach.default aten.dropout.default
-    aten.numpy_T.default aten.broadcast_to.default
+    aten.numpy_T.default aten.broadcast_to.default aten.new_empty.default aten.copy.default
+    aten.slice_scatter.default aten.select_scatter.default aten.topk.default aten.max.dim
+    aten.scatter.value aten.scatter.src aten.scatter_add.default
+    aten.pad.default aten.eye.default aten.eye.m
     """.split()
 )
 _CONSTANT_LENGTH = ("static shape", "specialized it to be a constant", "not in VR[")
@@ -151,8 +156,8 @@ def _export(
         # Deferred asserts are not complete: there, a second trace must always agree.
         if decompose and (rung.deferred or floats & literals(exported)):
             _refuse_constants(exported, forward, tokens, rung)
-        if decompose and not _is_plain(exported):
-            exported = exported.run_decompositions(_decompositions())
+        if decompose:
+            exported = _decomposed(exported)
     return Exported(exported, rung.name, least, most)
 
 
@@ -173,17 +178,30 @@ def _refuse_constants(
         )
 
 
-def _is_plain(exported: ExportedProgram) -> bool:
-    """Only ops that the passes know, and nothing written in place? Then it needs no second trace,
-    which would take longer than the first."""
-    for node in exported.graph.nodes:
-        known = allowed_at(Level.NORMALIZED, node.target) or str(node.target) in _SPELLINGS
-        known = known or is_marker(node.target)
-        if node.op == "get_attr":
-            return False
-        if node.op == "call_function" and not known:
-            return False
-    return True
+def _decomposed(exported: ExportedProgram) -> ExportedProgram:
+    """Without writes in place, and without ops that torch can write with others.
+
+    torch traces the graph once more for that, which takes longer than the first time: so only where
+    there is such an op, or a write that is not understood.
+    """
+    if all(_is_known(node) for node in exported.graph.nodes):
+        value = next(node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder")
+        try:
+            exported.graph_module.graph = without_writes(exported.graph, value.fake_mode)
+        except CannotRewriteError as error:
+            _LOG.info("torch rewrites the writes in place: %s", error)
+        else:
+            return exported
+    return exported.run_decompositions(_decompositions())
+
+
+def _is_known(node: fx.Node) -> bool:
+    """Do passes know it, or is it written in place, which `without_writes` knows?"""
+    if node.op != "call_function":
+        return node.op != "get_attr"
+    target = node.target
+    known = allowed_at(Level.NORMALIZED, target) or str(target) in _SPELLINGS
+    return known or is_marker(target) or is_write(target)
 
 
 @functools.cache

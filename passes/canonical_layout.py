@@ -269,6 +269,16 @@ def _sym_size(program: Program, node: fx.Node) -> fx.Node | None:
     return new
 
 
+def _pad(program: Program, node: fx.Node) -> fx.Node | None:
+    """pad(x, sizes) with a constant  →  constant_pad_nd."""
+    given: list[Any] = [*node.args, *("constant", None)[len(node.args) - 2 :]]
+    mode, value = node.kwargs.get("mode", given[2]), node.kwargs.get("value", given[3])
+    if mode != "constant":
+        return None
+    padded = (given[0], given[1], 0 if value is None else value)
+    return same_value(program, node, aten.constant_pad_nd.default, *padded)
+
+
 LAYOUT_RULES: dict[Any, Callable[[Program, fx.Node], fx.Node | None]] = {
     aten.reshape.default: _reshape,
     aten.flatten.using_ints: _flatten,
@@ -290,4 +300,5 @@ LAYOUT_RULES: dict[Any, Callable[[Program, fx.Node], fx.Node | None]] = {
     operator.getitem: _getitem,
     aten.cat.default: _cat,
     aten.sym_size.int: _sym_size,
+    aten.pad.default: _pad,
 }

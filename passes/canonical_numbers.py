@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from graphwright.ir.program import Program
+from graphwright.ir.weights import ConstantTensor
 from graphwright.passes.canonical_layout import same_value
 from graphwright.passes.drop_no_ops import same_kind
 
@@ -163,6 +164,15 @@ def _reduce(program: Program, node: fx.Node) -> fx.Node | None:
     return new
 
 
+def _identity(program: Program, node: fx.Node) -> fx.Node | None:
+    """eye(n)  →  a weight with its values."""
+    size, value = node.args[0], node.meta["val"]
+    if not isinstance(size, int) or not all(isinstance(n, int) for n in value.shape):
+        return None
+    matrix = torch.eye(*value.shape, dtype=value.dtype)
+    return program.add_weight("identity", ConstantTensor.of(matrix, "identity"))
+
+
 def _axis(dim: int, rank: int) -> int:
     dim %= rank
     return -1 if dim == rank - 1 else dim
@@ -188,4 +198,6 @@ NUMBER_RULES: dict[Any, Rule] = {
     aten.amax.default: _reduce,
     aten.amin.default: _reduce,
     aten.var.correction: _reduce,
+    aten.eye.default: _identity,
+    aten.eye.m: _identity,
 }

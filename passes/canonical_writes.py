@@ -66,6 +66,8 @@ def _slice_scatter(program: Program, node: fx.Node) -> fx.Node | None:
     if not all(isinstance(bound, int) for bound in (*bounds, step)):
         return None
     first, last = (min(max(n + size if n < 0 else n, 0), size) for n in bounds)
+    if first >= last:
+        return base  # type: ignore[no-any-return]
     if step != 1:
         return _with_entries(program, node, base, part, dim, range(first, last, step))
     return _with_part(program, node, base, part, dim, (first, last))

@@ -77,6 +77,12 @@ SPELLINGS: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
             "aten.index_select(%cat_1, 3, %chosen_entries)",
         ],
     ),
+    "nothing is written": (
+        lambda x: aten.neg.default(
+            aten.slice_scatter.default(x, aten.slice.Tensor(x, 3, 6, 6), 3, 6, 2**63 - 1, 2)
+        ),
+        ["aten.neg(%x)"],
+    ),
     "everything is written": (
         lambda x: aten.slice_scatter.default(x, aten.neg.default(x), 2, 0, 2**63 - 1),
         ["aten.neg(%x)"],

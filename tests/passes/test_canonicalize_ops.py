@@ -77,6 +77,14 @@ SPELLINGS: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
             "aten.stack([%slice_1, %slice_2, %slice_3, %slice_4, %slice_5], 4)",
         ],
     ),
+    "padding": (
+        lambda x: aten.pad.default(x, [0, 2]),
+        ["aten.constant_pad_nd(%x, [0, 2], 0)"],
+    ),
+    "identity matrix": (
+        lambda x: aten.mul.Tensor(aten.slice.Tensor(x, 3, 0, 4), aten.eye.default(4)),
+        ["aten.slice.Tensor(%x, 3, 0, 4)", "aten.mul.Tensor(%slice_1, %identity)"],
+    ),
     "slice": (
         lambda x: aten.slice.Tensor(x, -1, -3, 2**63 - 1),
         ["aten.slice.Tensor(%x, 3, 3, 6)"],
