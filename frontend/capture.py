@@ -22,6 +22,7 @@ from graphwright.frontend.random_ops import refuse_random
 from graphwright.frontend.repeated_layers import export_repeated
 from graphwright.frontend.settled_buffers import settled_buffers
 from graphwright.frontend.stateless import StatelessForward, float32_parameters
+from graphwright.frontend.token_tables import check_token_tables
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.program import ModelInfo, Program, lazy_module
 from graphwright.ir.weights import ConstantTensor, Expression, Weight, WeightStore
@@ -130,6 +131,7 @@ def capture_with_weights(
             f"{program.info.name} cannot be traced for a variable number of tokens: "
             f"{exported.because}\n  {exported.rung} does not help: {error}"
         ) from error
+    check_token_tables(program)
     _LOG.info("captured %s by %s", program.info.name, exported.rung)
     return program
 

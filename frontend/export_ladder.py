@@ -192,7 +192,8 @@ def _decomposed(exported: ExportedProgram) -> ExportedProgram:
             _LOG.info("torch rewrites the writes in place: %s", error)
         else:
             return exported
-    return exported.run_decompositions(_decompositions())
+    decomposed: ExportedProgram = exported.run_decompositions(_decompositions())
+    return decomposed
 
 
 def _is_known(node: fx.Node) -> bool:

@@ -7,6 +7,8 @@ that it was for the example.
 
 from __future__ import annotations
 
+import functools
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +23,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import uninteresting_files
 from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.printers import PythonPrinter
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 __all__ = ["AnotherPathError", "Branches", "branches_of_the_model", "check_shorter",
@@ -137,11 +140,26 @@ def _first_broken(condition: Any, least: int, most: int | None) -> int:
 
 
 def _holds(condition: Any, length: int) -> bool:
-    (symbol,) = condition.free_symbols
     try:
-        return bool(sympy_interp(PythonReferenceAnalysis, {symbol: length}, condition))
+        return bool(_function(condition)(length))
     except ZeroDivisionError:
         return False
+
+
+@functools.lru_cache(maxsize=4096)
+def _function(condition: Any) -> Callable[[int], Any]:
+    """`condition` of a length, as Python code: a loop over tokens leaves thousands of conditions,
+    each of which is asked for some hundred lengths."""
+    (symbol,) = condition.free_symbols
+    code = PythonPrinter().doprint(condition)
+    try:
+        function: Callable[[int], Any] = eval(f"lambda {symbol}: {code}", {"math": math})
+        function(_LONGEST)
+    except (SyntaxError, NameError, AttributeError, TypeError):  # a function torch does not print
+        return lambda length: sympy_interp(PythonReferenceAnalysis, {symbol: length}, condition)
+    except ArithmeticError:
+        pass
+    return function
 
 
 def _conditions(

@@ -123,3 +123,18 @@ def test_a_trace_for_long_sequences_is_taken_when_it_is_right_for_short_ones() -
     tokens = torch.tensor([3, 1])
     got = run_program(program, {"tokens": tokens, "positions": torch.arange(2)})
     assert torch.equal(got, model(tokens[None])[0])
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_an_id_that_can_be_sampled_has_a_row_in_the_table_of_tokens(indexed: bool) -> None:
+    class Narrow(nn.Module):
+        def __init__(self, rows: int) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(rows, 8), nn.Linear(8, 16)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.head(self.table.weight[x] if indexed else self.table(x))
+
+    with pytest.raises(FrontendError, match=r"table of 12 rows.* for 16 tokens: ids from 12 on"):
+        capture_module(Narrow(12))
+    assert capture_module(Narrow(17)).info.vocab_size == 16

@@ -7,11 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sympy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._sympy.functions import CeilToInt, FloorDiv, IntTrueDiv, Max, Min, Mod
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
 
-from graphwright.frontend import export_ladder
+from graphwright.frontend import export_ladder, length_guards
 from graphwright.frontend.capture import capture_module
 from graphwright.frontend.stateless import StatelessForward
 from graphwright.ir.errors import FrontendError
@@ -164,3 +168,27 @@ def test_a_branch_for_one_token_is_met_by_running_it() -> None:
     """A trace with a dynamic length takes it for granted that there are two tokens or more."""
     with pytest.raises(FrontendError, match=r"traced for 2 tokens or more.*wrong for 1"):
         capture_module(Model(lambda m, h: h * 2 if h.shape[1] > 1 else h))
+
+
+def _conditions(n: Any) -> list[Any]:
+    return [
+        sympy.Ge(FloorDiv(n + 63, 64), 2),
+        sympy.Eq(Mod(n, 8), 4),
+        sympy.Ne(FloorDiv(16, n - 7), 3),  # no number for 7 tokens
+        sympy.Lt(IntTrueDiv(n, 7), sympy.Float(1.5)),
+        sympy.And(sympy.Gt(n, 3), sympy.Le(Max(n, 12), 40)),
+        sympy.Ge(Max(n - 5, Min(n, 3)), 2),
+        sympy.Eq(CeilToInt(IntTrueDiv(n, 3)), 4),
+        sympy.Not(sympy.Eq(2 * n**2 - n, 120)),
+    ]
+
+
+def test_conditions_as_code_say_what_they_say_to_torch() -> None:
+    symbol = sympy.Symbol("s0", positive=True, integer=True)
+    for condition in _conditions(symbol):
+        for length in range(1, 130):
+            try:
+                want = sympy_interp(PythonReferenceAnalysis, {symbol: length}, condition)
+            except ZeroDivisionError:
+                want = False
+            assert length_guards._holds(condition, length) == bool(want), (condition, length)
