@@ -87,6 +87,8 @@ class _Rewriter:
 
     def _write(self, node: fx.Node) -> None:
         target: Any = node.args[0]
+        if not isinstance(target, fx.Node):
+            raise CannotRewriteError(f"'{node.name}' writes to several tensors")
         value = self._written(node, target)
         self._put(node, target, value)
         self._now[node] = value
@@ -119,18 +121,19 @@ class _Rewriter:
 
     def _put_back(self, node: fx.Node, view: fx.Node, source: fx.Node, part: fx.Node) -> fx.Node:
         """`source`, with `part` where `view` looks at it."""
+        if is_write(view.target):
+            return part
+        if view.kwargs or view.target not in {**_PART, **_WHOLE}:
+            raise CannotRewriteError(f"'{node.name}' writes through '{view.name}'")
         sizes = list(source.meta["val"].shape)
-        same = view.target is aten.squeeze.dim and list(view.meta["val"].shape) == sizes
-        if same or is_write(view.target):
+        if view.target is aten.squeeze.dim and list(view.meta["val"].shape) == sizes:
             return part
         arguments = map_arg(view.args[1:], self._read)
-        if view.target in _WHOLE and not view.kwargs:
+        if view.target in _WHOLE:
             whole = self._call(node, _WHOLE[view.target], part, *arguments)
-        elif view.target in _PART and not view.kwargs:
+        else:
             op = _PART[view.target]
             whole = self._call(node, op, self._read(source), part, *arguments)
-        else:
-            raise CannotRewriteError(f"'{node.name}' writes through '{view.name}'")
         if list(whole.meta["val"].shape) != sizes:
             raise CannotRewriteError(f"'{view.name}' does not show all of '{source.name}'")
         return whole

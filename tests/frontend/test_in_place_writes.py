@@ -105,6 +105,8 @@ def test_parts_written_one_by_one_and_a_view_taken_before() -> None:
     [
         (lambda x: x.add_(1), "was given"),
         (lambda x: x[0].mul_(2), "was given"),
+        (lambda x: x.sin().chunk(2)[0].add_(1), "writes through 'getitem'"),
+        (lambda x: torch._foreach_add_([x.sin()], 1)[0], "writes to several tensors"),
         (lambda x: x.sin().view(2, 6).mul_(2), "writes through 'view'"),
         (lambda x: x.sin().bernoulli_(0.5), "is aten.bernoulli_.float"),
     ],
