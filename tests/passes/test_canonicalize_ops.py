@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import build_program, check_pass, fire, rows
+from graphs import build_program, check_pass, fire, random_inputs, rows
 
 from graphwright.ir import format_graph
+from graphwright.ir.interpreter import run_program
 from graphwright.passes.canonicalize_ops import CanonicalizeOps
 
 aten = torch.ops.aten
@@ -80,10 +81,6 @@ SPELLINGS: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     "padding": (
         lambda x: aten.pad.default(x, [0, 2]),
         ["aten.constant_pad_nd(%x, [0, 2], 0)"],
-    ),
-    "identity matrix": (
-        lambda x: aten.mul.Tensor(aten.slice.Tensor(x, 3, 0, 4), aten.eye.default(4)),
-        ["aten.slice.Tensor(%x, 3, 0, 4)", "aten.mul.Tensor(%slice_1, %identity)"],
     ),
     "slice": (
         lambda x: aten.slice.Tensor(x, -1, -3, 2**63 - 1),
@@ -224,3 +221,19 @@ def test_near_misses_stay(function: Any) -> None:
     after = [node.target for node in program.graph.nodes if node.op == "call_function"]
     spelled = {aten.transpose.int: aten.permute.default}
     assert after == [spelled.get(target, target) for target in keep]
+
+
+def test_an_identity_matrix_is_a_weight() -> None:
+    program = build_program(lambda x: aten.neg.default(aten.slice.Tensor(x, 3, 0, 4)), x=rows(4, 6))
+    last = program.output
+    eye = program.call(last, aten.eye.default, 4)
+    program.replace(last, program.call(last, aten.mul.Tensor, last.args[0], eye))
+    inputs = random_inputs(program, 6)
+    fire(program, STEP)
+    assert texts(program) == [
+        "aten.slice.Tensor(%x, 3, 0, 4)",
+        "aten.mul.Tensor(%slice_1, %identity)",
+    ]
+    want = inputs["x"][..., :4] * torch.eye(4)
+    torch.testing.assert_close(run_program(program, inputs), want, rtol=0, atol=0)
+    assert fire(program, STEP)[0] == [0]
