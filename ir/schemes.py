@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -65,7 +64,7 @@ class Scheme:
         return 3 if self.zero else 2
 
 
-_ROWS_AT_ONCE = 1 << 22  # elements of a weight quantized together: bounds the temporaries
+_ELEMENTS_AT_ONCE = 1 << 20  # of a weight quantized together: the temporaries stay in the cache
 
 
 def quantize_weight(weight: torch.Tensor, scheme: str) -> tuple[torch.Tensor, ...]:
@@ -83,19 +82,23 @@ def quantize_weight(weight: torch.Tensor, scheme: str) -> tuple[torch.Tensor, ..
     scale = torch.empty((rows, groups), dtype=dtype, device=weight.device)
     zero = torch.empty((rows, groups), dtype=torch.uint8, device=weight.device)
     flat = weight.reshape(rows, inputs)
-    step = max(1, _ROWS_AT_ONCE // inputs)
+    step = max(1, _ELEMENTS_AT_ONCE // inputs)
     for begin in range(0, rows, step):
         part = slice(begin, begin + step)
-        x = flat[part].float()
-        q, scale[part], zero[part] = _quantize(x.reshape(len(x), groups, -1), parsed)
-        values[part] = q.reshape(x.shape)
+        x = flat[part].float().reshape(-1, inputs // groups)
+        if groups == 1:
+            q, *found = _quantize(x, parsed, 1)
+        else:  # as columns: reductions along a short last axis are not vectorized
+            q, *found = _quantize(x.T.contiguous(), parsed, 0)
+            q = q.T
+        values[part] = q.reshape(-1, inputs)
+        scale[part], zero[part] = (each.reshape(-1, groups) for each in found)
     real = weight.device.type != "meta"
     if real and not bool(scale.isfinite().all()) and bool(weight.isfinite().all()):
         most = float(weight.abs().max())
         raise PassError(f"weights of up to {most:.3g} need scales beyond float16: use w8 for them.")
-    scale = scale.reshape(*outer, groups)
-    found = (values.reshape(*outer, inputs), scale, zero.reshape(*outer, groups))
-    return found[: parsed.parts]
+    parts = (values.reshape(*outer, inputs), *(p.reshape(*outer, groups) for p in (scale, zero)))
+    return parts[: parsed.parts]
 
 
 def quantize_activation(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,24 +117,30 @@ def dequantize(
     return (grouped * scale.float()[..., None]).reshape(values.shape)
 
 
-def _quantize(x: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor, Any]:
-    """Values, scales and zero points of groups [rows, groups, inputs]."""
+def _quantize(
+    x: torch.Tensor, scheme: Scheme, axis: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """int8 values like x, and the scales and zero points of the groups along `axis` (size 1)."""
+    low, high = x.amin(axis, keepdim=True), x.amax(axis, keepdim=True)
+    none = torch.zeros_like(low)
     if scheme.bits == 8:
-        return (*_symmetric(x), 0)
+        scale = torch.maximum(high, -low) / 127
+        return _rounded(x, scale).clamp_(-127, 127).to(torch.int8), scale, none
     if scheme.zero:
-        low, high = x.amin(-1).clamp(max=0), x.amax(-1).clamp(min=0)
+        low, high = low.clamp(max=0), high.clamp(min=0)
         scale = ((high - low) / 15).half()
-        divisor = _divisor(scale)
-        zero = torch.round(-low / divisor).clamp(0, 15)
-        q = torch.round(x / divisor[..., None]) + zero[..., None]
-        return q.clamp(0, 15).to(torch.int8), scale, zero.to(torch.uint8)
+        zero = _rounded(-low, scale).clamp_(0, 15)
+        return _rounded(x, scale).add_(zero).clamp_(0, 15).to(torch.int8), scale, zero
     # The largest magnitude becomes -8, whatever its sign, so that all sixteen values are used; then
     # the scale that fits these values best in the sense of least squares.
-    extreme = x.gather(-1, x.abs().argmax(-1, keepdim=True)).squeeze(-1)
-    q = torch.round(x / _divisor(extreme / -8)[..., None]).clamp_(-8, 7)
-    scale = ((q * x).sum(-1) / _divisor((q * q).sum(-1))).half()
-    q = torch.round(x / _divisor(scale)[..., None])
-    return q.clamp_(-8, 7).to(torch.int8), scale, 0
+    q = _rounded(x, torch.where(high > -low, high, low) / -8).clamp_(-8, 7)
+    fit = (q * x).sum(axis, keepdim=True)
+    scale = (fit / _divisor(q.square_().sum(axis, keepdim=True))).half()
+    return _rounded(x, scale).clamp_(-8, 7).to(torch.int8), scale, none
+
+
+def _rounded(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return (x / _divisor(scale)).round_()
 
 
 def _symmetric(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -105,7 +105,7 @@ def test_each_weight_is_quantized_once(monkeypatch: pytest.MonkeyPatch) -> None:
     fire(compiled, QuantizeWeights(Recipe.parse("w8")))
     calls: list[str] = []
 
-    def counted(weight: torch.Tensor, scheme: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def counted(weight: torch.Tensor, scheme: str) -> tuple[torch.Tensor, ...]:
         calls.append(scheme)
         return quantize_weight(weight, scheme)
 
