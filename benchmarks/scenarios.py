@@ -15,7 +15,7 @@ from lineup import Contestant
 from probe import Probe
 from worker_process import Worker, first_token_seconds
 
-__all__ = ["LOADED", "PROMPT", "Settings", "first_token", "load", "long_context"]
+__all__ = ["LOADED", "PROMPT", "LongContext", "Settings", "first_token", "load", "long_context"]
 
 PROMPT = 128
 TOKENS = {"tinyllama-1.1b": 16, "smollm2-135m": 32, "stories15m": 128}  # decoded a measurement
