@@ -34,12 +34,17 @@ def checkpoint(shape: str) -> Path:
 
 
 def artifact(shape: str, name: str, options: tuple[str, ...]) -> Path:
-    """Our artifact `name` of the shape, compiled with `options`."""
+    """Our artifact `name` of the shape, compiled with `options`.
+
+    Unchecked: four bits move the logits of random weights further than those of trained ones, and
+    what is computed is the tests' matter.
+    """
     path = MODELS / f"{shape}-{name.replace(' ', '-').replace(':', '_')}.gw"
     sources = [file for room in ROOMS for file in (HERE.parent / room).rglob("*.py")]
     newest = max(file.stat().st_mtime for file in sources)
     if not path.is_file() or path.stat().st_mtime < newest:
-        command = [sys.executable, "-m", "graphwright", "compile", checkpoint(shape), "--quiet"]
+        command = [sys.executable, "-m", "graphwright", "compile", checkpoint(shape)]
+        command += ["--quiet", "--no-check"]
         _run(*command, *options, "-o", path)
     return path
 
