@@ -39,6 +39,7 @@ class Exactness(enum.Enum):
     EXACT = "exact"
     REASSOCIATING = "reassociating"
     APPROXIMATE = "approximate"
+    COARSE = "coarse"  # approximate by weights of few bits
 
 
 class Check(Protocol):

@@ -33,10 +33,14 @@ class QuantizeWeights(Pass):
     """
 
     stage: ClassVar[Stage] = Stage.QUANTIZE
-    exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
     reaches: ClassVar[Level | None] = Level.QUANTIZED
 
     recipe: Recipe = field(default_factory=Recipe)
+
+    @property
+    def exactness(self) -> Exactness:  # type: ignore[override]
+        """By the fewest bits of the recipe."""
+        return Exactness.COARSE if self.recipe.bits < 8 else Exactness.APPROXIMATE
 
     def run(self, program: Program) -> int:
         heads = logits_linears(program)

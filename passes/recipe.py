@@ -53,6 +53,12 @@ class Recipe:
             overrides.append((pattern, _scheme(scheme)))
         return Recipe(_scheme(default), tuple(overrides))
 
+    @property
+    def bits(self) -> int:
+        """The fewest bits that an integer weight may get; 32 where none is one."""
+        schemes = (self.default, *(scheme for _, scheme in self.overrides))
+        return min((each.bits for each in schemes if isinstance(each, Scheme)), default=32)
+
     def scheme_for(self, name: str, role: Role) -> AnyScheme | None:
         """The scheme of the weight `name` in this role; None: it stays float32."""
         for pattern, scheme in self.overrides:

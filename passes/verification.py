@@ -14,7 +14,7 @@ from graphwright.ir.tolerance import TOLERANCES, error_ratio
 from graphwright.passes.base import Exactness
 
 __all__ = [
-    "APPROXIMATE_BUDGET",
+    "BUDGETS",
     "CHECK_LIMIT_BYTES",
     "NumericCheck",
     "numeric_check",
@@ -24,10 +24,12 @@ __all__ = [
 CHECK_LIMIT_BYTES = 100 * 2**20
 """Models with more weights are only checked on request: a check runs them several times."""
 
-APPROXIMATE_BUDGET = 0.1
-"""Root mean square change of the logits, as a share of their standard deviation, that an
-approximate pass may make. Measured for int8 weights and activations: 0.01 on the trained demo
-model, up to 0.05 on random tiny models."""
+BUDGETS = {Exactness.APPROXIMATE: 0.1, Exactness.COARSE: 0.6}
+"""Root mean square change of the logits, as a share of their standard deviation, that a pass which
+approximates may make. Measured for int8 weights and activations: 0.01 on the trained demo model, up
+to 0.05 on random tiny models. For 4-bit weights in groups of 32: 0.1 on a trained model of 260,000
+parameters, 0.31 on a random one of 15 million. Logits that have nothing to do with each other
+differ by 1.4."""
 
 # Tokens that each sequence takes in each step. Prefill of 1, 7 and 33 tokens, decoding on the cache
 # of the last, and three sequences in ragged steps.
@@ -152,10 +154,10 @@ def _steps(program: Program) -> list[tuple[int, ...]]:
 
 
 def _ratio(got: torch.Tensor, want: torch.Tensor, exactness: Exactness) -> float:
-    if exactness is not Exactness.APPROXIMATE:
+    if exactness not in BUDGETS:
         return error_ratio(got, want, TOLERANCES[exactness.value, want.dtype])
     if got.shape != want.shape:
         raise PassError(f"shapes differ: got {tuple(got.shape)}, expected {tuple(want.shape)}.")
     error = (got.double() - want.double()).square().mean().sqrt()
-    ratio = error / (APPROXIMATE_BUDGET * want.double().std())
+    ratio = error / (BUDGETS[exactness] * want.double().std())
     return float(torch.nan_to_num(ratio, nan=float("inf")))

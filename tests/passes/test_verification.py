@@ -11,6 +11,8 @@ from small_decoders import Masks, small_decoder
 from graphwright.ir import ConstantTensor, PassError, Program
 from graphwright.passes.base import Exactness, run_passes
 from graphwright.passes.insert_kv_cache import InsertKvCache
+from graphwright.passes.quantize_weights import QuantizeWeights
+from graphwright.passes.recipe import Recipe
 from graphwright.passes.recognize_attention import RecognizeAttention
 from graphwright.passes.select_sampled_rows import SelectSampledRows
 from graphwright.passes.verification import numeric_check, should_check
@@ -57,6 +59,19 @@ def test_an_approximate_pass_has_a_budget() -> None:
     before = cached()
     with pytest.raises(PassError, match="'approximate' allows"):
         numeric_check(before, change(before, "head", 1.0), Exactness.APPROXIMATE)
+
+
+def test_weights_of_few_bits_have_a_larger_budget() -> None:
+    before = cached()
+    after = change(before, "head", 0.2)
+    with pytest.raises(PassError, match="'approximate' allows"):
+        numeric_check(before, after, Exactness.APPROXIMATE)
+    assert 0 < numeric_check(before, after, Exactness.COARSE) < 1
+    with pytest.raises(PassError, match="'coarse' allows"):
+        numeric_check(before, change(before, "head", 2.0), Exactness.COARSE)
+    steps = [QuantizeWeights(Recipe.parse(text)) for text in ("w8", "w4g32", "f32:head=w4g32z")]
+    coarse, fine = Exactness.COARSE, Exactness.APPROXIMATE
+    assert [step.exactness for step in steps] == [fine, coarse, coarse]
 
 
 @pytest.mark.parametrize(
