@@ -27,9 +27,9 @@ CHECK_LIMIT_BYTES = 100 * 2**20
 BUDGETS = {Exactness.APPROXIMATE: 0.1, Exactness.COARSE: 0.6}
 """Root mean square change of the logits, as a share of their standard deviation, that a pass which
 approximates may make. Measured for int8 weights and activations: 0.01 on the trained demo model, up
-to 0.05 on random tiny models. For 4-bit weights in groups of 32: 0.1 on a trained model of 260,000
-parameters, 0.31 on a random one of 15 million. Logits that have nothing to do with each other
-differ by 1.4."""
+to 0.05 on random tiny models. For 4-bit weights in groups of 32: under 0.1 on a trained model of
+260,000 parameters, 0.31 on a random one of 15 million. Logits that have nothing to do with each
+other differ by 1.4."""
 
 # Tokens that each sequence takes in each step. Prefill of 1, 7 and 33 tokens, decoding on the cache
 # of the last, and three sequences in ragged steps.
