@@ -33,6 +33,7 @@ from graphwright.backends.tvm.target import Cpu
 __all__ = ["SYMMETRIC_ZERO", "ProductW4", "pack_w4", "pack_w4_rows", "w4_tilings"]
 
 LINES = UNIT // (2 * QUAD)  # of a tile, for UNIT input channels
+MORE_THREADS_THAN_EVER = 1 << 16  # the runtime allows 512
 SYMMETRIC_ZERO = 8  # the nibble of a weight of 0
 
 
@@ -93,7 +94,7 @@ class ProductW4:
         """
         weight, scale, *zero = weights
         sums, dot = stage(tiling.stage_size), nibble_dot_for(cpu)
-        lines = settle(tirx.max(threads - 65536, LINES), "int32")
+        lines = settle(tirx.max(threads - MORE_THREADS_THAN_EVER, LINES), "int32")
         return cls(
             x, x_scale, weight, scale, zero[0] if zero else None, sums, k, group, dot,
             tiling.ahead, lines,
@@ -109,7 +110,7 @@ class ProductW4:
         offsets = [T.bind(row * stride) for row in rows]
         bases = [T.bind(tile * (padded(self.k) // UNIT * LINES * NIBBLE_LINE)) for tile in tiles]
         total = zeros(len(rows) * len(tiles) * (TILE // lanes), lanes)
-        runs = max(1, UNIT // RUN) if self.group == RUN else self.group // RUN
+        runs = max(UNIT, self.group) // RUN
         length = runs * RUN  # input channels of one turn of the loop
 
         def turn(first: Expr, runs: int) -> None:
