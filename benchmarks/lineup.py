@@ -6,6 +6,7 @@ A new scheme of ours, or another format of a peer, is one line here.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ __all__ = [
     "Contestant",
     "Ours",
     "PeerKind",
+    "among",
     "contestants",
 ]
 
@@ -121,6 +123,15 @@ def contestants(shape: str, quants: list[str], peers: list[str], threads: int) -
             command = (str(python), each.worker, str(model), str(threads), *each.arguments)
             found.append(Contestant(each.title, each.peer, each.kind, each.bits, command))
     return found
+
+
+def among(kinds: set[str], found: Sequence[Contestant]) -> list[Contestant]:
+    """Those of `kinds`; all of ours, or all of the peers, where none of them is."""
+    chosen = []
+    for ours in (True, False):
+        side = [each for each in found if each.ours == ours]
+        chosen += [each for each in side if each.kind in kinds] or side
+    return chosen
 
 
 def our_contestant(

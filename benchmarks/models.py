@@ -3,25 +3,29 @@
     python benchmarks/models.py tinyllama-1.1b          # everything for all peers
 
 They lie in benchmarks/models/, or under GRAPHWRIGHT_BENCH_MODELS. Files that exist are kept, but
-for our own artifacts, which are compiled again when the product's sources are newer.
+for our own artifacts, which are compiled again when the sources of the compiler are others.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from peers import python_of
 
-__all__ = ["MODELS", "artifact", "checkpoint", "peer_model"]
+__all__ = ["MODELS", "artifact", "checkpoint", "compile_ahead", "peer_model"]
 
 HERE = Path(__file__).resolve().parent
 MODELS = Path(os.environ.get("GRAPHWRIGHT_BENCH_MODELS", HERE / "models"))
-ROOMS = ("frontend", "ir", "passes", "backends", "runtime", "graphwright")
+COMPILER = ("frontend", "ir", "passes", "backends", "graphwright", "runtime")
+ASIDE = ("backends/triton", "graphwright/commands", "runtime/cuda")  # code that no artifact is of
 GROUP = {"tinyllama-1.1b": 128, "smollm2-135m": 64, "stories15m": 32}  # divides the hidden size
 
 
@@ -40,13 +44,35 @@ def artifact(shape: str, name: str, options: tuple[str, ...]) -> Path:
     what is computed is the tests' matter.
     """
     path = MODELS / f"{shape}-{name.replace(' ', '-').replace(':', '_')}.gw"
-    sources = [file for room in ROOMS for file in (HERE.parent / room).rglob("*.py")]
-    newest = max(file.stat().st_mtime for file in sources)
-    if not path.is_file() or path.stat().st_mtime < newest:
+    stamp = path.with_suffix(".sources")
+    if not path.is_file() or not stamp.is_file() or stamp.read_text() != _sources():
+        stamp.unlink(missing_ok=True)
         command = [sys.executable, "-m", "graphwright", "compile", checkpoint(shape)]
         command += ["--quiet", "--no-check"]
         _run(*command, *options, "-o", path)
+        stamp.write_text(_sources())
     return path
+
+
+def compile_ahead(wanted: Sequence[tuple[str, str, tuple[str, ...]]], jobs: int) -> None:
+    """Makes the artifacts of these shapes, names and options, `jobs` at a time."""
+    for shape in {shape for shape, _, _ in wanted}:
+        checkpoint(shape)
+    with ThreadPoolExecutor(jobs) as pool:
+        for job in [pool.submit(artifact, *each) for each in wanted]:
+            job.result()
+
+
+@cache
+def _sources() -> str:
+    """A digest of everything that artifacts follow from."""
+    root, digest = HERE.parent, hashlib.sha256()
+    for room in COMPILER:
+        for file in sorted((root / room).rglob("*")):
+            name = file.relative_to(root).as_posix()
+            if file.suffix in (".py", ".c") and not name.startswith(ASIDE):
+                digest.update(name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def peer_model(peer: str, shape: str, kind: str) -> Path:

@@ -1,90 +1,91 @@
-"""How fast this machine reads memory right now: a read-only kernel over two pinned threads."""
+"""How fast this machine reads memory right now: a loop of loads on pinned threads (probe.c).
+
+The share of what the probe reads that a runtime reaches is worth something only if nothing that
+computes can read faster. So the probe reads huge pages, as engines' weights can be, prefetches, has
+a warm-up pass in each turn, and picks the fastest of several loops when it starts.
+`probe_check.py` measures it against matrix kernels on the same memory.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-__all__ = ["Probe"]
+import numpy as np
+from numpy.typing import NDArray
 
-_SOURCE = r"""
-#define _GNU_SOURCE
-#include <pthread.h>
-#include <sched.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <time.h>
-typedef uint64_t vector __attribute__((vector_size(64)));
-static char *memory; static size_t bytes; static int threads; static volatile uint64_t sink;
-static double now(void) {
-  struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec + 1e-9 * t.tv_nsec;
-}
-static void *reader(void *argument) {
-  long id = (long)argument; cpu_set_t set; CPU_ZERO(&set); CPU_SET(id, &set);
-  sched_setaffinity(0, sizeof set, &set);
-  vector a = {0}, b = {0}, c = {0}, d = {0};
-  const vector *p = (const vector *)(memory + bytes / threads * id);
-  for (size_t i = 0; i + 4 <= bytes / threads / sizeof(vector); i += 4) {
-    a += p[i]; b += p[i + 1]; c += p[i + 2]; d += p[i + 3];
-  }
-  a += b + c + d; sink += a[0]; return 0;
-}
-int main(int count, char **arguments) {
-  threads = atoi(arguments[1]); bytes = (size_t)atol(arguments[2]) << 20;
-  double seconds = atof(arguments[3]);
-  if (posix_memalign((void **)&memory, 1 << 21, bytes)) return 1;
-  for (size_t i = 0; i < bytes; i += 64) memory[i] = (char)i;
-  char line[16];
-  while (fgets(line, sizeof line, stdin)) {
-    pthread_t ids[64]; double start = now(); int passes = 0;
-    do {
-      for (long i = 0; i < threads; i++) pthread_create(ids + i, 0, reader, (void *)i);
-      for (int i = 0; i < threads; i++) pthread_join(ids[i], 0);
-      passes++;
-    } while (now() - start < seconds);
-    printf("%f\n", passes * (double)bytes / (now() - start) / 1e9); fflush(stdout);
-  }
-}
-"""
+__all__ = ["Probe", "huge_pages"]
+
+HUGE = 2 << 20
+LOOPS = [(streams, ahead) for streams in (1, 2, 4, 8) for ahead in (0, 1024, 4096, 8192)]
+CHOOSING, CHOICES = 0.03, 3  # seconds of a turn, and turns of each loop, when one is chosen
 
 
 class Probe:
-    """A compiled reader that waits between measurements. Needs a C compiler.
+    """Readers that sleep between measurements. Needs a C compiler; there can be one in a process.
 
-    threads: each pinned to a core of its own. Each measurement lasts `seconds` or a little more.
+    threads: each pinned to a CPU of its own. Each measurement counts `seconds`, after a pass over
+    `mebibytes` of memory, more than caches hold, that is not counted.
     """
 
-    def __init__(self, threads: int, mebibytes: int = 256, seconds: float = 0.1) -> None:
-        self._folder = tempfile.TemporaryDirectory()
-        source = Path(self._folder.name) / "probe.c"
-        source.write_text(_SOURCE)
-        program = source.with_suffix("")
-        subprocess.run(["cc", "-O3", "-march=native", "-pthread", str(source), "-o", str(program)],
-                       check=True)  # fmt: skip
-        command = [program, *map(str, (threads, mebibytes, seconds))]
-        self._process = subprocess.Popen(
-            command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+    def __init__(self, threads: int, mebibytes: int = 512, seconds: float = 0.25) -> None:
+        cpus = sorted(os.sched_getaffinity(0))
+        if threads > len(cpus):
+            raise SystemExit(f"{threads} pinned threads need as many CPUs; there are {len(cpus)}.")
+        self._library = _compile()
+        error = self._library.probe_start(threads, (ctypes.c_int * threads)(*cpus[:threads]))
+        if error:
+            raise OSError(error, os.strerror(error))
+        self.memory, self._seconds = huge_pages(mebibytes << 20), seconds
+        self.memory[:] = 1
+        rates = dict.fromkeys(LOOPS, 0.0)
+        for _ in range(CHOICES):
+            for loop in LOOPS:
+                rates[loop] = max(rates[loop], self._turn(self.memory, loop, CHOOSING))
+        self.loop = max(LOOPS, key=rates.__getitem__)
 
     def measure(self) -> float:
         """Bytes read per second, in GB/s."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        return self._turn(self.memory, self.loop, self._seconds)
 
-    def close(self) -> None:
-        """Ends the reader."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._folder.cleanup()
+    def read(self, memory: NDArray[np.uint8], seconds: float) -> float:
+        """The same over other memory, which starts at a multiple of 64 bytes."""
+        return self._turn(memory, self.loop, seconds)
+
+    def _turn(self, memory: NDArray[np.uint8], loop: tuple[int, int], seconds: float) -> float:
+        rate = self._library.probe_read(memory.ctypes.data, memory.nbytes, *loop, seconds)
+        return float(rate) / 1e9
+
+
+def huge_pages(size: int) -> NDArray[np.uint8]:
+    """`size` bytes in huge pages, where the system gives them."""
+    mapping = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    mapping.madvise(mmap.MADV_HUGEPAGE)
+    flat = np.frombuffer(mapping, np.uint8)
+    start = -flat.ctypes.data % HUGE
+    return flat[start : start + size]
+
+
+def _compile() -> ctypes.CDLL:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe.so"
+        source = Path(__file__).with_suffix(".c")
+        subprocess.run(["cc", "-O3", "-march=native", "-shared", "-fPIC", "-pthread", str(source),
+                        "-o", str(path)], check=True)  # fmt: skip
+        library = ctypes.CDLL(str(path))
+    library.probe_read.restype = ctypes.c_double
+    library.probe_read.argtypes = (
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_double,
+    )  # fmt: skip
+    return library
 
 
 if __name__ == "__main__":
     probe = Probe(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
-    print(" ".join(f"{probe.measure():.1f}" for _ in range(10)), "GB/s")
-    probe.close()
+    print(" ".join(f"{probe.measure():.1f}" for _ in range(10)), "GB/s,",
+          "{} streams a thread, prefetching {} bytes".format(*probe.loop))  # fmt: skip

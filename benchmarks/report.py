@@ -26,7 +26,8 @@ def full_report(results: Results) -> str:
     for title, make in (
         ("Decoding, one sequence", _decode), ("Prefill", _prefill), ("Batches", _batch),
         ("Long contexts", _context), ("From process start to the first token", _first_token),
-        ("Beside a busy process", _contention), ("Compiling", _compile),
+        ("Beside a busy process", _contention), ("Outside of kernels", _profile),
+        ("Compiling", _compile),
     ):  # fmt: skip
         text = make(results)
         if text:
@@ -183,6 +184,18 @@ def _contention(results: Results) -> str:
                               f"{r.pairwise:.2f}"])  # fmt: skip
     head = ["", "undisturbed tok/s", "disturbed tok/s", "ratio"]
     return _table(head, lines) if lines else ""
+
+
+def _profile(results: Results) -> str:
+    found = results.raw.get("profile")
+    if not found:
+        return ""
+    shares = ", ".join(f"{each:.1%}" for each in found["all_outside"])
+    return (
+        f"`{found['name']}` of 1.1B, `graphwright bench --profile`: a decode step takes "
+        f"{found['step_ms']:.1f} ms, of which {found['outside']:.1%} is not spent in kernels "
+        f"(runs: {shares})."
+    )
 
 
 def _compile(results: Results) -> str:

@@ -26,25 +26,25 @@ from lineup import (
     OURS,
     PEER_KINDS,
     Contestant,
+    among,
     contestants,
     our_contestant,
 )
-from models import MODELS, artifact
+from models import MODELS, artifact, compile_ahead
 from probe import Probe
+from program import LARGEST, MAIN, PEERS, QUANTS, ROUNDS, SCENARIOS, scenarios_of
 from report import full_report, write_documentation
 from results import Results
 from scenarios import LOADED, PROMPT, LongContext, Settings, first_token, load, long_context
 from shapes import SHAPES
+from step_profile import step_profile
 
 OUTPUT = Path(__file__).resolve().parent / "results"
-SCENARIOS = (*LOADED, "context", "first-token", "compile")
-LARGEST = "tinyllama-1.1b"
 LONG = 4096
 COMPILED = "w4g32"
 QUICK: dict[str, Any] = {
     "shapes": [LARGEST], "quants": ["w4g32", "w8"], "scenarios": ["decode", "prefill", "batch"],
     "peers": ["llama.cpp:Q4_0", "llama.cpp:Q8_0", "ort", "ctranslate2"], "rounds": 3,
-    "prefill": [PROMPT],
 }  # fmt: skip
 
 
@@ -52,40 +52,60 @@ def main() -> None:
     """Measures, prints the tables, writes the results."""
     arguments = _arguments()
     MODELS.mkdir(parents=True, exist_ok=True)
+    variants = arguments.context_variants if _wants(arguments, "context") else []
+    compile_ahead(_artifacts(arguments, variants), arguments.jobs)
     lineups = {
-        shape: contestants(shape, arguments.quants, arguments.peers, arguments.threads)
+        shape: contestants(
+            shape, arguments.quants or QUANTS[shape],
+            PEERS[shape] if arguments.peers is None else arguments.peers, arguments.threads,
+        )
         for shape in arguments.shapes
-    }
-    variants = [n for n in arguments.context_variants if "context" in arguments.scenarios]
-    if LARGEST not in arguments.shapes:
-        variants = []
-    for name in variants:
-        artifact(LARGEST, name, OURS[name].options)
+    }  # fmt: skip
     if arguments.prepare:
         return
     record = _Record(arguments)
     probe = Probe(arguments.threads)
-    settings = Settings(arguments.rounds, arguments.threads, tuple(arguments.prefill), probe)
-    try:
-        for shape, lineup in lineups.items():
-            for part in _loaded(shape, lineup, arguments.scenarios, settings):
-                record.add(part)
-        if variants:
-            for part in long_context(LARGEST, _subjects(variants, arguments.threads), settings):
-                record.add(part)
-        if "first-token" in arguments.scenarios and LARGEST in lineups:
-            for part in first_token(LARGEST, _starters(lineups[LARGEST]), settings):
-                record.add(part)
-        if "compile" in arguments.scenarios and LARGEST in lineups:
-            print(f"  compiling {LARGEST}", file=sys.stderr)
-            record.add_compile(compile_cost(LARGEST, arguments.compiled))
-    finally:
-        probe.close()
+    rounds = ROUNDS if arguments.rounds is None else dict.fromkeys(ROUNDS, arguments.rounds)
+    settings = Settings(rounds, arguments.threads, tuple(arguments.prefill), probe)
+    for shape, lineup in lineups.items():
+        for part in _loaded(shape, lineup, arguments.scenarios, settings):
+            record.add(part)
+    if variants:
+        for part in long_context(LARGEST, _subjects(variants, arguments.threads), settings):
+            record.add(part)
+    if _wants(arguments, "first-token"):
+        for part in first_token(LARGEST, _starters(lineups[LARGEST]), settings):
+            record.add(part)
+    if _wants(arguments, "profile"):
+        print(f"  profiling a step of {LARGEST}", file=sys.stderr)
+        path = artifact(LARGEST, COMPILED, OURS[COMPILED].options)
+        record.note("profile", step_profile(path, COMPILED, PROMPT, arguments.threads))
+    if _wants(arguments, "compile"):
+        print(f"  compiling {LARGEST}", file=sys.stderr)
+        record.note("compile", compile_cost(LARGEST, arguments.compiled))
     print(f"{arguments.output}: {record.content['seconds']} s", file=sys.stderr)
     recorded = Results(arguments.output)
     print(full_report(recorded))
     if arguments.record:
         write_documentation(recorded)
+
+
+def _wants(arguments: argparse.Namespace, scenario: str) -> bool:
+    """Was a scenario that only the largest shape has asked for?"""
+    chosen = SCENARIOS if arguments.scenarios is None else arguments.scenarios
+    return LARGEST in arguments.shapes and scenario in chosen
+
+
+def _artifacts(
+    arguments: argparse.Namespace, variants: list[str]
+) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Shape, name and options of all of ours that the run needs."""
+    wanted = [(shape, name) for shape in arguments.shapes
+              for name in arguments.quants or QUANTS[shape]]  # fmt: skip
+    wanted += [(LARGEST, name) for name in variants]
+    if _wants(arguments, "profile"):
+        wanted.append((LARGEST, COMPILED))
+    return [(shape, name, OURS[name].options) for shape, name in dict.fromkeys(wanted)]
 
 
 class _Record:
@@ -101,6 +121,7 @@ class _Record:
         self.content: dict[str, Any] = {
             "date": time.strftime("%Y-%m-%d"), "seconds": 0, "machine": _machine(),
             "command": command, "threads": arguments.threads, "measurements": [], "compile": None,
+            "profile": None,
         }  # fmt: skip
         if arguments.append:
             before = json.loads(self._output.read_text())
@@ -108,7 +129,7 @@ class _Record:
                 raise SystemExit(f"{self._output} was measured on another machine.")
             self.content.update(
                 measurements=before["measurements"], compile=before["compile"],
-                command=f"{before['command']}; {command}",
+                profile=before.get("profile"), command=f"{before['command']}; {command}",
             )  # fmt: skip
             self._start -= before["seconds"]
         self._before = len(self.content["measurements"])
@@ -128,9 +149,9 @@ class _Record:
         self.content["measurements"].append(new)
         self._write()
 
-    def add_compile(self, cost: dict[str, Any]) -> None:
-        """What compiling costs."""
-        self.content["compile"] = cost
+    def note(self, name: str, found: dict[str, Any]) -> None:
+        """What is no comparison: ``compile`` or ``profile``."""
+        self.content[name] = found
         self._write()
 
     def _write(self) -> None:
@@ -140,11 +161,12 @@ class _Record:
 
 
 def _loaded(
-    shape: str, lineup: list[Contestant], scenarios: list[str], settings: Settings
+    shape: str, lineup: list[Contestant], scenarios: list[str] | None, settings: Settings
 ) -> Iterator[Measurement]:
     """The scenarios with loaded models, group by group: what is compared is loaded together."""
-    chosen = [LOADED[name] for name in LOADED if name in scenarios]
     for most, least in ((8, 1), (16, 9), (32, 17)):
+        names = scenarios_of(shape, most) if scenarios is None else scenarios
+        chosen = [LOADED[name] for name in LOADED if name in names]
         group = [each for each in lineup if least <= each.bits <= most]
         if group and chosen:
             print(f"{shape}: {', '.join(each.title for each in group)}", file=sys.stderr)
@@ -174,10 +196,8 @@ def _kv_bytes_per_token(path: Path) -> int:
 
 def _starters(lineup: list[Contestant]) -> list[Contestant]:
     """Who is compared from process start: ours and llama.cpp, at 8 bits and less."""
-    return [
-        each for each in lineup
-        if each.bits <= 8 and (each.ours or each.kind in ("Q4_0", "Q8_0"))
-    ]  # fmt: skip
+    of_both = [each for each in lineup if each.ours or each.peer == "llama.cpp"]
+    return among(MAIN, [each for each in of_both if each.bits <= 8])
 
 
 def _arguments() -> argparse.Namespace:
@@ -186,15 +206,17 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--quants", nargs="*", choices=list(OURS),
-                        default=["w4g32", "w4g128", "w8", "f16", "bf16", "f32"])  # fmt: skip
+                        help=f"default: {QUANTS}")  # fmt: skip
     parser.add_argument("--context-variants", nargs="*", choices=list(OURS),
                         default=list(CONTEXT_VARIANTS))  # fmt: skip
     parser.add_argument("--peers", nargs="*", metavar="PEER[:FORMAT]",
-                        default=sorted({each.peer for each in PEER_KINDS}))  # fmt: skip
-    parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
+                        help=f"default: {PEERS}")  # fmt: skip
+    parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS,
+                        help="default: all, where program.py has them")  # fmt: skip
     parser.add_argument("--compiled", default=COMPILED, help="what the compile scenario makes")
-    parser.add_argument("--prefill", nargs="+", type=int, default=[PROMPT, 512])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--prefill", nargs="+", type=int, default=[512])
+    parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS}")
+    parser.add_argument("--jobs", type=int, default=2, help="artifacts compiled at a time")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help=f"defaults for a short run: {QUICK}")
     parser.add_argument("--prepare", action="store_true", help="make files only")
@@ -206,7 +228,7 @@ def _arguments() -> argparse.Namespace:
         parser.set_defaults(**QUICK)
     arguments = parser.parse_args()
     known = {each.peer for each in PEER_KINDS} | {f"{e.peer}:{e.kind}" for e in PEER_KINDS}
-    if wrong := sorted(set(arguments.peers) - known):
+    if wrong := sorted(set(arguments.peers or ()) - known):
         parser.error(f"there is no peer {', '.join(wrong)}; there are {', '.join(sorted(known))}")
     name = time.strftime("%Y-%m-%d") if arguments.record else "latest"
     arguments.output = arguments.output or OUTPUT / f"{name}.json"

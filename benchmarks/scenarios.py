@@ -11,32 +11,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alternation import Measurement, alternate
-from lineup import Contestant
+from lineup import Contestant, among
 from probe import Probe
+from program import LARGEST, MAIN
 from worker_process import Worker, first_token_seconds
 
 __all__ = ["LOADED", "PROMPT", "LongContext", "Settings", "first_token", "load", "long_context"]
 
 PROMPT = 128
-TOKENS = {"tinyllama-1.1b": 16, "smollm2-135m": 32, "stories15m": 128}  # decoded a measurement
+TOKENS = {"tinyllama-1.1b": 16, "smollm2-135m": 64, "stories15m": 256}  # decoded a measurement
 SEQUENCES = 8
-LONGEST = 9.0  # seconds: a prefill that takes longer is left out
+LONGEST = 16.0  # seconds: a prefill that takes longer is left out
 RESERVE_MB = 1500  # memory that stays free, so that mapped weights are not read from disk again
 Runs = dict[str, tuple[dict[str, Any], Callable[[], float]]]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is measured. rounds: of decoding; everything longer takes its share of them."""
+    """How much is measured. rounds: of each scenario."""
 
-    rounds: int
+    rounds: dict[str, int]
     threads: int
     prefill_lengths: tuple[int, ...]
     probe: Probe
-
-    def share(self, part: float) -> int:
-        """A part of the rounds, at least 2."""
-        return max(2, round(self.rounds * part))
 
 
 @contextmanager
@@ -68,7 +65,7 @@ def decode(shape: str, workers: list[Worker], settings: Settings) -> Iterator[Me
         for w in workers
     }
     found = Measurement("decode", shape, {"prompt": PROMPT, "tokens": tokens})
-    yield _finish(alternate(found, runs, settings.rounds, settings.probe), workers)
+    yield _finish(alternate(found, runs, settings.rounds["decode"], settings.probe), workers)
 
 
 def prefill(shape: str, workers: list[Worker], settings: Settings) -> Iterator[Measurement]:
@@ -89,20 +86,22 @@ def prefill(shape: str, workers: list[Worker], settings: Settings) -> Iterator[M
             else:
                 runs[title] = (_facts(worker), _asking(worker, op="prefill", prompt=length))
         if runs:
-            yield alternate(found, runs, settings.share(1 / 3), settings.probe)
+            yield alternate(found, runs, settings.rounds["prefill"], settings.probe)
 
 
 def batch(shape: str, workers: list[Worker], settings: Settings) -> Iterator[Measurement]:
     """SEQUENCES at once, beside our own single sequence."""
     tokens = max(8, TOKENS[shape] // SEQUENCES)
     runs: Runs = {}
-    for worker in workers:
+    chosen = [worker for worker in workers if worker.contestant.batches]
+    takes_part = among(MAIN, [worker.contestant for worker in chosen])
+    chosen = [worker for worker in chosen if worker.contestant in takes_part]
+    for worker in chosen:
         title, facts = worker.contestant.title, _facts(worker)
-        if worker.contestant.batches:
-            runs[title] = (facts, _asking(worker, op="batch", sequences=SEQUENCES, prompt=PROMPT,
-                                          tokens=tokens))  # fmt: skip
+        runs[title] = (facts, _asking(worker, op="batch", sequences=SEQUENCES, prompt=PROMPT,
+                                      tokens=tokens))  # fmt: skip
     # One sequence again, from other processes: switching would read the prompts again.
-    singles = [Worker(w.contestant) for w in workers if w.contestant.ours]
+    singles = [Worker(w.contestant) for w in chosen if w.contestant.ours]
     try:
         for worker in singles:
             run = _asking(worker, op="decode", prompt=PROMPT, tokens=TOKENS[shape])
@@ -113,7 +112,7 @@ def batch(shape: str, workers: list[Worker], settings: Settings) -> Iterator[Mea
             run()
         found = Measurement("batch", shape, {"sequences": SEQUENCES, "prompt": PROMPT,
                                              "tokens": tokens})  # fmt: skip
-        yield alternate(found, runs, settings.share(2 / 3), settings.probe)
+        yield alternate(found, runs, settings.rounds["batch"], settings.probe)
     finally:
         for worker in singles:
             worker.stop()
@@ -121,8 +120,9 @@ def batch(shape: str, workers: list[Worker], settings: Settings) -> Iterator[Mea
 
 def contention(shape: str, workers: list[Worker], settings: Settings) -> Iterator[Measurement]:
     """Decoding, in turn undisturbed and beside one process that computes all the time."""
-    chosen = [w for w in workers if w.contestant.ours or w.contestant.kind in ("Q4_0", "Q8_0")]
-    if shape != "tinyllama-1.1b" or not chosen:
+    takes_part = among(MAIN, [worker.contestant for worker in workers])
+    chosen = [worker for worker in workers if worker.contestant in takes_part]
+    if shape != LARGEST or not chosen:
         return
     runs: Runs = {}
     for worker in chosen:
@@ -132,7 +132,7 @@ def contention(shape: str, workers: list[Worker], settings: Settings) -> Iterato
         runs[f"{title}, undisturbed"] = ({**facts, "of": title}, run)
         runs[f"{title}, disturbed"] = ({**facts, "of": title, "disturbed": True}, _disturbed(run))
     found = Measurement("contention", shape, {"prompt": PROMPT, "tokens": TOKENS[shape] // 2})
-    yield alternate(found, runs, settings.share(1 / 2), settings.probe)
+    yield alternate(found, runs, settings.rounds["contention"], settings.probe)
 
 
 LOADED: dict[str, Callable[[str, list[Worker], Settings], Iterator[Measurement]]] = {
@@ -168,7 +168,7 @@ def long_context(
             run = _asking(worker, op="decode", prompt=subject.position, tokens=tokens)
             run()
             runs[f"{subject.contestant.title} at {subject.position}"] = (facts, run)
-        yield alternate(found, runs, settings.share(2 / 3), settings.probe)
+        yield alternate(found, runs, settings.rounds["context"], settings.probe)
     finally:
         for worker in workers:
             worker.stop()
@@ -191,7 +191,7 @@ def first_token(
         run()
         imports.clear()
         runs[each.title] = ({"ours": each.ours, "bits": each.bits, "imports_s": imports}, run)
-    yield alternate(found, runs, settings.share(1 / 2), settings.probe)
+    yield alternate(found, runs, settings.rounds["first-token"], settings.probe)
 
 
 def _facts(worker: Worker) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def targets(results: Results) -> list[Target]:
     found = [
         *_decode(results), *_floats(results), *_shares(results), *_small(results),
         *_prefill(results), *_batch(results), *_context(results), *_first_token(results),
-        *_compile(results), *_contention(results),
+        *_compile(results), *_contention(results), *_outside(results),
     ]  # fmt: skip
     return found
 
@@ -161,4 +161,14 @@ def _contention(results: Results) -> Iterator[Target]:
     for row in rows.values():
         if row.ours and row.facts.get("disturbed"):
             alone = rows[f"{row.facts['of']}, undisturbed"]
-            yield from _versus("decode beside a busy process : undisturbed", row, alone, 0.45)
+            name = row.facts["of"].removeprefix("graphwright ")
+            what = f"decode, 1.1B, `{name}`, beside a busy process : undisturbed"
+            yield from _versus(what, row, alone, 0.45)
+
+
+def _outside(results: Results) -> Iterator[Target]:
+    found = results.raw.get("profile")
+    if found:
+        text = f"**{found['outside']:.1%}** of {found['step_ms']:.1f} ms"
+        what = f"decode step, 1.1B, `{found['name']}`: outside of kernels"
+        yield Target(what, "< 3 %", text, found["outside"] < 0.03)
