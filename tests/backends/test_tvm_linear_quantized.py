@@ -137,7 +137,7 @@ def test_any_size(case: Case) -> None:
 
 @pytest.mark.parametrize("cpu", X86)
 @pytest.mark.parametrize("rows", [4, 20])
-@pytest.mark.parametrize("scheme", ["w8", "w4g128", "w4g128z"])
+@pytest.mark.parametrize("scheme", ["w8", "w4g32", "w4g128", "w4g128z"])
 def test_nothing_saturates(cpu: str, rows: int, scheme: str) -> None:
     check(Case(16, 256, cpu, rows=rows, scheme=scheme), extreme=True)
 

@@ -33,6 +33,8 @@ class NibbleDot:
 
     lanes = 4  # channels of a vector of sums
     partial = ("int32", 4)  # dtype and lanes of a vector of partial sums
+    most_partial = 16  # vectors of partial sums that registers hold beside the operands
+    crowded = False  # whether they leave no registers for other sums
 
     def weights(self, weight: Expr, first: Expr, high: bool) -> Any:
         """The operand for `lanes` channels in memory from `first` on; several rows use it."""
@@ -55,10 +57,20 @@ class NibbleDot:
         """The sums of a run as int32, one for each of `lanes` channels."""
         return partial
 
+    def zeros(self, points: Expr, x_sum: Expr) -> Expr:
+        """int32 zero points, from 0 to 255, times Σ x of a group of at most 128 inputs."""
+        return points * x_sum
+
+    def start(self, total: Expr, lanes: int) -> Expr:
+        """`lanes` int32 `total` as what the partial sums of a run start from to have it added."""
+        return total
+
 
 class PairNibbleDot(NibbleDot):
     lanes = 8
     partial = ("int16", 16)
+    most_partial = 12
+    crowded = True
 
     def weights(self, weight: Expr, first: Expr, high: bool) -> Any:
         return T.bind(_nibbles(weight[span(first, 32)], 32, high))
@@ -73,6 +85,20 @@ class PairNibbleDot(NibbleDot):
     def fold(self, partial: Expr) -> Expr:
         ones = constant(1, 16, "int16")
         return T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", partial, ones)
+
+    def zeros(self, points: Expr, x_sum: Expr) -> Expr:
+        # vpmulld costs twice as much; a Σ x fits into the lower 16 bits, points leave the upper 0
+        halves = (tirx.reinterpret("int16x16", each) for each in (points, x_sum))
+        return T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", *halves)
+
+    def start(self, total: Expr, lanes: int) -> Expr:
+        """What the int16 pairs of a run start from to have int32 `total`, -8 * Σ x, added to them.
+
+        All of it goes to the upper one. Products of the lower one's inputs and q + 8 are at most
+        30480; those of the upper one's and q, less 8 times the inputs of the lower one, at most
+        2 * 8 * 16 * 127 = 32512.
+        """
+        return tirx.shift_left(total, constant(16, lanes, "int32"))
 
 
 class SdotNibbleDot(NibbleDot):

@@ -8,7 +8,6 @@ K/G, 16]. One layout serves decode and prefill on every CPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,16 +23,16 @@ from graphwright.backends.tvm.kernels.int4_dot import (
 )
 from graphwright.backends.tvm.kernels.int8_dot import QUAD
 from graphwright.backends.tvm.kernels.kernel import Expr
-from graphwright.backends.tvm.kernels.loops import load, settle, spread, store
+from graphwright.backends.tvm.kernels.loops import load, spread, store, vector_loop
 from graphwright.backends.tvm.kernels.matmul import TILE, Tiling, prefetch_ahead, stage, zeros
 from graphwright.backends.tvm.kernels.quantize_rows import group_count, padded, row_size
-from graphwright.backends.tvm.kernels.vector import constant, fma, vector_type
+from graphwright.backends.tvm.kernels.sums import Sums, unknown
+from graphwright.backends.tvm.kernels.vector import constant, fma, span, vector_type
 from graphwright.backends.tvm.target import Cpu
 
 __all__ = ["SYMMETRIC_ZERO", "ProductW4", "pack_w4", "pack_w4_rows", "w4_tilings"]
 
 LINES = UNIT // (2 * QUAD)  # of a tile, for UNIT input channels
-MORE_THREADS_THAN_EVER = 1 << 16  # the runtime allows 512
 SYMMETRIC_ZERO = 8  # the nibble of a weight of 0
 
 
@@ -67,6 +66,21 @@ def w4_tilings(cpu: Cpu) -> tuple[Tiling, Tiling, int]:
 
 
 @dataclass(frozen=True)
+class Block:
+    """Rows by vectors of channels: (tile, where it starts in the weights, first channel in it)."""
+
+    rows: list[Expr]
+    offsets: list[Expr]  # of each row in the quantized activations
+    vectors: list[tuple[Expr, Expr, int]]
+    total: Sums  # float32, scaled
+    exact: Sums  # int32, of a group of several runs
+
+    def place(self, row: int, vector: int) -> int:
+        """The number of the sum of a row and a vector."""
+        return row * len(self.vectors) + vector
+
+
+@dataclass(frozen=True)
 class ProductW4:
     """The operands of a kernel, and the code that sums up one block of them."""
 
@@ -75,7 +89,9 @@ class ProductW4:
     weight: Expr
     weight_scale: Expr
     weight_zero: Expr | None
-    sums: Expr  # [row][tile][channel], float32, scaled
+    sums: Sums  # [row][tile][channel], float32, scaled
+    exact: Sums | None  # int32, where they cannot stay in registers
+    starts: Expr | None  # int32 [row][group], what partial sums start from
     k: int
     group: int
     dot: NibbleDot
@@ -87,111 +103,170 @@ class ProductW4:
         cls, x: Expr, x_scale: Expr, weights: list[Expr], k: int, group: int, tiling: Tiling,
         cpu: Cpu, threads: Expr,
     ) -> ProductW4:  # fmt: skip
-        """With a buffer on the stack for blocks of `tiling`. weights: values, scales (zeros).
+        """With buffers on the stack for blocks of `tiling`. weights: values, scales (zeros).
 
         Given the loop over the lines of a run with a constant bound, LLVM unrolls it and then keeps
         broadcast activations for later in memory: 2.5 times slower with AVX2.
         """
         weight, scale, *zero = weights
-        sums, dot = stage(tiling.stage_size), nibble_dot_for(cpu)
-        lines = settle(tirx.max(threads - MORE_THREADS_THAN_EVER, LINES), "int32")
+        dot = nibble_dot_for(cpu)
+        count = tiling.stage_size // dot.lanes
+        sums = Sums.in_memory(count, dot.lanes, threads)
+        exact = starts = None
+        if dot.crowded and group > RUN:
+            exact = Sums.in_memory(count, dot.lanes, threads, "int32")
+        if dot.crowded and group == RUN and not zero:
+            starts = stage(tiling.rows[0] * group_count(k, group), "int32")
         return cls(
-            x, x_scale, weight, scale, zero[0] if zero else None, sums, k, group, dot,
-            tiling.ahead, lines,
+            x, x_scale, weight, scale, zero[0] if zero else None, sums, exact, starts, k, group,
+            dot, tiling.ahead, unknown(LINES, threads),
         )  # fmt: skip
 
     def begin(self, tiles: list[Expr]) -> None:
         """Nothing comes before the blocks of `tiles`."""
 
     def multiply(self, rows: list[Expr], tiles: list[Expr]) -> None:
-        """Sums up the block of these row and tile numbers into `sums`."""
-        lanes = self.dot.lanes
-        stride = row_size(self.k, self.group)
-        offsets = [T.bind(row * stride) for row in rows]
-        bases = [T.bind(tile * (padded(self.k) // UNIT * LINES * NIBBLE_LINE)) for tile in tiles]
-        total = zeros(len(rows) * len(tiles) * (TILE // lanes), lanes)
+        """Sums up the block of these row and tile numbers into `sums`.
+
+        Run by run, with as many vectors of channels at once as leave the partial sums of all rows
+        in registers.
+        """
+        block = self._block(rows, tiles)
+        self._prepare_starts(block)
         runs = max(UNIT, self.group) // RUN
         length = runs * RUN  # input channels of one turn of the loop
+        vectors = len(block.vectors)
+        width = max(1, self.dot.most_partial // len(rows))
 
         def turn(first: Expr, runs: int) -> None:
             """`runs` runs from number `first` on, which starts a unit."""
-            sums: list[Expr] = []
             for run in range(runs):
-                found = self._run(offsets, bases, first, run)
-                sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
-                if (run + 1) * RUN % self.group == 0:
-                    number = T.bind(first * RUN // self.group + run * RUN // self.group)
-                    self._scale(rows, offsets, tiles, number, sums, total)
-                    sums = []
+                for at in range(0, vectors, width):
+                    part = range(at, min(at + width, vectors))
+                    self._run(block, part, first, run)
 
         with T.serial(0, self.k // length) as i:
             turn(T.bind(i * runs), runs)
         if self.k % length:
             turn(T.int32(self.k // length * runs), self.k % length // RUN)
-        for i, register in enumerate(total):
-            store(self.sums, i * lanes, load(register, 0, lanes), lanes)
+        if not self.dot.crowded:
+            for i in range(len(rows) * vectors):
+                self.sums.put(i, block.total.get(i))
 
     def value(self, at: Expr, row: Expr, tile: Expr, lane: Expr, lanes: int) -> Expr:
         """The float32 product of `lanes` channels whose sums are at `at`; for write_block."""
-        return load(self.sums, at, lanes)
+        return load(self.sums.places[0][0], at, lanes)
 
-    def _run(self, offsets: list[Expr], bases: list[Expr], first: Expr, run: int) -> list[Expr]:
-        """The int32 sums over run first + run, for each row and vector of channels."""
-        dot, high = self.dot, run % 2 == 1
-        dtype, lanes = dot.partial
-        vectors = list(self._vectors(bases))
-        partial = zeros(len(offsets) * len(vectors), lanes, dtype)
+    def _block(self, rows: list[Expr], tiles: list[Expr]) -> Block:
+        lanes, stride = self.dot.lanes, row_size(self.k, self.group)
+        offsets = [T.bind(row * stride) for row in rows]
+        bases = [T.bind(tile * (padded(self.k) // UNIT * LINES * NIBBLE_LINE)) for tile in tiles]
+        vectors = [
+            (tile, base, part)
+            for tile, base in zip(tiles, bases, strict=True)
+            for part in range(0, TILE, lanes)
+        ]
+        count = len(rows) * len(vectors)
+        if not self.dot.crowded:
+            total, exact = (Sums.in_registers(count, lanes, t) for t in ("float32", "int32"))
+            return Block(rows, offsets, vectors, total, exact)
+        for i in range(count):
+            self.sums.put(i, constant(0.0, lanes))
+        return Block(rows, offsets, vectors, self.sums, self.exact or self.sums)
+
+    def _prepare_starts(self, block: Block) -> None:
+        """Fills `starts`: PairNibbleDot's partial sums may start from -8 * Σ x of the run."""
+        if self.starts is None:
+            return
+        groups = group_count(self.k, self.group)
+        for r, offset in enumerate(block.offsets):
+            found = T.bind(offset + padded(self.k))
+
+            def prepare(first: Expr, lanes: int, r: int = r, found: Expr = found) -> None:
+                integer = vector_type("int32", lanes)
+                sums = tirx.reinterpret(integer, self.x[span(found + first * 4, lanes * 4)])
+                start = self.dot.start(sums * constant(-SYMMETRIC_ZERO, lanes, "int32"), lanes)
+                store(self.starts, r * groups + first, start, lanes)
+
+            vector_loop(groups, self.dot.lanes, prepare)
+
+    def _run(self, block: Block, part: range, first: Expr, run: int) -> None:
+        """Adds run first + run, for each row and the vectors of `part`."""
+        count, (dtype, lanes) = len(part), self.dot.partial
+        number = T.bind(first * RUN // self.group + run * RUN // self.group)
+        partial = zeros(len(block.rows) * count, lanes, dtype)
+        if self.starts is not None:
+            for r in range(len(block.rows)):
+                start = self.starts[r * group_count(self.k, self.group) + number]
+                start = tirx.reinterpret(f"{dtype}x{lanes}", spread(start, self.dot.lanes))
+                for register in partial[r * count : (r + 1) * count]:
+                    store(register, 0, start, lanes)
         line = T.bind((first + run // 2 * 2) * (LINES // 2))
+        with T.serial(0, self.lines) as i:
+            self._step(block, part, partial, line + i, (first + run) * RUN + i * QUAD, run % 2 == 1)
 
-        def step(number: Expr) -> None:
-            if self.ahead and not high:
-                prefetch_ahead(self.weight, bases, line + number, NIBBLE_LINE, len(offsets))
-            at = T.bind((line + number) * NIBBLE_LINE)
-            weights = [
-                dot.weights(self.weight, base + at + part * QUAD, high) for base, part in vectors
-            ]
-            left = iter(partial)
-            for offset in offsets:
-                quad = dot.activations(self.x, offset + ((first + run) * RUN + number * QUAD))
-                for each in weights:
-                    register = next(left)
-                    store(register, 0, dot.add(load(register, 0, lanes), each, quad), lanes)
+        found = [self.dot.fold(load(register, 0, lanes)) for register in partial]
+        begins, ends = run * RUN % self.group == 0, (run + 1) * RUN % self.group == 0
+        places = [block.place(r, v) for r in range(len(block.rows)) for v in part]
+        if not begins:
+            found = [block.exact.get(i) + each for i, each in zip(places, found, strict=True)]
+        if ends:
+            self._scale(block, part, number, found)
+            block.total.stay()
+        else:
+            for i, each in zip(places, found, strict=True):
+                block.exact.put(i, each)
+            block.exact.stay()
 
-        with T.serial(0, self.lines) as number:
-            step(number)
-        return [dot.fold(load(register, 0, lanes)) for register in partial]
+    def _step(
+        self, block: Block, part: range, partial: list[Expr], line: Expr, first: Expr, high: bool
+    ) -> None:
+        """Adds the products of half a line and of the activations from `first` on."""
+        dot, (_, lanes) = self.dot, self.dot.partial
+        if self.ahead and not high and part.start == 0:
+            bases = [base for _, base, channel in block.vectors if channel == 0]
+            prefetch_ahead(self.weight, bases, line, NIBBLE_LINE, len(block.rows))
+        at = T.bind(line * NIBBLE_LINE)
+        vectors = [block.vectors[v] for v in part]
+        weights = [
+            dot.weights(self.weight, base + at + channel * QUAD, high)
+            for _, base, channel in vectors
+        ]
+        left = iter(partial)
+        for offset in block.offsets:
+            quad = dot.activations(self.x, offset + first)
+            for each in weights:
+                register = next(left)
+                store(register, 0, dot.add(load(register, 0, lanes), each, quad), lanes)
 
-    def _scale(
-        self, rows: list[Expr], offsets: list[Expr], tiles: list[Expr], number: Expr,
-        sums: list[Expr], total: list[Expr],
-    ) -> None:  # fmt: skip
-        """total += (sums - zero * Σ x) * x_scale * weight_scale of group `number`."""
+    def _scale(self, block: Block, part: range, number: Expr, found: list[Expr]) -> None:
+        """total += (found - zero * Σ x) * x_scale * weight_scale of group `number`."""
         lanes, groups = self.dot.lanes, group_count(self.k, self.group)
         real, integer = vector_type("float32", lanes), vector_type("int32", lanes)
-        places = [
-            T.bind((tile * groups + number) * TILE + part) for tile, part in self._vectors(tiles)
-        ]
+        vectors = [block.vectors[v] for v in part]
+        places = [T.bind((tile * groups + number) * TILE + channel) for tile, _, channel in vectors]
         scales = [T.bind(tirx.Cast(real, load(self.weight_scale, at, lanes))) for at in places]
-        points = None
+        points: list[Expr] = []
         if self.weight_zero is not None:
-            found = (load(self.weight_zero, at, lanes) for at in places)
-            points = [T.bind(tirx.Cast(integer, each)) for each in found]
-        left, registers_left = iter(sums), iter(total)
-        for row, offset in zip(rows, offsets, strict=True):
+            loaded = (load(self.weight_zero, at, lanes) for at in places)
+            points = [T.bind(tirx.Cast(integer, each)) for each in loaded]
+        left = iter(found)
+        for r, (row, offset) in enumerate(zip(block.rows, block.offsets, strict=True)):
             x_scale = T.bind(spread(self.x_scale[row * groups + number], lanes))
-            at = offset + padded(self.k) + number * 4
-            x_sum = tirx.reinterpret("int32", self.x[T.ramp(at, 1, 4)])
-            x_sum = (
-                T.bind(spread(x_sum, lanes) * constant(-1, lanes, "int32"))
-                if points
-                else (T.bind(spread(x_sum * -SYMMETRIC_ZERO, lanes)))
-            )
-            for i, scale in enumerate(scales):
-                register = next(registers_left)
-                exact = next(left) + (x_sum * points[i] if points else x_sum)
+            x_sum = None if self.starts is not None else self._x_sum(offset, number)
+            for v, scale in zip(part, scales, strict=True):
+                exact, i = next(left), block.place(r, v)
+                if points:
+                    exact = exact - self.dot.zeros(points[v - part.start], x_sum)
+                elif x_sum is not None:
+                    exact = exact + x_sum
                 scaled = tirx.Cast(real, exact) * x_scale
-                store(register, 0, fma(scaled, scale, load(register, 0, lanes), lanes), lanes)
+                block.total.put(i, fma(scaled, scale, block.total.get(i), lanes))
 
-    def _vectors(self, tiles: list[Expr]) -> Iterator[tuple[Expr, int]]:
-        """(what is in `tiles`, first channel of a vector in the tile)."""
-        return ((each, part) for each in tiles for part in range(0, TILE, self.dot.lanes))
+    def _x_sum(self, offset: Expr, number: Expr) -> Expr:
+        """Σ x of a group if there are zero points, else what corrects the fixed one: -8 * Σ x."""
+        at = offset + padded(self.k) + number * 4
+        x_sum = tirx.reinterpret("int32", self.x[T.ramp(at, 1, 4)])
+        if self.weight_zero is None:
+            x_sum = x_sum * -SYMMETRIC_ZERO
+        return T.bind(spread(x_sum, self.dot.lanes))
