@@ -64,7 +64,7 @@ class Scheme:
         return 3 if self.zero else 2
 
 
-_ELEMENTS_AT_ONCE = 1 << 20  # of a weight quantized together: the temporaries stay in the cache
+_ELEMENTS_AT_ONCE = 1 << 18  # of a weight quantized together: the temporaries stay in the cache
 
 
 def quantize_weight(weight: torch.Tensor, scheme: str) -> tuple[torch.Tensor, ...]:
@@ -86,11 +86,7 @@ def quantize_weight(weight: torch.Tensor, scheme: str) -> tuple[torch.Tensor, ..
     for begin in range(0, rows, step):
         part = slice(begin, begin + step)
         x = flat[part].float().reshape(-1, inputs // groups)
-        if groups == 1:
-            q, *found = _quantize(x, parsed, 1)
-        else:  # as columns: reductions along a short last axis are not vectorized
-            q, *found = _quantize(x.T.contiguous(), parsed, 0)
-            q = q.T
+        q, *found = _quantize(x, parsed)
         values[part] = q.reshape(-1, inputs)
         scale[part], zero[part] = (each.reshape(-1, groups) for each in found)
     real = weight.device.type != "meta"
@@ -117,26 +113,24 @@ def dequantize(
     return (grouped * scale.float()[..., None]).reshape(values.shape)
 
 
-def _quantize(
-    x: torch.Tensor, scheme: Scheme, axis: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """int8 values like x, and the scales and zero points of the groups along `axis` (size 1)."""
-    low, high = x.amin(axis, keepdim=True), x.amax(axis, keepdim=True)
+def _quantize(x: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Integers like x [groups, G], and the scales and zero points [groups, 1] of its rows."""
+    low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
     none = torch.zeros_like(low)
     if scheme.bits == 8:
         scale = torch.maximum(high, -low) / 127
-        return _rounded(x, scale).clamp_(-127, 127).to(torch.int8), scale, none
+        return _rounded(x, scale).clamp_(-127, 127), scale, none
     if scheme.zero:
         low, high = low.clamp(max=0), high.clamp(min=0)
         scale = ((high - low) / 15).half()
         zero = _rounded(-low, scale).clamp_(0, 15)
-        return _rounded(x, scale).add_(zero).clamp_(0, 15).to(torch.int8), scale, zero
+        return _rounded(x, scale).add_(zero).clamp_(0, 15), scale, zero
     # The largest magnitude becomes -8, whatever its sign, so that all sixteen values are used; then
     # the scale that fits these values best in the sense of least squares.
     q = _rounded(x, torch.where(high > -low, high, low) / -8).clamp_(-8, 7)
-    fit = (q * x).sum(axis, keepdim=True)
-    scale = (fit / _divisor(q.square_().sum(axis, keepdim=True))).half()
-    return _rounded(x, scale).clamp_(-8, 7).to(torch.int8), scale, none
+    fit, squares = (torch.linalg.vecdot(q, other)[:, None] for other in (x, q))
+    scale = (fit / _divisor(squares)).half()
+    return _rounded(x, scale).clamp_(-8, 7), scale, none
 
 
 def _rounded(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -10,14 +9,15 @@ import torch
 from torch import fx
 
 from graphwright.ir.program import Level, Program
-from graphwright.ir.schemes import Scheme, quantize_weight
-from graphwright.ir.weights import Expression, Weight
+from graphwright.ir.schemes import Scheme
+from graphwright.ir.weights import Weight
 from graphwright.passes.base import Exactness, Pass, Stage
 from graphwright.passes.head import logits_linears
+from graphwright.passes.quantized_part import KeptBytes, QuantizedPart
 from graphwright.passes.recipe import Recipe
 from graphwright.passes.weight_roles import Role, reads_tokens, role_of, weight_argument
 
-__all__ = ["QuantizeWeights", "QuantizedPart"]
+__all__ = ["QuantizeWeights"]
 
 gw = torch.ops.gw
 
@@ -45,6 +45,7 @@ class QuantizeWeights(Pass):
     def run(self, program: Program) -> int:
         heads = logits_linears(program)
         made: dict[tuple[str, str], list[fx.Node]] = {}
+        memory = KeptBytes()
         count = 0
         for node in list(program.graph.nodes):
             role = role_of(node, heads)
@@ -59,7 +60,8 @@ class QuantizeWeights(Pass):
                 break
             key = (str(source.target), str(scheme))
             if key not in made:
-                made[key] = _quantized(program, *key, weight)
+                parts = QuantizedPart.all_of(weight, str(scheme), memory)
+                made[key] = _named(program, *key, parts)
             _replace(program, node, role, made[key], scheme)
             count += 1
         return count
@@ -84,46 +86,10 @@ class QuantizeWeights(Pass):
         return fitting
 
 
-@dataclass(frozen=True, eq=False)
-class QuantizedPart(Expression):
-    """One output of a quantization that several weights share: it is computed once for all."""
-
-    shared: _Shared | None = None
-
-    def load(self) -> torch.Tensor:
-        assert self.shared is not None and self.output is not None
-        return self.shared.take(self.output)
-
-
-class _Shared:
-    """A quantization whose results each wait until they are taken, and are dropped then."""
-
-    def __init__(self, weight: Weight, scheme: str) -> None:
-        self._weight, self._scheme = weight, scheme
-        self._waiting: dict[int, torch.Tensor] = {}
-        self._lock = threading.Lock()
-
-    def take(self, output: int) -> torch.Tensor:
-        """Output number `output`; computes all when it is not waiting."""
-        with self._lock:
-            if output not in self._waiting:
-                results = quantize_weight(self._weight.load(), self._scheme)
-                self._waiting = dict(enumerate(results))
-            return self._waiting.pop(output)
-
-
-def _quantized(program: Program, name: str, scheme: str, weight: Weight) -> list[fx.Node]:
-    """The nodes of the values, scales and perhaps zero points of `weight`."""
-    shared = _Shared(weight, scheme)
+def _named(program: Program, name: str, scheme: str, parts: list[QuantizedPart]) -> list[fx.Node]:
+    """The nodes of the values, scales and perhaps zero points of the weight `name`."""
     stems = (f"{name}_{scheme}", f"{name}_scale", f"{name}_zero")
-    nodes = []
-    for output in range(Scheme.parse(scheme).parts):
-        plain = Expression.of(quantize_weight, weight, scheme, output=output)
-        part = QuantizedPart(
-            plain.shape, plain.dtype, plain.function, plain.args, plain.kwargs, output, shared
-        )
-        nodes.append(program.add_weight(stems[output], part))
-    return nodes
+    return [program.add_weight(stem, part) for stem, part in zip(stems, parts, strict=False)]
 
 
 def _replace(

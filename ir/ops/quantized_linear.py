@@ -12,7 +12,8 @@ from graphwright.ir.schemes import quantize_activation, quantize_weight
 
 __all__ = ["quantized_linear"]
 
-_ELEMENTS_AT_ONCE = 1 << 22  # of the weight, in float64: bounds the temporaries
+_ELEMENTS_AT_ONCE = 1 << 18  # of the weight, in floating point: the temporaries stay in the cache
+_EXACT = 1024  # products of two int8 values whose sum float32 holds exactly: 1024 * 127² < 2²⁴
 
 
 def _meta(x, weight, scale, bias=None, residual=None, zero=None, *, scheme, activation="none"):  # type: ignore[no-untyped-def]
@@ -73,14 +74,18 @@ def quantized_linear(
     """
     groups = scale.shape[1]
     x_q, x_scale = quantize_activation(x, groups)
-    x_g = x_q.reshape(*x.shape[:-1], groups, -1).double()  # holds the integer sums exactly
-    y = x_scale.new_empty((*x.shape[:-1], weight.shape[0]))
+    size = weight.shape[1] // groups
+    dtype = torch.float32 if size <= _EXACT else torch.float64  # holds the integer sums exactly
+    x_g = x_q.reshape(-1, groups, size).transpose(0, 1).to(dtype)  # [groups, rows, size]
+    x_s = x_scale.reshape(-1, groups).T[:, :, None]
+    y = x_scale.new_empty((x_g.shape[1], weight.shape[0]))
     step = max(1, _ELEMENTS_AT_ONCE // weight.shape[1])
     for begin in range(0, weight.shape[0], step):
         part = slice(begin, begin + step)
-        w_g = weight[part].reshape(-1, groups, x_g.shape[-1]).double()
+        w_g = weight[part].reshape(-1, groups, size).to(dtype)
         if zero is not None:
-            w_g -= zero[part].double()[..., None]
-        dots = torch.einsum("...gk,ngk->...ng", x_g, w_g).float()
-        y[..., part] = (dots * x_scale[..., None, :] * scale[part].float()).sum(-1)
+            w_g -= zero[part].to(dtype)[..., None]
+        dots = torch.bmm(x_g, w_g.permute(1, 2, 0)).float()
+        y[:, part] = (dots * x_s * scale[part].float().T[:, None]).sum(0)
+    y = y.reshape(*x.shape[:-1], weight.shape[0])
     return epilogue(y, bias, residual, activation).to(x.dtype)

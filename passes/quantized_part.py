@@ -1,0 +1,108 @@
+"""The results of a weight's quantization, computed once for all that ask for them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from graphwright.ir.schemes import Scheme, quantize_weight
+from graphwright.ir.weights import Expression, Weight
+
+__all__ = ["KeptBytes", "QuantizedPart"]
+
+_KEPT_BYTES = 640 << 20
+
+
+class KeptBytes:
+    """A budget of memory, in bytes, for results that will be asked for again."""
+
+    def __init__(self, limit: int = _KEPT_BYTES) -> None:
+        self._left = limit
+        self._lock = threading.Lock()
+
+    def reserve(self, count: int) -> bool:
+        """Takes `count` bytes, if there are as many left."""
+        with self._lock:
+            granted = count <= self._left
+            self._left -= count if granted else 0
+        return granted
+
+    def give_back(self, count: int) -> None:
+        """Returns `count` reserved bytes."""
+        with self._lock:
+            self._left += count
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedPart(Expression):
+    """One output of a quantization that is computed once for all its outputs.
+
+    It is wanted twice, by the reference and by the artifact: the results of the first time are kept
+    for the second, as far as the memory for it reaches.
+    """
+
+    shared: _Shared | None = None
+
+    @staticmethod
+    def all_of(weight: Weight, scheme: str, memory: KeptBytes) -> list[QuantizedPart]:
+        """The outputs of quantize_weight(weight, scheme)."""
+        shared = _Shared(weight, scheme, memory)
+        parts = []
+        for output in range(Scheme.parse(scheme).parts):
+            e = Expression.of(quantize_weight, weight, scheme, output=output)
+            parts.append(
+                QuantizedPart(e.shape, e.dtype, e.function, e.args, e.kwargs, output, shared)
+            )
+        return parts
+
+    def load(self) -> torch.Tensor:
+        assert self.shared is not None and self.output is not None
+        return self.shared.take(self.output)
+
+
+class _Shared:
+    """A quantization whose results are each dropped when nobody is to ask for them again."""
+
+    def __init__(self, weight: Weight, scheme: str, memory: KeptBytes) -> None:
+        self._weight, self._scheme, self._memory = weight, scheme, memory
+        self._waiting: dict[int, torch.Tensor] = {}  # wanted once more in this round
+        self._kept: dict[int, torch.Tensor] = {}  # wanted in the next round
+        self._reserved = 0
+        self._lock = threading.Lock()
+
+    def take(self, output: int) -> torch.Tensor:
+        """Output number `output`; computes all when it is not there."""
+        with self._lock:
+            if output in self._waiting:
+                return self._waiting.pop(output)
+            if output in self._kept:
+                return self._unpacked(output, self._kept.pop(output))
+            results = quantize_weight(self._weight.load(), self._scheme)
+            self._keep(results)
+            self._waiting = dict(enumerate(results))
+            return self._waiting.pop(output)
+
+    def _keep(self, results: Sequence[torch.Tensor]) -> None:
+        self._memory.give_back(self._reserved)
+        self._kept, self._reserved = {}, 0
+        four_bits = Scheme.parse(self._scheme).bits == 4
+        size = sum(each.nbytes for each in results) - (results[0].nbytes // 2 if four_bits else 0)
+        if self._memory.reserve(size):
+            self._reserved = size
+            self._kept = dict(enumerate(results))
+            if four_bits:
+                low, high = results[0].chunk(2, dim=-1)
+                self._kept[0] = low & 15 | high << 4
+
+    def _unpacked(self, output: int, kept: torch.Tensor) -> torch.Tensor:
+        if not self._kept:
+            self._memory.give_back(self._reserved)
+            self._reserved = 0
+        scheme = Scheme.parse(self._scheme)
+        if output != 0 or scheme.bits != 4:
+            return kept
+        low, high = kept << 4 >> 4, kept >> 4  # arithmetic shifts: the sign comes along
+        return torch.cat([low & 15, high & 15] if scheme.zero else [low, high], dim=-1)
