@@ -56,7 +56,7 @@ def main() -> None:
     compile_ahead(_artifacts(arguments, variants), arguments.jobs)
     lineups = {
         shape: contestants(
-            shape, arguments.quants or QUANTS[shape],
+            shape, QUANTS[shape] if arguments.quants is None else arguments.quants,
             PEERS[shape] if arguments.peers is None else arguments.peers, arguments.threads,
         )
         for shape in arguments.shapes
@@ -100,8 +100,11 @@ def _artifacts(
     arguments: argparse.Namespace, variants: list[str]
 ) -> list[tuple[str, str, tuple[str, ...]]]:
     """Shape, name and options of all of ours that the run needs."""
-    wanted = [(shape, name) for shape in arguments.shapes
-              for name in arguments.quants or QUANTS[shape]]  # fmt: skip
+    wanted = [
+        (shape, name)
+        for shape in arguments.shapes
+        for name in (QUANTS[shape] if arguments.quants is None else arguments.quants)
+    ]
     wanted += [(LARGEST, name) for name in variants]
     if _wants(arguments, "profile"):
         wanted.append((LARGEST, COMPILED))

@@ -21,6 +21,7 @@ def write_artifact(compiled: Compiled, path: Path, on_packed: Callable[[int, int
     `on_packed(done, total)` counts the bytes of packed weights. Raises ArtifactError.
     """
     from graphwright.compiler import log_as_json
+    from graphwright.program_tuning import describe_tuned
     from graphwright.runtime.artifact import ArtifactWriter
 
     built, count = compiled.built, len(compiled.variants)
@@ -48,6 +49,8 @@ def write_artifact(compiled: Compiled, path: Path, on_packed: Callable[[int, int
         writer.add("versions.json", json.dumps(_versions(), indent=1))
         writer.add("ledger.json", json.dumps([vars(entry) for entry in built.ledger], indent=1))
         writer.add("phases.json", json.dumps(built.facts))
+        if compiled.tuned:
+            writer.add("tuning.json", json.dumps(describe_tuned(compiled.tuned), indent=1))
         for name, content in compiled.files.items():
             writer.add(name, content)
         if compiled.golden is not None:

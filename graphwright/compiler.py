@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from graphwright.backends.triton.package import GpuPackage
+    from graphwright.backends.tuning import Tuned
     from graphwright.backends.tvm.build import BuiltProgram
     from graphwright.runtime.engine import Engine
 
@@ -39,7 +40,8 @@ class CompileOptions:
     the length of the sequence are those of this length. kv_cache_dtype: how keys and values are
     kept, ``auto`` (float32, on GPUs the activations' type), ``f32``, ``f16``, ``bf16`` or ``int8``
     (a scale for each token and head). dtype: of activations on GPUs, ``auto`` (bf16), ``f32``,
-    ``bf16`` or ``f16``.
+    ``bf16`` or ``f16``. tune: the seconds for which kernels are timed on this machine, to choose
+    between variants of them (None: the ones that suit most); docs/tuning.md.
     """
 
     quant: str = "f32"
@@ -49,15 +51,18 @@ class CompileOptions:
     context: int | None = None
     kv_cache_dtype: str = "auto"
     dtype: str = "auto"
+    tune: float | None = None
 
 
 @dataclass
 class Progress:
-    """Callbacks while compiling: a stage begins, a pass is done, packed bytes of all bytes."""
+    """Callbacks while compiling: a stage begins, a pass is done, packed bytes of all bytes, the
+    share of the seconds for tuning that is spent, and on what."""
 
     stage: Callable[[str], None] = lambda name: None
     record: Callable[[PassRecord], None] = lambda record: None
     packed: Callable[[int, int], None] = lambda done, total: None
+    tuning: Callable[[float, str], None] = lambda share, choice: None
 
 
 @dataclass
@@ -70,6 +75,7 @@ class Compiled:
     graphs: list[tuple[str, str]]
     files: dict[str, bytes]
     golden: dict[str, Any] | None
+    tuned: list[Tuned] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     _progress: Progress = field(default_factory=Progress)
 
@@ -113,6 +119,7 @@ def compile(
     context: int | None = None,
     kv_cache_dtype: str = "auto",
     dtype: str = "auto",
+    tune: float | None = None,
     example_tokens: torch.Tensor | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
@@ -129,10 +136,12 @@ def compile(
         from graphwright.passes.pipeline import PipelineOptions, pipeline
         from graphwright.passes.recipe import Recipe
         from graphwright.passes.verification import CHECK_LIMIT_BYTES, NumericCheck, should_check
+        from graphwright.program_tuning import check_budget, picks_of, tune_program
 
-    options = CompileOptions(quant, target, chunk, check, context, kv_cache_dtype, dtype)
+    options = CompileOptions(quant, target, chunk, check, context, kv_cache_dtype, dtype, tune)
     progress = progress or Progress()
-    generator = code_generator(target, dtype)
+    check_budget(tune)
+    generator = code_generator(target, dtype, tuned=tune is not None)
     chosen = PipelineOptions(
         Recipe.parse(quant), generator.decode_tokens, chunk, kv_cache_dtype=kv_cache_dtype
     )
@@ -168,10 +177,16 @@ def compile(
         golden = golden_tokens(program)
     clock = timed("golden", clock)
 
+    tuned: list[Tuned] = []
+    if tune is not None:
+        progress.stage("tuning")
+        tuned = tune_program(program, generator, tune, progress.tuning)
+        clock = timed("tuning", clock)
+
     progress.stage("native code")
-    variants = generator.build(program)
+    variants = generator.build(program, picks_of(tuned) if tuned else None)
     timed("native code", clock)
-    return Compiled(program, variants, options, graphs, files, golden, seconds, progress)
+    return Compiled(program, variants, options, graphs, files, golden, tuned, seconds, progress)
 
 
 @contextmanager

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from graphwright.backends.triton.package import GpuPackage
+    from graphwright.backends.tuning import Choice, Picks, Rig
     from graphwright.backends.tvm.build import BuiltProgram
     from graphwright.ir.program import Program
 
@@ -17,37 +18,61 @@ __all__ = ["CodeGenerator", "code_generator"]
 
 @dataclass(frozen=True)
 class CodeGenerator:
-    """decode_tokens: the most tokens of a step of the decode entry that suit the target."""
+    """decode_tokens: the most tokens of a step of the decode entry that suit the target.
 
-    build: Callable[[Program], tuple[BuiltProgram, ...] | tuple[GpuPackage, ...]]
+    choices: what a program leaves open, by the number of kernels that ask for it, and what times
+    it here; None where the target is not tuned.
+    """
+
+    build: Callable[[Program, Picks | None], tuple[BuiltProgram, ...] | tuple[GpuPackage, ...]]
     decode_tokens: int
+    choices: Callable[[Program], tuple[Mapping[Choice, int], Rig]] | None = None
 
 
-def code_generator(target: str, dtype: str) -> CodeGenerator:
+def code_generator(target: str, dtype: str, *, tuned: bool = False) -> CodeGenerator:
     """For CPUs' names or ``cuda:sm_80,…``; dtype: of a GPU's activations (auto: bf16).
 
-    Raises BackendError for a target or a dtype that does not exist.
+    tuned: what the program leaves open is to be measured here. Raises BackendError for a target or
+    a dtype that does not exist, and for a target that cannot be tuned on this machine.
     """
     if target.partition(":")[0] == "cuda":
-        return _for_gpus(target, "bf16" if dtype == "auto" else dtype)
+        return _for_gpus(target, "bf16" if dtype == "auto" else dtype, tuned)
     from graphwright.backends.tvm.build import build_variants
-    from graphwright.backends.tvm.target import cpus_by_names
+    from graphwright.backends.tvm.target import cpus_by_names, host_cpu
     from graphwright.ir.errors import BackendError
 
     if dtype not in ("auto", "f32"):
         raise BackendError(f"activations on a CPU are f32; {dtype} is for a target such as cuda.")
     cpus = cpus_by_names(target)
-    return CodeGenerator(lambda program: build_variants(program, cpus), decode_tokens=8)
+    if tuned and cpus != (host_cpu(),):
+        raise BackendError(
+            f"tuning times code on the machine that compiles, which is {host_cpu().name}, and "
+            f"'{target}' is not that alone: compile with --target host there, or without --tune."
+        )
+
+    def choices(program: Program) -> tuple[Mapping[Choice, int], Rig]:
+        from graphwright.backends.tvm.product_rig import choices_of
+        from graphwright.runtime.threads import choose_threads
+
+        return choices_of(program, cpus[0], choose_threads())
+
+    return CodeGenerator(
+        lambda program, picks: build_variants(program, cpus, picks), decode_tokens=8,
+        choices=choices,
+    )  # fmt: skip
 
 
-def _for_gpus(target: str, dtype: str) -> CodeGenerator:
+def _for_gpus(target: str, dtype: str, tuned: bool) -> CodeGenerator:
     from graphwright.backends.triton.build import GpuOptions, lower_program
     from graphwright.backends.triton.chips import chips_of
     from graphwright.backends.triton.package import package
+    from graphwright.ir.errors import BackendError
 
+    if tuned:
+        raise BackendError(f"'{target}' is not tuned: the kernels for GPUs have fixed tiles.")
     chips, options = chips_of(target), GpuOptions(dtype)
 
-    def build(program: Program) -> tuple[GpuPackage, ...]:
+    def build(program: Program, picks: Picks | None) -> tuple[GpuPackage, ...]:
         return (package(lower_program(program, options), chips),)
 
     return CodeGenerator(build, decode_tokens=64)

@@ -63,6 +63,10 @@ def summary(artifact: Readable) -> str:
         f"{name:12} up to {entry['max_tokens']} tokens, arena {_mb(entry['arena_bytes'])}"
         for name, entry in plan["entries"].items()
     ]
+    if "tuning.json" in artifact.names:
+        tuned = read_json(artifact, "tuning.json")
+        changed = sum(row["chosen"] != row["default"] for row in tuned)
+        lines.append(f"tuned        {len(tuned)} choices, {changed} changed: inspect --tuning")
     lines.append(f"tokenizer    {'yes' if 'tokenizer.json' in artifact.names else 'no'}")
     lines.append(f"graphs       {len(stages)} stages: inspect --graph NAME")
     return "\n".join(lines)

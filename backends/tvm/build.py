@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from graphwright.backends.blobs import BlobTable
+from graphwright.backends.tuning import Picks
 from graphwright.backends.tvm import lower as lower  # registers the lowerings
 from graphwright.backends.tvm.context import Kernels, LoweringContext
 from graphwright.backends.tvm.emit import emit_entries, emit_kernels, kernels_of
@@ -71,13 +72,18 @@ class BuiltProgram:
         return self.blobs.chunks(on_blob)
 
 
-def build(program: Program, cpu: Cpu, *, on_progress: Progress | None = None) -> BuiltProgram:
-    """Lowers and compiles a planned program. Raises BackendError."""
+def build(
+    program: Program, cpu: Cpu, *, picks: Picks | None = None, on_progress: Progress | None = None
+) -> BuiltProgram:
+    """Lowers and compiles a planned program, with the kernels picked by tuning, if it was tuned.
+
+    Raises BackendError.
+    """
     say = on_progress or (lambda text: None)
     kv = KvLayout.of(program.states)
     blobs = BlobTable()
     say("lowering")
-    phases, ledger = lower_program(program, cpu, kv, blobs)
+    phases, ledger = lower_program(program, cpu, kv, blobs, picks)
     meetings = {name: plan_meetings(each, program.plans[name]) for name, each in phases.items()}
     for name, each in phases.items():
         verify_meetings(each, program.plans[name], meetings[name])
@@ -99,12 +105,14 @@ def build(program: Program, cpu: Cpu, *, on_progress: Progress | None = None) ->
     return BuiltProgram(library, cpu, plan, tuple(ledger), phases, blobs, facts)
 
 
-def build_variants(program: Program, cpus: Sequence[Cpu]) -> tuple[BuiltProgram, ...]:
+def build_variants(
+    program: Program, cpus: Sequence[Cpu], picks: Picks | None = None
+) -> tuple[BuiltProgram, ...]:
     """`build` for each CPU. All share one weights region: packed layouts do not depend on the CPU.
 
     Raises BackendError as `build`, and where plans differ after all.
     """
-    variants = tuple(build(program, cpu) for cpu in cpus)
+    variants = tuple(build(program, cpu, picks=picks) for cpu in cpus)
     for each in variants[1:]:
         if each.plan != variants[0].plan:
             raise BackendError(
@@ -115,7 +123,7 @@ def build_variants(program: Program, cpus: Sequence[Cpu]) -> tuple[BuiltProgram,
 
 
 def lower_program(
-    program: Program, cpu: Cpu, kv: KvLayout, blobs: BlobTable
+    program: Program, cpu: Cpu, kv: KvLayout, blobs: BlobTable, picks: Picks | None = None
 ) -> tuple[dict[str, list[Phase]], list[LedgerEntry]]:
     """The phases of every planned entry, decode first: its order is the order of the weights."""
     if program.level is not Level.PLANNED or not program.plans:
@@ -123,11 +131,11 @@ def lower_program(
             f"the program is at level '{program.level.name.lower()}', not 'planned': "
             "run PlanMemory."
         )
-    kernels = Kernels()
+    kernels, picks = Kernels(), picks or Picks()
     phases: dict[str, list[Phase]] = {}
     ledger: list[LedgerEntry] = []
     for name, plan in program.plans.items():
-        context = LoweringContext(program, plan, cpu, kv, blobs, kernels)
+        context = LoweringContext(program, plan, cpu, kv, blobs, kernels, picks)
         phases[name], entries = lower_entry(context)
         ledger.extend(entries)
     return phases, ledger

@@ -11,6 +11,7 @@ from torch import fx
 
 from graphwright.backends.blobs import BlobTable, Layout, identity
 from graphwright.backends.registry import arguments
+from graphwright.backends.tuning import Picks
 from graphwright.backends.tvm.kernels.kernel import Kernel
 from graphwright.backends.tvm.kv_layout import KvLayout
 from graphwright.backends.tvm.phases import PARAMETERS, Operand, RowCount
@@ -47,6 +48,7 @@ class LoweringContext:
     kv: KvLayout
     blobs: BlobTable
     kernels: Kernels
+    picks: Picks = field(default_factory=Picks)
     _filled: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:

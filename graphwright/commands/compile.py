@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+TUNE_SECONDS = 60
+
 
 @click.command("compile", short_help="Turn a checkpoint into one file that runs without torch.")
 @click.argument("model")
@@ -38,6 +40,10 @@ __all__ = ["command"]
               help="How keys and values are kept (auto: f32).")  # fmt: skip
 @click.option("--check/--no-check", default=None,
               help="Compare the numbers after every pass (default: for small models).")  # fmt: skip
+@click.option("--tune", is_flag=True,
+              help="Time variants of the kernels here and take the fastest.")  # fmt: skip
+@click.option("--tune-budget", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+              help=f"With --tune: how long (default: {TUNE_SECONDS}).")  # fmt: skip
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code from the checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
@@ -51,6 +57,8 @@ def command(
     kv_cache_dtype: str,
     dtype: str,
     check: bool | None,
+    tune: bool,
+    tune_budget: float | None,
     trust_remote_code: bool,
     as_json: bool,
     quiet: bool,
@@ -59,6 +67,8 @@ def command(
     from graphwright.commands.dependencies import require_compiler
     from graphwright.commands.user_module import build_user_module, is_user_module
 
+    if tune_budget is not None and not tune:
+        raise click.UsageError("--tune-budget says how long to tune; it goes with --tune.")
     require_compiler()
     from graphwright.compiler import compile
     from graphwright.runtime.artifact import check_writable
@@ -77,6 +87,7 @@ def command(
             kv_cache_dtype=kv_cache_dtype,
             dtype=dtype,
             check=check,
+            tune=(tune_budget or TUNE_SECONDS) if tune else None,
             trust_remote_code=trust_remote_code,
             progress=report.progress,
         )
@@ -103,6 +114,7 @@ def _summary(compiled: Compiled, output: Path, seconds: float) -> dict[str, Any]
         "passes": [vars(record) for record in compiled.program.log],
         "verified": all(r.verified is not None for r in compiled.program.log if r.rewrites),
         "tokenizer": "tokenizer.json" in compiled.files,
+        "tuned": {each.choice.key: each.finding.chosen for each in compiled.tuned},
     }
 
 
@@ -117,6 +129,10 @@ def _text(compiled: Compiled, output: Path, seconds: float) -> str:
     ]
     if checked:
         lines.append(f"{len(checked)} rewriting passes checked against the graph before them")
+    if compiled.tuned:
+        changed = sum(each.finding.chosen != each.choice.default for each in compiled.tuned)
+        lines.append(f"{len(compiled.tuned)} choices tuned, {changed} of them changed: inspect "
+                     "--tuning")  # fmt: skip
     prompt = "--prompt 'Once upon a time'"
     if "tokenizer.json" not in compiled.files:
         lines.append("note: there is no tokenizer.json beside the model; prompts are token ids")
@@ -135,7 +151,9 @@ class _Report(AbstractContextManager["_Report"]):
         self._bar: Any = nullcontext()
         self._task: Any = None
         self.progress: Progress = (
-            Progress() if silent else Progress(self._stage, self._record, self._packed)
+            Progress()
+            if silent
+            else Progress(self._stage, self._record, self._packed, self._tuning)
         )
 
     def __enter__(self) -> _Report:
@@ -161,6 +179,10 @@ class _Report(AbstractContextManager["_Report"]):
 
     def _record(self, record: PassRecord) -> None:
         self._bar.console.print(pass_line(record), highlight=False)
+
+    def _tuning(self, share: float, choice: str) -> None:
+        text = f"tuning {choice}" if choice else "tuning"
+        self._bar.update(self._task, total=1.0, completed=share, description=text)
 
     def _packed(self, done: int, total: int) -> None:
         self._bar.update(self._task, total=total, completed=done)

@@ -23,6 +23,8 @@ __all__ = ["command"]
 @click.option("--ledger", "what", flag_value="ledger", help="Who lowered each node.")
 @click.option("--kernels", "what", flag_value="kernels",
               help="Bytes, operations, bound and predicted time of each kernel.")  # fmt: skip
+@click.option("--tuning", "what", flag_value="tuning",
+              help="Which kernels were tuned, and what it gained.")  # fmt: skip
 @click.option("--bandwidth", type=click.FloatRange(min=0, min_open=True), metavar="GB/S",
               help="With --kernels: what memory gives (default: measured now).")  # fmt: skip
 @click.option("--gops", nargs=2, type=click.FloatRange(min=0, min_open=True),
@@ -70,13 +72,18 @@ def command(
         except KeyError as error:
             raise click.ClickException(error.args[0]) from None
         return
-    entry = {"passes": "log.json", "memory": "plan.json", "ledger": "ledger.json"}
+    entry = {"passes": "log.json", "memory": "plan.json", "ledger": "ledger.json",
+             "tuning": "tuning.json"}  # fmt: skip
+    if what == "tuning" and "tuning.json" not in opened.names:
+        raise click.ClickException("the artifact was not tuned: compile it with --tune.")
     if as_json:
         click.echo(opened.read(entry.get(what or "", "manifest.json")).decode())
     elif what == "passes":
         click.echo(inspector.pass_table(opened))
     elif what == "memory":
         click.echo(inspector.memory_table(opened, limit=None if everything else 16))
+    elif what == "tuning":
+        click.echo(inspector.tuning_table(opened))
     elif what == "ledger":
         click.echo(inspector.ledger_table(opened))
     else:

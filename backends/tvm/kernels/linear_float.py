@@ -16,10 +16,12 @@ from graphwright.backends.tvm.kernels.matmul import (
     TILE,
     Epilogue,
     Tiling,
+    Tilings,
     few_or_many,
     for_each_block,
     prefetch_ahead,
     stage,
+    tilings_name,
     unrolled,
     write_block,
     zeros,
@@ -40,20 +42,23 @@ def linear_float(
     activation: str | None = None,
     residual_stride: int | None = None,
     max_rows: int,
+    tilings: Tilings | None = None,
     cpu: Cpu,
 ) -> Kernel:
     """Pointers: x [rows, K] with `x_stride`, weight (pack_float), (bias), (residual), out.
 
     All but the weight are float32; out is [rows, N]. A call may have up to `max_rows` rows.
     `residual_stride` None means no residual; `out` may be the residual itself if its stride is N.
+    `tilings`: other blocks than those of float_tilings.
     """
     assert x_stride >= k, f"rows of {k} elements cannot be {x_stride} apart"
     epilogue = Epilogue(bias, activation, residual_stride)
-    few, many, limit = float_tilings(cpu, weights)
+    few, many, limit = tilings or float_tilings(cpu, weights)
     only_few = limit if max_rows <= limit else None
     name = kernel_name(
-        f"linear_{weights.name}", cpu, n=n, k=k, x=x_stride, rows=only_few, **epilogue.parameters
-    )
+        f"linear_{weights.name}", cpu, n=n, k=k, x=x_stride, rows=only_few, **epilogue.parameters,
+        tiled=tilings_name(tilings, only_few is not None),
+    )  # fmt: skip
 
     def body(thread: Expr, threads: Expr, rows: Expr, x: Expr, weight: Expr, *rest: Expr) -> None:
         *operands, out = rest
@@ -82,7 +87,7 @@ def linear_float(
     return define(name, pointers, body)
 
 
-def float_tilings(cpu: Cpu, weights: FloatWeights) -> tuple[Tiling, Tiling, int]:
+def float_tilings(cpu: Cpu, weights: FloatWeights) -> Tilings:
     """For few rows, where memory is the limit, for many, where arithmetic is, and up to where few.
 
     The blocks for many rows reach 0.9 of the peak on Zen 4; 12 or 14 rows by 2 tiles did no better.

@@ -11,8 +11,10 @@ from graphwright.backends.tvm.kernels.loops import kernel_name
 from graphwright.backends.tvm.kernels.matmul import (
     Epilogue,
     Tiling,
+    Tilings,
     few_or_many,
     for_each_block,
+    tilings_name,
     write_block,
 )
 from graphwright.backends.tvm.target import Cpu
@@ -32,6 +34,7 @@ def linear_quantized(
     activation: str | None = None,
     residual_stride: int | None = None,
     max_rows: int,
+    tilings: Tilings | None = None,
     cpu: Cpu,
 ) -> Kernel:
     """Pointers: x_q, x_scale, weight, weight_scale, (weight_zero), (bias [N]), (residual), out.
@@ -39,12 +42,15 @@ def linear_quantized(
     x_q [rows, row_size(k, group)] and x_scale [rows, K/G or 1] come from quantize_rows, the
     weight's parts from pack_w8 or pack_w4; out is float32 [rows, N]. A call may have up to
     `max_rows` rows. `residual_stride` None means no residual; `out` may be the residual itself if
-    its stride is N.
+    its stride is N. `tilings`: other blocks than those of tilings_of.
     """
     epilogue = Epilogue(bias, activation, residual_stride)
-    few, many, limit = tilings_of(cpu, scheme)
+    few, many, limit = tilings or tilings_of(cpu, scheme)
     only_few = limit if max_rows <= limit else None
-    name = kernel_name(f"linear_{scheme}", cpu, n=n, k=k, rows=only_few, **epilogue.parameters)
+    name = kernel_name(
+        f"linear_{scheme}", cpu, n=n, k=k, rows=only_few, **epilogue.parameters,
+        tiled=tilings_name(tilings, only_few is not None),
+    )  # fmt: skip
     weights = weight_pointers(scheme)
 
     def body(thread: Expr, threads: Expr, rows: Expr, *buffers: Expr) -> None:
@@ -70,7 +76,7 @@ def weight_pointers(scheme: Scheme) -> list[tuple[str, str]]:
     return [("weight", "uint8"), ("weight_scale", "float16"), *zero]
 
 
-def tilings_of(cpu: Cpu, scheme: Scheme) -> tuple[Tiling, Tiling, int]:
+def tilings_of(cpu: Cpu, scheme: Scheme) -> Tilings:
     """For few rows, where memory is the limit, for many, where arithmetic is; up to where few."""
     if scheme.bits == 8:
         return w8_tilings(cpu, scheme.group is not None)

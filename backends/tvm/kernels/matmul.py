@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from tvm import tirx
@@ -21,6 +22,7 @@ __all__ = [
     "TILE",
     "Epilogue",
     "Tiling",
+    "Tilings",
     "block_count",
     "few_or_many",
     "for_each_block",
@@ -29,6 +31,7 @@ __all__ = [
     "prefetch_ahead",
     "share_of_blocks",
     "stage",
+    "tilings_name",
     "unrolled",
     "write_block",
     "zeros",
@@ -48,6 +51,23 @@ class Tiling:
     @property
     def stage_size(self) -> int:
         return self.rows[0] * self.tiles * TILE
+
+    @property
+    def name(self) -> str:
+        """Rows x tiles of the largest block, and an ``a`` where weights are prefetched."""
+        return f"{self.rows[0]}x{self.tiles}{'a' * self.ahead}"
+
+
+# For few rows, where memory is the limit, for many, where arithmetic is; up to where few.
+Tilings: TypeAlias = tuple[Tiling, Tiling, int]
+
+
+def tilings_name(tilings: Tilings | None, only_few: bool) -> str | None:
+    """What a kernel's name says of tilings that are not its default ones."""
+    if tilings is None:
+        return None
+    few, many, limit = tilings
+    return few.name if only_few else f"{few.name}_{limit}_{many.name}"
 
 
 @dataclass(frozen=True)

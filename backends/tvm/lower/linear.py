@@ -10,9 +10,10 @@ from torch import fx
 from graphwright.backends.blobs import dense
 from graphwright.backends.tvm.context import LoweringContext, arguments
 from graphwright.backends.tvm.kernels.float_weights import FloatWeights
-from graphwright.backends.tvm.kernels.linear_float import linear_float
+from graphwright.backends.tvm.kernels.linear_float import float_tilings, linear_float
 from graphwright.backends.tvm.layouts import linear_float_layout
 from graphwright.backends.tvm.phases import Operand, Phase
+from graphwright.backends.tvm.product_choices import choose_tilings
 from graphwright.backends.tvm.registry import lowering
 
 __all__ = ["epilogue_of", "linear", "one_vector_a_row"]
@@ -39,7 +40,10 @@ def linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
     options, epilogue = epilogue_of(context, given)
     kernel = context.kernel(
         linear_float, outputs, inputs, weights=weights,
-        x_stride=context.view(given["x"]).row_stride, max_rows=context.plan.max_tokens, **options,
+        x_stride=context.view(given["x"]).row_stride, max_rows=context.plan.max_tokens,
+        tilings=choose_tilings(context.picks, context.cpu, weights.name, outputs, inputs,
+                               context.plan.max_tokens, float_tilings(context.cpu, weights)),
+        **options,
     )  # fmt: skip
     operands = (
         context.value(given["x"]),

@@ -9,7 +9,7 @@ from torch import fx
 
 from graphwright.backends.blobs import Layout
 from graphwright.backends.tvm.context import LoweringContext, arguments
-from graphwright.backends.tvm.kernels.linear_quantized import linear_quantized
+from graphwright.backends.tvm.kernels.linear_quantized import linear_quantized, tilings_of
 from graphwright.backends.tvm.kernels.quantize_rows import quantize_rows
 from graphwright.backends.tvm.kernels.quantized_embedding import (
     quantized_embedding as embedding_kernel,
@@ -18,6 +18,7 @@ from graphwright.backends.tvm.layouts import linear_quantized_layouts, table_qua
 from graphwright.backends.tvm.lower.linear import epilogue_of, one_vector_a_row
 from graphwright.backends.tvm.lower.tokens import one_id_a_row
 from graphwright.backends.tvm.phases import Operand, Phase
+from graphwright.backends.tvm.product_choices import choose_tilings
 from graphwright.backends.tvm.registry import lowering
 from graphwright.ir.schemes import Scheme
 
@@ -42,8 +43,11 @@ def quantized_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ..
         phases.append(Phase(node.name, kernel, quantized, rows, context.replicable(None, inputs)))
     options, epilogue = epilogue_of(context, given)
     kernel = context.kernel(
-        linear_quantized, outputs, inputs, scheme, max_rows=context.plan.max_tokens, **options
-    )
+        linear_quantized, outputs, inputs, scheme, max_rows=context.plan.max_tokens,
+        tilings=choose_tilings(context.picks, context.cpu, str(scheme), outputs, inputs,
+                               context.plan.max_tokens, tilings_of(context.cpu, scheme)),
+        **options,
+    )  # fmt: skip
     operands = (
         values.read(),
         scales.read(),

@@ -1,0 +1,158 @@
+"""Tuning of matrix products on CPUs: other blocks, the same numbers; and what it says of itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny_models import tiny_model
+
+import graphwright
+from graphwright import inspector
+from graphwright.backends.tuning import Choice, Picks
+from graphwright.backends.tvm.kernels.float_weights import BFLOAT16
+from graphwright.backends.tvm.kernels.linear_float import float_tilings
+from graphwright.backends.tvm.kernels.linear_quantized import tilings_of
+from graphwright.backends.tvm.product_choices import MANY, choose_tilings, product_choices
+from graphwright.backends.tvm.product_rig import ProductRig
+from graphwright.backends.tvm.target import cpu_by_name, host_cpu
+from graphwright.commands.compile import command
+from graphwright.ir import BackendError
+from graphwright.ir.schemes import Scheme
+from graphwright.runtime.artifact import Artifact
+
+LEVELS = ("x86-64-v3", "x86-64-v4", "x86-64-v4-vnni", "aarch64-dotprod")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kind", ["w8", "w8g32", "w4g32", "bf16"])
+def test_untuned_products_keep_their_blocks(level: str, kind: str) -> None:
+    cpu = cpu_by_name(level)
+    default = float_tilings(cpu, BFLOAT16) if kind == "bf16" else tilings_of(
+        cpu, Scheme.parse(kind)
+    )  # fmt: skip
+    for max_rows in (1, 4, 512):
+        assert choose_tilings(Picks(), cpu, kind, 64, 64, max_rows, default) is None
+
+
+def test_picks_become_blocks() -> None:
+    cpu = cpu_by_name("x86-64-v3")
+    default = few, many, limit = tilings_of(cpu, Scheme.parse("w4g32"))
+
+    def chosen(max_rows: int, **picked: str) -> object:
+        keys = {int(rows[1:]): name for rows, name in picked.items()}
+        choices = product_choices(cpu, "w4g32", 64, 96, max_rows, default)
+        picks = Picks({choice.key: keys[rows] for rows, choice in choices.items() if rows in keys})
+        return choose_tilings(picks, cpu, "w4g32", 64, 96, max_rows, default)
+
+    one = replace(few, rows=(1,), tiles=2)
+    batch = replace(few, rows=(2, 1))
+    assert chosen(8, r1="1x2a") == (one, few, 1)
+    assert chosen(8, r8="2x1a") == (few, batch, 1)
+    assert chosen(8, r1="1x2a", r8="2x1a") == (one, batch, 1)
+    assert chosen(8, r1="1x1a", r8="4x1a") is None
+    assert chosen(512, r256="2x1") == (few, replace(many, rows=(2, 1)), limit)
+    assert chosen(512, r256="9x9") is None, "no candidate: a record of another version"
+
+
+def test_float_products_keep_three_kinds_of_blocks() -> None:
+    """With AVX2 few rows are up to four, and a decode step may have eight."""
+    cpu = cpu_by_name("x86-64-v3")
+    default = few, many, limit = float_tilings(cpu, BFLOAT16)
+    assert limit < 8
+    (choice,) = product_choices(cpu, "bf16", 64, 96, 8, default).values()
+    picks = Picks({choice.key: "1x2a"})
+    wide = replace(few, rows=(2, 1), tiles=2)
+    assert choose_tilings(picks, cpu, "bf16", 64, 96, 8, default) == (wide, many, limit)
+
+
+def test_the_rig_runs_every_candidate_of_every_kind() -> None:
+    """Odd sizes, each bucket of rows; all runs give a time."""
+    cpu = host_cpu()
+    rig = ProductRig(cpu, 2, weight_bytes=100_000)
+    for kind in ("w8", "w4g32z", "bf16", "f32"):
+        weights = {"bf16": torch.bfloat16, "f32": torch.float32}
+        from graphwright.backends.tvm.kernels.float_weights import FloatWeights
+
+        default = (float_tilings(cpu, FloatWeights.of(weights[kind])) if kind in weights
+                   else tilings_of(cpu, Scheme.parse(kind)))  # fmt: skip
+        found: dict[int, Choice] = {}
+        for max_rows in (1, 512):
+            found |= product_choices(cpu, kind, 40, 96, max_rows, default)
+        assert set(found) == {1, 8, MANY}
+        for choice in found.values():
+            with rig.prepare(choice) as runs:
+                assert set(runs) == set(choice.candidates)
+                assert all(0 < run() < 10 for run in runs.values())
+
+
+@pytest.mark.parametrize("quant", ["w8", "f32"])
+def test_other_blocks_compute_the_same(quant: str, tmp_path: Path) -> None:
+    """Every choice takes its last candidate; integer products are equal to the bit."""
+    from graphwright.backends.tvm.build import build
+    from graphwright.backends.tvm.product_rig import choices_of
+
+    plain = graphwright.compile(tiny_model("llama"), quant=quant, chunk=64, check=False)
+    asked, _ = choices_of(plain.program, host_cpu(), 2)
+    picked = {choice.key: choice.candidates[-1] for choice in asked}
+    assert {choice.kernel for choice in asked} == {f"linear_{quant}"}
+    other = build(plain.program, host_cpu(), picks=Picks(picked))
+    assert other.library != plain.variants[0].library  # type: ignore[union-attr]
+    assert other.plan == plain.built.plan
+    before = graphwright.load(plain.save(tmp_path / "plain.gw"))
+    plain.variants = (other,)
+    after = graphwright.load(plain.save(tmp_path / "other.gw"))
+    tokens = np.random.default_rng(0).integers(0, 64, 40).tolist()
+    tolerance = 0.0 if quant == "w8" else 2e-5
+    for length in (1, 5, 40):
+        one, two = (np.asarray(engine.logits(tokens[:length])) for engine in (before, after))
+        np.testing.assert_allclose(two, one, rtol=tolerance, atol=tolerance)
+
+
+def test_a_tuned_artifact_says_so(tmp_path: Path) -> None:
+    model, tuned = tiny_model("llama"), tmp_path / "tuned.gw"
+    compiled = graphwright.compile(model, quant="w4g32", check=False, tune=0.05)
+    assert {each.source for each in compiled.tuned} <= {"measured", "skipped"}
+    assert any(each.source == "measured" for each in compiled.tuned)
+    compiled.save(tuned)
+    artifact = Artifact.open(tuned)
+    rows = json.loads(artifact.read("tuning.json"))
+    assert len(rows) == len(compiled.tuned) > 0
+    assert "inspect --tuning" in inspector.summary(artifact)
+    assert len(inspector.tuning_table(artifact).splitlines()) == 1 + len(rows)
+    again = graphwright.compile(model, quant="w4g32", check=False, tune=0.05)
+    recorded = [each for each in again.tuned if each.source == "recorded"]
+    assert len(recorded) >= sum(each.source == "measured" for each in compiled.tuned)
+    graphwright.load(tuned).generate([[1, 2, 3]])
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [("aarch64", "on the machine that compiles"), ("host,x86-64-v4", "that alone"),
+     ("cuda:sm_80", "not tuned")],
+)  # fmt: skip
+def test_only_this_machine_is_tuned_for(target: str, words: str) -> None:
+    with pytest.raises(BackendError, match=words):
+        graphwright.compile(tiny_model("llama"), target=target, tune=1.0)
+
+
+def test_a_budget_must_be_positive() -> None:
+    with pytest.raises(BackendError, match="more than 0 seconds"):
+        graphwright.compile(tiny_model("llama"), check=False, tune=0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--tune", "--tune-budget", "0"], "--tune-budget"), (["--tune-budget", "5"], "with --tune")],
+)
+def test_wrong_options_are_usage_errors(arguments: list[str], words: str) -> None:
+    assert isinstance(command, click.Command)
+    result = CliRunner().invoke(command, ["model", *arguments])
+    assert result.exit_code == 2
+    assert words in result.output
