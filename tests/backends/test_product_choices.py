@@ -14,17 +14,21 @@ from click.testing import CliRunner
 from tiny_models import tiny_model
 
 import graphwright
+import graphwright.compiler
 from graphwright import inspector
 from graphwright.backends.tuning import Choice, Picks
-from graphwright.backends.tvm.kernels.float_weights import BFLOAT16
+from graphwright.backends.tvm.build import BuiltProgram, build
+from graphwright.backends.tvm.kernels.float_weights import BFLOAT16, FloatWeights
 from graphwright.backends.tvm.kernels.linear_float import float_tilings
 from graphwright.backends.tvm.kernels.linear_quantized import tilings_of
 from graphwright.backends.tvm.product_choices import MANY, choose_tilings, product_choices
-from graphwright.backends.tvm.product_rig import ProductRig
+from graphwright.backends.tvm.product_rig import ProductRig, choices_of
 from graphwright.backends.tvm.target import cpu_by_name, host_cpu
 from graphwright.commands.compile import command
 from graphwright.ir import BackendError
 from graphwright.ir.schemes import Scheme
+from graphwright.machine_code import code_generator
+from graphwright.program_tuning import tune_program
 from graphwright.runtime.artifact import Artifact
 
 LEVELS = ("x86-64-v3", "x86-64-v4", "x86-64-v4-vnni", "aarch64-dotprod")
@@ -78,8 +82,6 @@ def test_the_rig_runs_every_candidate_of_every_kind() -> None:
     rig = ProductRig(cpu, 2, weight_bytes=100_000)
     for kind in ("w8", "w4g32z", "bf16", "f32"):
         weights = {"bf16": torch.bfloat16, "f32": torch.float32}
-        from graphwright.backends.tvm.kernels.float_weights import FloatWeights
-
         default = (float_tilings(cpu, FloatWeights.of(weights[kind])) if kind in weights
                    else tilings_of(cpu, Scheme.parse(kind)))  # fmt: skip
         found: dict[int, Choice] = {}
@@ -92,44 +94,46 @@ def test_the_rig_runs_every_candidate_of_every_kind() -> None:
                 assert all(0 < run() < 10 for run in runs.values())
 
 
-@pytest.mark.parametrize("quant", ["w8", "f32"])
-def test_other_blocks_compute_the_same(quant: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def tuned() -> graphwright.compiler.Compiled:
+    return graphwright.compile(tiny_model("llama"), quant="w4g32", check=False, tune=0.05)
+
+
+def test_other_blocks_compute_the_same(
+    tuned: graphwright.compiler.Compiled, tmp_path: Path
+) -> None:
     """Every choice takes its last candidate; integer products are equal to the bit."""
-    from graphwright.backends.tvm.build import build
-    from graphwright.backends.tvm.product_rig import choices_of
-
-    plain = graphwright.compile(tiny_model("llama"), quant=quant, chunk=64, check=False)
-    asked, _ = choices_of(plain.program, host_cpu(), 2)
-    picked = {choice.key: choice.candidates[-1] for choice in asked}
-    assert {choice.kernel for choice in asked} == {f"linear_{quant}"}
-    other = build(plain.program, host_cpu(), picks=Picks(picked))
-    assert other.library != plain.variants[0].library  # type: ignore[union-attr]
-    assert other.plan == plain.built.plan
-    before = graphwright.load(plain.save(tmp_path / "plain.gw"))
-    plain.variants = (other,)
-    after = graphwright.load(plain.save(tmp_path / "other.gw"))
+    asked, _ = choices_of(tuned.program, host_cpu(), 2)
+    assert {choice.kernel for choice in asked} == {"linear_w4g32"}
+    other = build(tuned.program, host_cpu(), picks=Picks({c.key: c.candidates[-1] for c in asked}))
+    assert other.plan == tuned.built.plan
+    first = tuned.variants[0]
+    assert isinstance(first, BuiltProgram) and other.library != first.library
+    engines = [
+        graphwright.load(replace(tuned, variants=(each,)).save(tmp_path / f"{number}.gw"))
+        for number, each in enumerate((first, other))
+    ]
     tokens = np.random.default_rng(0).integers(0, 64, 40).tolist()
-    tolerance = 0.0 if quant == "w8" else 2e-5
     for length in (1, 5, 40):
-        one, two = (np.asarray(engine.logits(tokens[:length])) for engine in (before, after))
-        np.testing.assert_allclose(two, one, rtol=tolerance, atol=tolerance)
+        one, two = (engine.logits(tokens[:length]) for engine in engines)
+        np.testing.assert_array_equal(two, one)
 
 
-def test_a_tuned_artifact_says_so(tmp_path: Path) -> None:
-    model, tuned = tiny_model("llama"), tmp_path / "tuned.gw"
-    compiled = graphwright.compile(model, quant="w4g32", check=False, tune=0.05)
-    assert {each.source for each in compiled.tuned} <= {"measured", "skipped"}
-    assert any(each.source == "measured" for each in compiled.tuned)
-    compiled.save(tuned)
-    artifact = Artifact.open(tuned)
+def test_a_tuned_artifact_says_so(tuned: graphwright.compiler.Compiled, tmp_path: Path) -> None:
+    assert {each.source for each in tuned.tuned} == {"measured", "skipped"}
+    artifact = Artifact.open(tuned.save(tmp_path / "tuned.gw"))
     rows = json.loads(artifact.read("tuning.json"))
-    assert len(rows) == len(compiled.tuned) > 0
+    assert len(rows) == len(tuned.tuned) > 0
     assert "inspect --tuning" in inspector.summary(artifact)
     assert len(inspector.tuning_table(artifact).splitlines()) == 1 + len(rows)
-    again = graphwright.compile(model, quant="w4g32", check=False, tune=0.05)
-    recorded = [each for each in again.tuned if each.source == "recorded"]
-    assert len(recorded) >= sum(each.source == "measured" for each in compiled.tuned)
-    graphwright.load(tuned).generate([[1, 2, 3]])
+
+
+def test_what_was_measured_is_not_measured_again(tuned: graphwright.compiler.Compiled) -> None:
+    again = tune_program(
+        tuned.program, code_generator("host", "auto", tuned=True), 0.001, lambda share, text: None
+    )
+    recorded = {each.choice.key for each in again if each.source == "recorded"}
+    assert recorded == {each.choice.key for each in tuned.tuned if each.source == "measured"}
 
 
 @pytest.mark.parametrize(
