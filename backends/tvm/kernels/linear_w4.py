@@ -62,7 +62,8 @@ def w4_tilings(cpu: Cpu) -> tuple[Tiling, Tiling, int]:
     """For few rows, where memory is the limit, for many, where arithmetic is; up to where few."""
     if cpu.vnni and cpu.lanes == 16:
         return Tiling((8, 4, 2, 1), 1), Tiling((4, 2), 4, ahead=False), 8
-    return Tiling((4, 2, 1), 1), Tiling((4, 2, 1), 1, ahead=False), 16
+    many = (5, 3, 1) if nibble_dot_for(cpu).crowded else (4, 2, 1)  # of 15 registers, 14
+    return Tiling((4, 2, 1), 1), Tiling(many, 1, ahead=False), 16
 
 
 @dataclass(frozen=True)
