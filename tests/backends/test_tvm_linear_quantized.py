@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -24,7 +25,7 @@ from graphwright.backends.tvm.kernels.quantize_rows import (
     quantize_rows,
     row_size,
 )
-from graphwright.backends.tvm.kernels.standalone import Run, build, standalone
+from graphwright.backends.tvm.kernels.standalone import Run, assembly, build, standalone
 from graphwright.backends.tvm.layouts import linear_quantized_layouts
 from graphwright.backends.tvm.target import cpu_by_name, host_cpu
 from graphwright.ir.activations import ACTIVATIONS
@@ -219,6 +220,24 @@ def test_integer_instructions(
     kernel = linear_quantized(64, 256, Scheme.parse(scheme), max_rows=max_rows, cpu=level)
     found = instructions(kernel, [*dtypes_of(scheme), "float32"], level)
     assert wanted <= found and not unwanted & found
+
+
+@pytest.mark.parametrize("scheme", ["w4g32", "w4g128z"])
+def test_inner_loops_do_not_spill(scheme: str) -> None:
+    level = cpu_by_name("x86-64-v3")
+    kernel = linear_quantized(64, 256, Scheme.parse(scheme), max_rows=512, cpu=level)
+    loops = inner_loops(assembly(kernel, [*dtypes_of(scheme), "float32"], level))
+    multiplying = [loop for loop in loops if "vpmaddubsw" in loop]
+    assert len(multiplying) >= 2 * 5, "a loop for low and one for high nibbles, for any rows"
+    for loop in multiplying:
+        assert not re.search(r"vmov\w+\s+%ymm\d+, \S*\(%rsp", loop), loop
+
+
+def inner_loops(text: str) -> list[str]:
+    """Basic blocks that jump back to their own beginning."""
+    blocks = re.split(r"^(\.L\w+):", text, flags=re.MULTILINE)[1:]
+    pairs = zip(blocks[::2], blocks[1::2], strict=True)
+    return [body for label, body in pairs if re.search(rf"\tj\w+\t{re.escape(label)}$", body, re.M)]
 
 
 def test_every_kernel_builds_for_aarch64() -> None:
