@@ -16,12 +16,16 @@ QUANTS = {
     "smollm2-135m": ["w4g32", "w4g128", "w8", "f16", "bf16", "f32"],
     "stories15m": ["w4g32", "w8", "bf16", "f32"],
 }
-# Peers, or formats of them. torch.compile takes a minute to load a model, whatever its size.
+# Peers, or formats of them. torch.compile takes minutes for 30 layers: it has the smallest shape.
 _INTEGERS = ["llama.cpp", "ort", "openvino", "ctranslate2"]
 PEERS = {
     "tinyllama-1.1b": [*_INTEGERS, "transformers:eager-bf16"],
-    "smollm2-135m": [*_INTEGERS, "transformers"],
-    "stories15m": [*_INTEGERS, "transformers:eager-f32"],
+    "smollm2-135m": [
+        *_INTEGERS,
+        "transformers:eager-bf16",
+        "transformers:eager-f32",
+    ],
+    "stories15m": [*_INTEGERS, "transformers:eager-f32", "transformers:compile-f32"],
 }
 # Where others would take minutes and no target asks: who takes part in these.
 MAIN = {"w4g32", "w8", "Q4_0", "Q8_0"}

@@ -87,7 +87,7 @@ def _decode(results: Results) -> str:
              "load s", "peak MB"],
             [_decode_row(row) for row in rows],
         )  # fmt: skip
-        parts += [f"### {shape}", table, _ratios(rows)]
+        parts += [f"### {shape}", table, _ratios(rows), *_notes(results, "decode", shape)]
     return "\n\n".join(part for part in parts if part)
 
 

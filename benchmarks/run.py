@@ -173,9 +173,12 @@ def _loaded(
         group = [each for each in lineup if least <= each.bits <= most]
         if group and chosen:
             print(f"{shape}: {', '.join(each.title for each in group)}", file=sys.stderr)
-            with load(group) as workers:
+            missing: list[str] = []
+            with load(group, missing) as workers:
                 for scenario in chosen:
-                    yield from scenario(shape, workers, settings)
+                    for part in scenario(shape, workers, settings):
+                        part.notes += missing
+                        yield part
 
 
 def _subjects(variants: list[str], threads: int) -> list[LongContext]:

@@ -14,7 +14,7 @@ from alternation import Measurement, alternate
 from lineup import Contestant, among
 from probe import Probe
 from program import LARGEST, MAIN
-from worker_process import Worker, first_token_seconds
+from worker_process import Worker, WorkerEnded, first_token_seconds
 
 __all__ = ["LOADED", "PROMPT", "LongContext", "Settings", "first_token", "load", "long_context"]
 
@@ -37,17 +37,27 @@ class Settings:
 
 
 @contextmanager
-def load(contestants: Sequence[Contestant]) -> Iterator[list[Worker]]:
+def load(contestants: Sequence[Contestant], missing: list[str]) -> Iterator[list[Worker]]:
     """Starts all of them, warms them up, and ends them afterwards.
 
-    Raises SystemExit when little memory is left: mapped files would be dropped and read again.
+    A peer that does not start is added to `missing`, as a sentence; the others are measured.
+    Raises SystemExit when one of ours does not start, or when little memory is left: mapped files
+    would be dropped and read again.
     """
     workers: list[Worker] = []
     try:
         for each in contestants:
             print(f"  loading {each.title}", file=sys.stderr)
-            workers.append(Worker(each))
-            workers[-1].ask(op="decode", prompt=PROMPT, tokens=2)
+            try:
+                worker = Worker(each)
+                worker.ask(op="decode", prompt=PROMPT, tokens=2)
+            except (WorkerEnded, BrokenPipeError) as error:
+                if each.ours:
+                    raise SystemExit(str(error)) from error
+                missing.append(f"{each.title} did not start")
+                print(f"  {error}", file=sys.stderr)
+                continue
+            workers.append(worker)
         free = _available_mb()
         if free < RESERVE_MB:
             raise SystemExit(f"{len(workers)} runtimes leave {free} MB of memory: load fewer.")

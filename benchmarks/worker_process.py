@@ -11,14 +11,18 @@ from typing import Any
 
 from lineup import Contestant
 
-__all__ = ["Worker", "first_token_seconds"]
+__all__ = ["Worker", "WorkerEnded", "first_token_seconds"]
 
 WORKERS = Path(__file__).resolve().parent / "workers"
 SETTLE = 0.05  # seconds that a runtime's idle threads get to stop spinning
 
 
+class WorkerEnded(RuntimeError):
+    """The process of a runtime ended on its own."""
+
+
 class Worker:
-    """One started contestant. Raises SystemExit when the process ends on its own."""
+    """One started contestant. Raises WorkerEnded when the process ends on its own."""
 
     def __init__(self, contestant: Contestant) -> None:
         self.contestant = contestant
@@ -51,7 +55,7 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             command = " ".join(self.contestant.command)
-            raise SystemExit(f"the worker of '{self.contestant.title}' ended: {command}")
+            raise WorkerEnded(f"the worker of '{self.contestant.title}' ended: {command}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from tiny_models import tiny_model
 
@@ -18,7 +17,7 @@ import graphwright.compiler
 from graphwright import inspector
 from graphwright.backends.tuning import Choice, Picks
 from graphwright.backends.tvm.build import BuiltProgram, build
-from graphwright.backends.tvm.kernels.float_weights import BFLOAT16, FloatWeights
+from graphwright.backends.tvm.kernels.float_weights import BFLOAT16
 from graphwright.backends.tvm.kernels.linear_float import float_tilings
 from graphwright.backends.tvm.kernels.linear_quantized import tilings_of
 from graphwright.backends.tvm.product_choices import MANY, choose_tilings, product_choices
@@ -76,14 +75,14 @@ def test_float_products_keep_three_kinds_of_blocks() -> None:
     assert choose_tilings(picks, cpu, "bf16", 64, 96, 8, default) == (wide, many, limit)
 
 
-def test_the_rig_runs_every_candidate_of_every_kind() -> None:
+def test_the_rig_runs_every_candidate() -> None:
     """Odd sizes, each bucket of rows; all runs give a time."""
     cpu = host_cpu()
     rig = ProductRig(cpu, 2, weight_bytes=100_000)
-    for kind in ("w8", "w4g32z", "bf16", "f32"):
-        weights = {"bf16": torch.bfloat16, "f32": torch.float32}
-        default = (float_tilings(cpu, FloatWeights.of(weights[kind])) if kind in weights
-                   else tilings_of(cpu, Scheme.parse(kind)))  # fmt: skip
+    for kind in ("w8", "bf16"):
+        default = float_tilings(cpu, BFLOAT16) if kind == "bf16" else tilings_of(
+            cpu, Scheme.parse(kind)
+        )  # fmt: skip
         found: dict[int, Choice] = {}
         for max_rows in (1, 512):
             found |= product_choices(cpu, kind, 40, 96, max_rows, default)
