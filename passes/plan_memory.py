@@ -8,12 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from graphwright.ir.arena import Lifetime, place
 from graphwright.ir.errors import PassError
 from graphwright.ir.layout import row_axis, row_size
 from graphwright.ir.memory import (
-    Buffer,
     MemoryPlan,
-    align,
     buffer_name,
     operands,
     result_of,
@@ -56,47 +55,13 @@ class PlanMemory(Pass):
         return changed
 
 
-@dataclass(frozen=True)
-class _Lifetime:
-    name: str
-    bytes: int
-    first: int
-    last: int
-
-
 def plan_entry(graph: fx.Graph, entry: str, tokens: int) -> MemoryPlan:
-    """A place for every value of `graph` in a step of at most `tokens` tokens.
-
-    The largest value is placed first, each into the smallest gap that fits among those it is alive
-    with. Source: Pisarchyk and Lee, Efficient Memory Management for Deep Neural Net Inference,
-    2020.
-    """
-    placed: list[Buffer] = []
-    lifetimes = _lifetimes(graph, tokens)
-    for value in sorted(lifetimes, key=lambda value: (-value.bytes, value.first, value.name)):
-        rivals = [b for b in placed if b.first <= value.last and value.first <= b.last]
-        offset = _best_fit(
-            value.bytes, sorted((b.offset, b.offset + align(b.bytes)) for b in rivals)
-        )
-        placed.append(Buffer(value.name, offset, value.bytes, value.first, value.last))
-    placed.sort(key=lambda buffer: (buffer.first, buffer.name))
-    size = max((align(b.offset + b.bytes) for b in placed), default=0)
+    """A place for every value of `graph` in a step of at most `tokens` tokens."""
+    placed, size = place(_lifetimes(graph, tokens))
     return MemoryPlan(entry, tokens, tokens, size, tuple(placed))
 
 
-def _best_fit(size: int, taken: list[tuple[int, int]]) -> int:
-    """The start of the smallest gap of `size` between the sorted ranges `taken`, or their end."""
-    best: tuple[int, int] | None = None
-    end = 0
-    for first, last in taken:
-        gap = first - end
-        if gap >= align(size) and (best is None or gap < best[0]):
-            best = (gap, end)
-        end = max(end, last)
-    return best[1] if best else end
-
-
-def _lifetimes(graph: fx.Graph, tokens: int) -> list[_Lifetime]:
+def _lifetimes(graph: fx.Graph, tokens: int) -> list[Lifetime]:
     """Every value and scratch that needs a place, from its first step to the last that reads it."""
     logits = result_of(graph)
     sizes: dict[str, int] = {}
@@ -114,7 +79,7 @@ def _lifetimes(graph: fx.Graph, tokens: int) -> list[_Lifetime]:
             first.setdefault(need.name, number)
             last[need.name] = number
     return [
-        _Lifetime(name, size, first[name], last[name])
+        Lifetime(name, size, first[name], last[name])
         for name, size in sizes.items()
         if name != logits
     ]
