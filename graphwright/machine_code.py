@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from graphwright.backends.triton.chips import Chip
     from graphwright.backends.triton.package import GpuPackage
     from graphwright.backends.tuning import Choice, Picks, Rig
     from graphwright.backends.tvm.build import BuiltProgram
@@ -66,13 +67,44 @@ def _for_gpus(target: str, dtype: str, tuned: bool) -> CodeGenerator:
     from graphwright.backends.triton.build import GpuOptions, lower_program
     from graphwright.backends.triton.chips import chips_of
     from graphwright.backends.triton.package import package
-    from graphwright.ir.errors import BackendError
+    from graphwright.backends.tuning import Picks
 
-    if tuned:
-        raise BackendError(f"'{target}' is not tuned: the kernels for GPUs have fixed tiles.")
-    chips, options = chips_of(target), GpuOptions(dtype)
+    chips = chips_of(target)
+    options = GpuOptions(dtype, chips)
 
     def build(program: Program, picks: Picks | None) -> tuple[GpuPackage, ...]:
-        return (package(lower_program(program, options), chips),)
+        return (package(lower_program(program, options, picks), chips),)
 
-    return CodeGenerator(build, decode_tokens=64)
+    if not tuned:
+        return CodeGenerator(build, decode_tokens=64)
+    rig = _rig(target, chips)
+
+    def choices(program: Program) -> tuple[Mapping[Choice, int], Rig]:
+        asked = Picks()
+        lower_program(program, options, asked)
+        return asked.asked, rig
+
+    return CodeGenerator(build, decode_tokens=64, choices=choices)
+
+
+def _rig(target: str, chips: tuple[Chip, ...]) -> Rig:
+    """Times candidates on this machine's GPU, which must be what is compiled for."""
+    from graphwright.backends.triton.rig import GpuRig
+    from graphwright.ir.errors import BackendError
+    from graphwright.runtime.cuda.driver import Driver
+    from graphwright.runtime.errors import ArtifactError
+
+    try:
+        driver = Driver()
+    except ArtifactError as error:
+        raise BackendError(
+            f"tuning '{target}' times code on a GPU, and none can be used here: compile without "
+            f"--tune. ({error})"
+        ) from error
+    own = driver.capability()
+    if len(chips) != 1 or chips[0].arch > own or chips[0].arch // 10 != own // 10:
+        raise BackendError(
+            f"tuning times code on the GPU of this machine, which is sm_{own}, and '{target}' is "
+            f"not that alone: compile with --target cuda:sm_{own // 10}0, or without --tune."
+        )
+    return GpuRig(driver, chips[0])

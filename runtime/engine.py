@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from graphwright.runtime.artifact import Artifact
 from graphwright.runtime.cuda.program import LAUNCHES
+from graphwright.runtime.dlpack import DeviceTensor, Exporter, is_on_gpu
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.kv_cache import BlockPool
 from graphwright.runtime.library import NativeLibrary, StepBuffers, StepLibrary
@@ -28,7 +29,7 @@ from graphwright.runtime.tokenizer import Tokenizer, read_tokenizer
 __all__ = ["DEFAULT_CONTEXT", "Engine"]
 
 DEFAULT_CONTEXT = 2048
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int] | Exporter
 
 
 class Engine:
@@ -86,7 +87,8 @@ class Engine:
         on_piece: Callable[[int, Piece], None] | None = None,
         return_logits: bool = False,
     ) -> list[Output]:
-        """Completes all prompts (texts or token ids), together; one Output each, in order.
+        """Completes all prompts (texts, token ids, or ids in a tensor on the GPU), together; one
+        Output each, in order.
 
         params: one for all, or one each. on_piece(prompt number, piece) is called as text appears.
         """
@@ -143,7 +145,11 @@ class Engine:
         if step is None:
             return False
         requests = [self._requests[chunk.sequence] for chunk in step.chunks]
-        largest = self._run(step, any(request.takes_largest for request in requests))
+        largest = self._run(
+            step,
+            any(request.takes_largest for request in requests),
+            any(request.reads_logits for request in requests),
+        )
         row = -1
         for chunk, request in zip(step.chunks, requests, strict=True):
             if chunk.rows:
@@ -160,17 +166,20 @@ class Engine:
         """The code that runs the steps."""
         return self._library
 
-    def prefill_logits(self, token_ids: Sequence[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def prefill_logits(
+        self, token_ids: Sequence[int], *, fetch: bool = True
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """(position of the first row, logits float32 [n, V]) over all positions, chunk by chunk.
 
-        The rows are overwritten by the next step. Other requests must not be running.
+        The rows are overwritten by the next step. Other requests must not be running. Without
+        `fetch` a GPU's rows stay where they are.
         """
         sequence = TokenSequence(self._checked(token_ids, room=0), every_row=True)
         assert not self._scheduler.running, "prefill_logits while other requests are running"
         self._scheduler.add(sequence)
         try:
             while (step := self._scheduler.next_step()) is not None:
-                self._run(step)
+                self._run(step, logits=fetch)
                 (chunk,) = step.chunks
                 yield chunk.start, self._buffers.logits[: chunk.count]
         finally:
@@ -180,9 +189,27 @@ class Engine:
         """Logits float32 [T, V] at every position of `token_ids`."""
         return np.concatenate([rows.copy() for _, rows in self.prefill_logits(token_ids)])
 
-    def _run(self, step: Step, largest: bool = False) -> NDArray[np.int32] | None:
+    def device_logits(self, token_ids: Exporter) -> DeviceTensor:
+        """As `logits`, from token ids in a tensor on the GPU to a tensor there, for
+        `torch.from_dlpack` and its like: logits never pass the host. Raises RequestError.
+        """
+        library = self._gpu_library()
+        ids = library.token_ids(token_ids)
+        found: DeviceTensor = library.new_rows(len(ids), self.plan.vocab_size)
+        for first, part in self.prefill_logits(ids, fetch=False):
+            library.keep_rows(found, first, len(part))
+        return found
+
+    def _gpu_library(self) -> Any:
+        if not hasattr(self._library, "token_ids"):
+            raise RequestError("token ids on a GPU need an artifact for GPUs; this one is not.")
+        return self._library
+
+    def _run(
+        self, step: Step, largest: bool = False, logits: bool = True
+    ) -> NDArray[np.int32] | None:
         _describe(step, self._buffers, self._blocks_each)
-        found = self._library.run(step.entry, self._buffers, largest)
+        found = self._library.run(step.entry, self._buffers, largest, logits)
         for chunk in step.chunks:
             chunk.sequence.computed += chunk.count
         return found
@@ -197,10 +224,11 @@ class Engine:
             if self.tokenizer is None:
                 raise RequestError("the artifact has no tokenizer: give the prompt as token ids.")
             prompt = self.tokenizer.encode(prompt) if prompt else ()
+        ids: Any = self._gpu_library().token_ids(prompt) if is_on_gpu(prompt) else prompt
         if sampling.stop and self.tokenizer is None:
             raise RequestError("the artifact has no tokenizer: stop texts cannot be found.")
         return Request(
-            self._checked(prompt, room=1),
+            self._checked(ids, room=1),
             sampling,
             vocab_size=self.plan.vocab_size,
             context=self.context,

@@ -50,12 +50,13 @@ class StepLibrary(Protocol):
     """What the engine needs from compiled code. `entry` is "decode" or "prefill"."""
 
     def run(
-        self, entry: str, buffers: StepBuffers, largest: bool = False
+        self, entry: str, buffers: StepBuffers, largest: bool = False, logits: bool = True
     ) -> NDArray[np.int32] | None:
         """One step over the batch described in `buffers`.
 
         largest: the id of the largest logit of each row is wanted, the lowest of equal ones, -1
-        where one is NaN. A library that finds them returns them, int32 [>= R].
+        where one is NaN. A library that finds them returns them, int32 [>= R]; only then nobody
+        reads the logits without `logits`.
         """
 
 
@@ -94,7 +95,7 @@ class NativeLibrary:
         self._pointers = (ctypes.c_void_p * 0)()
 
     def run(
-        self, entry: str, buffers: StepBuffers, largest: bool = False
+        self, entry: str, buffers: StepBuffers, largest: bool = False, logits: bool = True
     ) -> NDArray[np.int32] | None:
         """One native call. Raises RuntimeError when the code reports a failure."""
         if buffers is not self._buffers:

@@ -87,6 +87,11 @@ class Request:
         """Does it always take the token of the largest logit?"""
         return self._sampler.takes_largest
 
+    @property
+    def reads_logits(self) -> bool:
+        """Does it look at logits even where the largest is known?"""
+        return self._logits is not None or not self.takes_largest
+
     def accept(self, logits: NDArray[np.float32], largest: int | None = None) -> None:
         """Chooses the next token from logits float32 [V] and says what follows from it.
 

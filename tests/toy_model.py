@@ -44,7 +44,9 @@ class ToyLibrary:
     def __init__(self) -> None:
         self.steps: list[tuple[str, int, int, int]] = []
 
-    def run(self, entry: str, buffers: StepBuffers, largest: bool = False) -> None:
+    def run(
+        self, entry: str, buffers: StepBuffers, largest: bool = False, logits: bool = True
+    ) -> None:
         tokens, sequences, stride, rows = (int(each) for each in buffers.batch[:4])
         assert not buffers.batch[4:].any()
         limit = PLAN["entries"][entry]
@@ -53,7 +55,7 @@ class ToyLibrary:
         cache = buffers.kv.view(np.int64).reshape(-1, BLOCK, 2)
         starts = buffers.query_start[: sequences + 1]
         assert starts[0] == 0 and starts[-1] == tokens and (np.diff(starts) > 0).all()
-        logits = {}
+        found = {}
         for b in range(sequences):
             table = buffers.block_table[b * stride : (b + 1) * stride]
             for t in range(starts[b], starts[b + 1]):
@@ -62,10 +64,10 @@ class ToyLibrary:
                 past = np.arange(position + 1)
                 seen = cache[table[past // BLOCK], past % BLOCK]
                 assert (seen[:, 1] == past).all()
-                logits[t] = toy_logits(seen[:, 0].tolist())
+                found[t] = toy_logits(seen[:, 0].tolist())
         buffers.logits[:] = np.nan  # what was not asked for must not be read
         for row, t in enumerate(buffers.sample_rows[:rows].tolist()):
-            buffers.logits[row] = logits[t]
+            buffers.logits[row] = found[t]
 
 
 PLAN: dict[str, Any] = {

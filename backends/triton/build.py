@@ -13,12 +13,17 @@ from typing import Any
 
 from graphwright.backends.blobs import BlobTable
 from graphwright.backends.triton import lower as lower  # registers the lowerings
+from graphwright.backends.triton.arena import plan_arena
+from graphwright.backends.triton.chips import Chip, chips_of
 from graphwright.backends.triton.context import Kernels, LoweringContext
 from graphwright.backends.triton.dtypes import ACTIVATIONS, StoredTypes
+from graphwright.backends.triton.fusions import Fusions
 from graphwright.backends.triton.kernels.kernel import Size, TritonKernel
 from graphwright.backends.triton.kv_layout import KvLayout
 from graphwright.backends.triton.launches import Launch
+from graphwright.backends.triton.lower.largest import largest_logits
 from graphwright.backends.triton.registry import LedgerEntry, lower_entry
+from graphwright.backends.tuning import Picks
 from graphwright.ir.errors import BackendError
 from graphwright.ir.memory import MemoryPlan
 from graphwright.ir.program import Level, Program
@@ -30,9 +35,12 @@ DEFAULT_CONTEXT = 2048  # tokens that attention's splits are chosen for when a m
 
 @dataclass(frozen=True)
 class GpuOptions:
-    """dtype: of activations, and of what the graph has in float32 and is large: f32, bf16, f16."""
+    """dtype: of activations, and of what the graph has in float32 and is large: f32, bf16, f16.
+    chips: what default sizes of tiles are chosen for.
+    """
 
     dtype: str = "bf16"
+    chips: tuple[Chip, ...] = chips_of("cuda")
 
     def __post_init__(self) -> None:
         if self.dtype not in ACTIVATIONS:
@@ -46,13 +54,17 @@ class GpuOptions:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A list of launches for steps of `entry` with at most so many tokens and sampled rows."""
+    """A list of launches for steps of `entry` with at most so many tokens and sampled rows.
+
+    largest: what finds the largest logit of each row, after all others.
+    """
 
     entry: str
     tokens: int
     rows: int
     arena_bytes: int
     launches: tuple[Launch, ...]
+    largest: tuple[Launch, ...]
 
     @property
     def size(self) -> Size:
@@ -70,6 +82,7 @@ class LoweredProgram:
     sources: dict[str, str]
     ledger: tuple[LedgerEntry, ...]
     plan: dict[str, Any]
+    counter_bytes: int
 
     def bucket(self, entry: str, tokens: int, rows: int) -> Bucket:
         """The smallest bucket for such a step. Raises BackendError."""
@@ -80,7 +93,11 @@ class LoweredProgram:
 
     def kernels(self) -> list[TritonKernel]:
         """Each kernel once, in the order of first use."""
-        found = {each.kernel.name: each.kernel for b in self.buckets for each in b.launches}
+        found = {
+            each.kernel.name: each.kernel
+            for bucket in self.buckets
+            for each in (*bucket.launches, *bucket.largest)
+        }
         return list(found.values())
 
     @property
@@ -93,8 +110,14 @@ class LoweredProgram:
         return self.blobs.chunks(on_blob)
 
 
-def lower_program(program: Program, options: GpuOptions) -> LoweredProgram:
-    """Lowers every entry of a planned program for buckets of tokens. Raises BackendError."""
+def lower_program(
+    program: Program, options: GpuOptions, picks: Picks | None = None
+) -> LoweredProgram:
+    """Lowers every entry of a planned program for buckets of tokens.
+
+    picks: what was measured; it is told which choices there were. Raises BackendError.
+    """
+    picks = Picks() if picks is None else picks
     if program.level is not Level.PLANNED or not program.plans:
         raise BackendError(
             f"the program is at level '{program.level.name.lower()}', not 'planned': "
@@ -105,20 +128,27 @@ def lower_program(program: Program, options: GpuOptions) -> LoweredProgram:
     blobs, kernels = BlobTable(), Kernels()
     buckets: list[Bucket] = []
     ledger: list[LedgerEntry] = []
-    for name, plan in program.plans.items():
+    counter_bytes = 0
+    for name, entry in program.plans.items():
+        fusions = Fusions.of(program, types, name)
+        plan = plan_arena(program, types, fusions, entry)
         for tokens in _sizes(plan):
             context = LoweringContext(
-                program, plan, types, kv, blobs, kernels,
-                program.info.max_context or DEFAULT_CONTEXT, tokens,
+                program, plan, types, fusions, kv, blobs, kernels,
+                program.info.max_context or DEFAULT_CONTEXT, tokens, options.chips, picks,
             )  # fmt: skip
             launches, entries = lower_entry(context)
-            settled = tuple(context.settled(launches))
+            largest = largest_logits(context)
             rows = min(tokens, plan.max_rows)
-            buckets.append(Bucket(name, tokens, rows, context.arena_bytes, settled))
+            settled = [tuple(context.settled(each)) for each in (launches, largest)]
+            buckets.append(Bucket(name, tokens, rows, context.arena_bytes, *settled))
+            counter_bytes = max(counter_bytes, context.counter_bytes)
             if tokens == plan.max_tokens:
                 ledger.extend(entries)
     described = _describe(program, buckets, kv, blobs)
-    return LoweredProgram(tuple(buckets), blobs, kv, kernels.sources, tuple(ledger), described)
+    return LoweredProgram(
+        tuple(buckets), blobs, kv, kernels.sources, tuple(ledger), described, counter_bytes
+    )
 
 
 def _sizes(plan: MemoryPlan) -> list[int]:

@@ -10,10 +10,13 @@ from torch import fx
 
 from graphwright.backends.blobs import BlobTable, Layout, dense
 from graphwright.backends.registry import arguments
+from graphwright.backends.triton.chips import Chip
 from graphwright.backends.triton.dtypes import ITEM_SIZES, StoredTypes
+from graphwright.backends.triton.fusions import Fusions
 from graphwright.backends.triton.kernels.kernel import RowCount, TritonKernel
 from graphwright.backends.triton.kv_layout import KvLayout
 from graphwright.backends.triton.launches import PARAMETERS, Launch, Operand
+from graphwright.backends.tuning import Picks
 from graphwright.ir.errors import BackendError
 from graphwright.ir.layout import RowView, row_axis, row_view
 from graphwright.ir.memory import MemoryPlan, align, buffer_name, result_of, results
@@ -48,22 +51,27 @@ class Kernels:
 class LoweringContext:
     """One entry being lowered, for steps of at most `tokens` tokens.
 
-    plan: of the entry, whose steps may be larger: memory is laid out for them, so that buckets
-    share kernels. Memory beside the plan's arena: what is `kept` is computed once a step, scratch
-    serves one launch after the other.
+    plan: the arena of the entry, whose steps may be larger: memory is laid out for them, so that
+    buckets share kernels. Memory beside the plan's arena: what is `kept` is computed once a step,
+    scratch serves one launch after the other. fusions: what was absorbed launches nothing. Sizes of
+    tiles are those of `picks`, or by the cost model for `chips`.
     """
 
     program: Program
     plan: MemoryPlan
     types: StoredTypes
+    fusions: Fusions
     kv: KvLayout
     blobs: BlobTable
     kernels: Kernels
     context: int
     tokens: int
+    chips: tuple[Chip, ...]
+    picks: Picks
     kept: dict[str, int] = field(default_factory=dict)
     _kept_end: int = 0
     _shared: int = 0
+    counter_bytes: int = 0
 
     def __post_init__(self) -> None:
         self._logits = result_of(self.program.graph)
@@ -147,6 +155,11 @@ class LoweringContext:
             end = align(end + size)
         self._shared = max(self._shared, end)
         return tuple(found)
+
+    def counters(self, size: int) -> Operand:
+        """`size` bytes of zeros, which every launch leaves as it found them."""
+        self.counter_bytes = max(self.counter_bytes, size)
+        return Operand("counters")
 
     @property
     def arena_bytes(self) -> int:

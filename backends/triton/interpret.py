@@ -1,12 +1,14 @@
 """Launches in Triton's interpreter: numbers on a machine without a GPU.
 
 Triton decides when a kernel's file is imported whether it will be interpreted: TRITON_INTERPRET=1
-must be set before.
+must be set before. It exchanges Triton's functions for its own at every launch and at every call of
+one kernel function by another, which takes most of the time; `prepare` makes that once a process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,7 +17,29 @@ from graphwright.backends.triton.kernels.kernel import Size, TritonKernel
 from graphwright.backends.triton.launches import Launch
 from graphwright.ir.errors import BackendError
 
-__all__ = ["interpret", "run_launches"]
+__all__ = ["interpret", "prepare", "run_launches"]
+
+
+@cache
+def prepare() -> None:
+    """From now on Triton's functions stay exchanged for the interpreter's."""
+    from triton.runtime import interpreter
+
+    exchange = interpreter._patch_lang
+    done: dict[int, Any] = {}  # the names of a module; kept, so that no other gets their number
+
+    class Kept:
+        def restore(self) -> None:
+            """Nothing: others will interpret, too."""
+
+    def once(function: Any) -> Kept:
+        names = function.__globals__
+        if id(names) not in done:
+            exchange(function)
+            done[id(names)] = names
+        return Kept()
+
+    interpreter._patch_lang = once
 
 
 def interpret(kernel: TritonKernel, size: Size, *pointers: torch.Tensor) -> None:
@@ -31,6 +55,7 @@ def interpret(kernel: TritonKernel, size: Size, *pointers: torch.Tensor) -> None
     for (name, dtype), tensor in zip(kernel.pointers, pointers, strict=True):
         found = str(tensor.dtype).removeprefix("torch.")
         assert found == dtype, f"{kernel.name}: '{name}' is {found}, not {dtype}"
+    prepare()
     with torch.no_grad():
         launcher[kernel.grid(size)](**named, **kernel.constants)
 

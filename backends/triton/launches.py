@@ -8,8 +8,8 @@ from graphwright.backends.triton.kernels.kernel import TritonKernel
 
 __all__ = ["PARAMETERS", "Launch", "Operand"]
 
-# The regions of device memory that kernels work on, by the element type at their start. They are
-# what an entry of a CPU library takes, and lie where the runtime puts them.
+# The regions of device memory that kernels work on, by the element type at their start. All but the
+# last two are what an entry of a CPU library takes; they lie where the runtime puts them.
 PARAMETERS = {
     "batch": "int32",  # [8]: tokens T, sequences B, block-table stride M, sampled rows R, zeros
     "tokens": "int64",  # [T]
@@ -21,6 +21,8 @@ PARAMETERS = {
     "arena": "uint8",
     "weights": "uint8",
     "kv": "uint8",
+    "counters": "int32",  # zeros between launches
+    "chosen": "int32",  # [R]: the largest of each row of logits
 }
 
 

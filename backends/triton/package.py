@@ -36,8 +36,9 @@ class GpuPackage:
     def launches(self) -> dict[str, Any]:
         """The content of launches.json.
 
-        A launch is [kernel, grid, [[region, offset], …]]; offsets are bytes, those of weights from
-        the start of the region.
+        `largest` of a bucket follow its launches where tokens are chosen greedily. counter_bytes:
+        the size of the region `counters`. A launch is [kernel, grid, [[region, offset], …]];
+        offsets are bytes, those of weights from the start of the region.
         """
         blobs = self.lowered.blobs.offsets()
 
@@ -55,6 +56,7 @@ class GpuPackage:
                     "tokens": bucket.tokens,
                     "rows": bucket.rows,
                     "launches": [place(launch) for launch in bucket.launches],
+                    "largest": [place(launch) for launch in bucket.largest],
                 }
             )
         kernels = {
@@ -68,7 +70,10 @@ class GpuPackage:
             }
             for chip, cubins in self.cubins.items()
         }  # fmt: skip
-        return {"chips": [chip.name for chip in self.chips], "kernels": kernels, "entries": buckets}
+        return {
+            "chips": [chip.name for chip in self.chips], "kernels": kernels, "entries": buckets,
+            "counter_bytes": self.lowered.counter_bytes,
+        }  # fmt: skip
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -136,7 +141,7 @@ def package(
     """Compiles every kernel for every chip. Raises BackendError."""
     variants: dict[str, tuple[TritonKernel, frozenset[str]]] = {}
     for bucket in lowered.buckets:
-        for launch in bucket.launches:
+        for launch in (*bucket.launches, *bucket.largest):
             variants[variant_name(launch)] = (launch.kernel, aligned_pointers(launch))
     say(f"compiling {len(variants)} kernels for {', '.join(chip.name for chip in chips)}")
     cubins = {

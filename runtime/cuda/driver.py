@@ -7,7 +7,7 @@ clear sentence.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from graphwright.runtime.errors import ArtifactError
@@ -47,6 +47,12 @@ class Driver:
         )
         return 10 * major + minor
 
+    def name(self) -> str:
+        """What the GPU is called."""
+        found = self._call("cuDeviceGetName", 256, self._device)
+        text = found.decode(errors="replace") if isinstance(found, bytes) else str(found)
+        return text.rstrip("\0 ")
+
     # ---- memory
 
     def allocate(self, size: int) -> int:
@@ -72,6 +78,28 @@ class Driver:
     def copy_out(self, host: int, device: int, size: int) -> None:
         """Device to host, in the stream."""
         self._call("cuMemcpyDtoHAsync", host, device, size, self._stream)
+
+    def write(self, device: int, data: bytes) -> None:
+        """Few bytes to the device; they are there on return."""
+        memory = ctypes.create_string_buffer(data, len(data))
+        self.copy_in(device, ctypes.addressof(memory), len(data))
+        self.wait()
+
+    def read(self, device: int, size: int) -> bytes:
+        """Bytes from the device, after all that is in the stream."""
+        memory = ctypes.create_string_buffer(max(size, 1))
+        self.copy_out(ctypes.addressof(memory), device, size)
+        self.wait()
+        return memory.raw[:size]
+
+    def copy_within(self, target: int, source: int, size: int) -> None:
+        """From device to device, in the stream."""
+        self._call("cuMemcpyDtoDAsync", target, source, size, self._stream)
+
+    @property
+    def stream(self) -> int:
+        """The stream's handle."""
+        return int(self._stream)
 
     def clear(self, device: int, size: int) -> None:
         """Zeros, in the stream."""
@@ -123,6 +151,19 @@ class Driver:
     def replay(self, graph: Any) -> None:
         """Runs a captured graph in the stream."""
         self._call("cuGraphLaunch", graph, self._stream)
+
+    def seconds(self, start: Callable[[], None]) -> float:
+        """How long the GPU takes for what `start` puts into the stream."""
+        events = [self._call("cuEventCreate", 0) for _ in range(2)]
+        try:
+            self._call("cuEventRecord", events[0], self._stream)
+            start()
+            self._call("cuEventRecord", events[1], self._stream)
+            self._call("cuEventSynchronize", events[1])
+            return float(self._call("cuEventElapsedTime", *events)) / 1000
+        finally:
+            for event in events:
+                self._call("cuEventDestroy", event)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         status, *results = getattr(self._api, name)(*arguments)

@@ -1,8 +1,8 @@
 """The step library of a GPU: weights and caches in its memory, a captured graph for each bucket.
 
 A step copies its small inputs in (one copy from pinned memory), replays the graph, copies the
-sampled rows of logits out, and waits for those. The engine's own arena and cache stay untouched and
-take no memory.
+chosen tokens or the sampled rows of logits out, and waits for those. The engine's own arena and
+cache stay untouched and take no memory.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from graphwright.runtime.artifact import Artifact
 from graphwright.runtime.cuda.driver import Driver
 from graphwright.runtime.cuda.program import Bucket, Program
+from graphwright.runtime.dlpack import DeviceTensor, Exporter, read_tensor
 from graphwright.runtime.library import StepBuffers
 
 __all__ = ["CudaLibrary"]
@@ -41,7 +42,7 @@ class CudaLibrary:
         self._artifact = artifact
         self._capture = capture
         self._functions: dict[str, Any] = {}
-        self._graphs: dict[tuple[str, int], Any] = {}
+        self._graphs: dict[tuple[str, int, bool], Any] = {}
         self._regions: dict[str, int] = {}
         self._pinned: dict[str, NDArray[Any]] = {}
         self._addresses: dict[str, int] = {}
@@ -62,11 +63,10 @@ class CudaLibrary:
         return dict(self._regions)
 
     def run(
-        self, entry: str, buffers: StepBuffers, largest: bool = False
+        self, entry: str, buffers: StepBuffers, largest: bool = False, logits: bool = True
     ) -> NDArray[np.int32] | None:
-        """One step over the batch described in `buffers`; its logits are there on return.
-
-        The largest of each row is left to the caller.
+        """One step over the batch described in `buffers`; what is wanted of it is there on return:
+        its logits in `buffers`, unless nobody reads those, and the largest of each row.
         """
         if self._buffers is None:
             self._place(buffers)
@@ -76,29 +76,52 @@ class CudaLibrary:
         for name in _INPUTS:
             np.copyto(self._pinned[name], getattr(buffers, name))
         self._driver.copy_in(self._regions["batch"], self._addresses["batch"], self._input_bytes)
-        self._start(entry, bucket)
-        if rows:
-            size = rows * buffers.logits.shape[1] * 4
-            self._driver.copy_out(self._addresses["logits"], self._regions["logits"], size)
+        largest = largest and rows > 0
+        self._start(entry, bucket, largest)
+        if rows and logits:
+            self._fetch("logits", rows * buffers.logits.shape[1] * 4)
+        if largest:
+            self._fetch("chosen", rows * 4)
         self._driver.wait()
-        buffers.logits[:rows] = self._pinned["logits"][:rows]
-        return None
+        if logits:
+            buffers.logits[:rows] = self._pinned["logits"][:rows]
+        return self._pinned["chosen"] if largest else None
 
-    def _start(self, entry: str, bucket: Bucket) -> None:
+    def token_ids(self, tensor: Exporter) -> list[int]:
+        """The numbers of an int32 or int64 tensor on the GPU. Raises RequestError."""
+        return read_tensor(tensor, self._driver.read, self._driver.stream)
+
+    def new_rows(self, rows: int, width: int) -> DeviceTensor:
+        """Memory on the GPU for rows of logits."""
+        address = self._driver.allocate(rows * width * 4)
+        return DeviceTensor(address, (rows, width), self._driver.free)
+
+    def keep_rows(self, target: DeviceTensor, first: int, rows: int) -> None:
+        """Copies the last step's logits, so many rows, to row `first` of `target`."""
+        width = target.shape[-1] * 4
+        self._driver.copy_within(
+            target.address + first * width, self._regions["logits"], rows * width
+        )
+        self._driver.wait()
+
+    def _fetch(self, name: str, size: int) -> None:
+        self._driver.copy_out(self._addresses[name], self._regions[name], size)
+
+    def _start(self, entry: str, bucket: Bucket, largest: bool) -> None:
         if not self._capture or entry != "decode":
-            self._launch(bucket)
+            self._launch(bucket, largest)
             return
-        key = (entry, bucket.tokens)
+        key = (entry, bucket.tokens, largest)
         if key in self._graphs:
             self._driver.replay(self._graphs[key])
             return
-        self._launch(bucket)  # which also loads the code: that must not happen while capturing
+        self._launch(bucket, largest)  # which also loads the code: not possible while capturing
         self._driver.capture()
-        self._launch(bucket)
+        self._launch(bucket, largest)
         self._graphs[key] = self._driver.captured()
 
-    def _launch(self, bucket: Bucket) -> None:
-        for launch in bucket.launches:
+    def _launch(self, bucket: Bucket, largest: bool) -> None:
+        for launch in (*bucket.launches, *(bucket.largest if largest else ())):
             code = self._program.kernels[launch.kernel]
             pointers = [self._regions[name] + offset for name, offset in launch.operands]
             pointers += [0] * code.scratch_pointers
@@ -119,11 +142,15 @@ class CudaLibrary:
             self._addresses[name] = host + offset
             self._regions[name] = device + offset
         self._input_bytes = end
-        self._addresses["logits"] = self._driver.allocate_pinned(buffers.logits.nbytes)
-        logits = buffers.logits
-        self._pinned["logits"] = _array(self._addresses["logits"], logits.dtype, logits.shape)
-        for name in ("logits", "arena", "weights", "kv"):
+        rows = len(buffers.logits)
+        for name, like in (("logits", buffers.logits), ("chosen", np.empty(rows, np.int32))):
+            self._addresses[name] = self._driver.allocate_pinned(like.nbytes)
+            self._pinned[name] = _array(self._addresses[name], like.dtype, like.shape)
+            self._regions[name] = self._driver.allocate(like.nbytes)
+        for name in ("arena", "weights", "kv"):
             self._regions[name] = self._driver.allocate(getattr(buffers, name).nbytes)
+        self._regions["counters"] = self._driver.allocate(self._program.counter_bytes)
+        self._driver.clear(self._regions["counters"], max(1, self._program.counter_bytes))
         self._driver.clear(self._regions["kv"], buffers.kv.nbytes)
         self._upload(buffers.weights, self._regions["weights"])
         self._buffers = buffers

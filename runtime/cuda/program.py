@@ -34,20 +34,24 @@ class Launch:
 
 @dataclass(frozen=True)
 class Bucket:
-    """The launches of steps with at most so many tokens and sampled rows."""
+    """The launches of steps with at most so many tokens and sampled rows; `largest` go on to find
+    the largest logit of each row.
+    """
 
     tokens: int
     rows: int
     launches: tuple[Launch, ...]
+    largest: tuple[Launch, ...]
 
 
 @dataclass(frozen=True)
 class Program:
-    """The part of launches.json that is for one chip."""
+    """The part of launches.json that is for one chip. counter_bytes: of the region `counters`."""
 
     chip: str
     kernels: dict[str, KernelCode]
     entries: dict[str, tuple[Bucket, ...]]
+    counter_bytes: int
 
     @classmethod
     def read(cls, artifact: Artifact, capability: int) -> Program:
@@ -75,11 +79,12 @@ class Program:
                 name: tuple(_bucket(each) for each in buckets)
                 for name, buckets in found["entries"].items()
             }
+            counter_bytes = int(found["counter_bytes"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(
                 f"{LAUNCHES} of {artifact.path} is incomplete: {error!r}."
             ) from error
-        return cls(chip, kernels, entries)
+        return cls(chip, kernels, entries, counter_bytes)
 
     def bucket(self, entry: str, tokens: int, rows: int) -> Bucket:
         """The smallest bucket that such a step fits into."""
@@ -90,12 +95,15 @@ class Program:
 
 
 def _bucket(found: dict[str, Any]) -> Bucket:
-    launches = tuple(
-        Launch(
-            str(kernel),
-            (int(grid[0]), int(grid[1]), int(grid[2])),
-            tuple((str(region), int(offset)) for region, offset in operands),
+    launches, largest = (
+        tuple(
+            Launch(
+                str(kernel),
+                (int(grid[0]), int(grid[1]), int(grid[2])),
+                tuple((str(region), int(offset)) for region, offset in operands),
+            )
+            for kernel, grid, operands in found[name]
         )
-        for kernel, grid, operands in found["launches"]
+        for name in ("launches", "largest")
     )
-    return Bucket(int(found["tokens"]), int(found["rows"]), launches)
+    return Bucket(int(found["tokens"]), int(found["rows"]), launches, largest)

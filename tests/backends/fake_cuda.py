@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from graphwright.backends.triton.interpret import prepare
 from graphwright.backends.triton.kernels.kernel import TritonKernel
 
 __all__ = ["FakeCuda"]
@@ -34,8 +35,12 @@ class FakeCuda:
         self, cubins: Mapping[bytes, TritonKernel], capability: tuple[int, int] = (8, 0)
     ) -> None:
         self.calls: list[str] = []
+        self.copied: list[int] = []  # bytes of each copy to the host
         self.launches: list[tuple[str, tuple[int, int, int], int, int]] = []
         self.devices = 1
+        self.elapsed: Callable[[list[tuple[str, tuple[int, int, int], int, int]]], float] = (
+            lambda launches: 1.0 * len(launches)
+        )
         self._cubins, self._capability = cubins, capability
         self._memory: dict[int, Any] = {}
         self._graph: list[Callable[[], None]] | None = None
@@ -57,6 +62,18 @@ class FakeCuda:
     def cuDeviceGetAttribute(self, attribute: int, device: int) -> tuple[int, int]:
         return OK, self._capability[attribute]
 
+    def cuDeviceGetName(self, length: int, device: int) -> tuple[int, bytes]:
+        return OK, b"Stand-in".ljust(length, b"\0")
+
+    def cuMemFree(self, address: int) -> tuple[int]:
+        del self._memory[address]
+        return (OK,)
+
+    def cuEventElapsedTime(self, start: int, end: int) -> tuple[int, float]:
+        """In ms: what `elapsed` says of the launches since the last time."""
+        launches, self.launches = self.launches, []
+        return OK, self.elapsed(launches)
+
     def cuMemAlloc(self, size: int) -> tuple[int, int]:
         """Filled with NaN of every type; 256-byte aligned, as the driver's."""
         memory = (ctypes.c_uint8 * (size + 256))()
@@ -75,7 +92,13 @@ class FakeCuda:
 
     def cuMemcpyDtoHAsync(self, host: int, device: int, size: int, stream: int) -> tuple[int]:
         self.calls.append("copy out")
+        self.copied.append(size)
         ctypes.memmove(host, device, size)
+        return (OK,)
+
+    def cuMemcpyDtoDAsync(self, target: int, source: int, size: int, stream: int) -> tuple[int]:
+        self.calls.append("copy within")
+        ctypes.memmove(target, source, size)
         return (OK,)
 
     def cuMemsetD8Async(self, device: int, value: int, size: int, stream: int) -> tuple[int]:
@@ -135,6 +158,7 @@ class FakeCuda:
             count = self._left(address) // kind.itemsize
             memory = (ctypes.c_uint8 * (count * kind.itemsize)).from_address(address)
             named[name] = torch.frombuffer(memory, dtype=kind)
+        prepare()
         kernel.function[grid](**named, **kernel.constants)
 
     def _left(self, address: int) -> int:
@@ -145,4 +169,4 @@ class FakeCuda:
         raise AssertionError(f"{address} lies in no allocation")
 
 
-_GIVING = frozenset({"cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuStreamCreate"})
+_GIVING = frozenset({"cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuEventCreate", "cuStreamCreate"})

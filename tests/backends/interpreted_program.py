@@ -63,10 +63,15 @@ class InterpretedProgram:
             "arena": torch.full((bucket.arena_bytes,), 0xFF, dtype=torch.uint8),
             "weights": self.weights,
             "kv": self.kv,
+            "counters": torch.zeros(self.lowered.counter_bytes, dtype=torch.uint8),
+            "chosen": torch.full((bucket.rows,), 777, dtype=torch.int32),
         }
         memory = {name: each.reshape(-1).view(torch.uint8) for name, each in regions.items()}
-        run_launches(bucket.launches, bucket.size, memory, self.lowered.blobs.offsets())
+        launches = [*bucket.launches, *bucket.largest]
+        run_launches(launches, bucket.size, memory, self.lowered.blobs.offsets())
         for sequence, new in batch:
             self.lengths[sequence] += len(new)
         assert (logits[len(rows) :] == 777.0).all()
+        assert not regions["counters"].any(), "a launch has left counters behind"
+        assert torch.equal(regions["chosen"][: len(rows)], logits[: len(rows)].argmax(-1).int())
         return logits[: len(rows)]

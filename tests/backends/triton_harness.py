@@ -22,6 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
+from graphwright.backends.triton.interpret import prepare
 from graphwright.backends.triton.kernels.kernel import DTYPES, TritonKernel
 
 __all__ = ["batch_header", "call", "compile_all", "untouched"]
@@ -34,6 +35,7 @@ def batch_header(tokens: int, sequences: int = 1, width: int = 1, rows: int = 0)
 
 def call(kernel: TritonKernel, *tensors: torch.Tensor, spare: int = 3) -> None:
     """Runs `kernel` on its pointers, the batch header first, in a bucket of `spare` rows more."""
+    prepare()
     _interpret_bfloat16()
     assert len(tensors) == len(kernel.pointers), (len(tensors), kernel.pointers)
     for tensor, (name, dtype) in zip(tensors, kernel.pointers, strict=True):

@@ -1,9 +1,9 @@
-"""The token with the largest logit, in two stages.
+"""The token with the largest logit.
 
-A first kernel takes each row of logits in parts of 4,096 and keeps the best key of each part: 64
-bits, the logit's bits above the inverted index, so that a maximum of keys is the argmax with the
-lowest index first among equals. A second one takes the best of a row's keys. 128,256 logits are
-32 programs that read 16 KB each: a few microseconds, where one program would need some tens.
+Each row of logits is taken in parts of 4,096, of which the best key is kept: 64 bits, the logit's
+bits above the inverted index, so that a maximum of keys is the argmax with the lowest index first
+among equals. The last program of a row to come takes the best of its keys. 128,256 logits are 32
+programs that read 16 KB each: a few microseconds, where one program would need some tens.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
+from graphwright.backends.triton.kernels.epilogue import is_last
+from graphwright.backends.triton.kernels.kernel import ROWS, TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 from graphwright.backends.triton.kernels.top_k import ranking_key
 
-__all__ = ["argmax_parts", "best_of_parts", "part_count"]
+__all__ = ["argmax", "argmax_scratch"]
 
 _PART = 4096
 
 
 @triton.jit
-def argmax_parts_kernel(
-    batch, logits, keys,
+def argmax_kernel(
+    batch, logits, keys, counters, chosen,
     WIDTH: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if row >= tl.load(batch + ROWS):
@@ -34,54 +35,40 @@ def argmax_parts_kernel(
     value = tl.load(logits + row * STRIDE + column, mask=inside, other=0.0).to(tl.float32)
     key = tl.where(inside, ranking_key(value, column), -0x8000000000000000)
     tl.store(keys + row * PARTS + part, tl.max(key, axis=0))
+    if is_last(counters + row, PARTS):
+        each = tl.arange(0, PADDED)
+        other = -0x8000000000000000
+        at = keys + row * PARTS + each
+        best = tl.max(tl.load(at, mask=each < PARTS, other=other, cache_modifier=".cg"), axis=0)
+        index = 0x7FFFFFFF - (best & 0xFFFFFFFF)
+        # the key of a NaN is above all others
+        index = tl.where((best >> 32) == 0x7FFFFFFF, -1, index)
+        tl.store(chosen + row, index.to(tl.int32))
 
 
-@triton.jit
-def best_of_parts_kernel(
-    batch, keys, tokens, ROWS: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr
-):
-    row = tl.program_id(0).to(tl.int64)
-    if row >= tl.load(batch + ROWS):
-        return
-    part = tl.arange(0, BLOCK)
-    key = tl.load(keys + row * PARTS + part, mask=part < PARTS, other=-0x8000000000000000)
-    best = tl.max(key, axis=0)
-    index = 0x7FFFFFFF - (best & 0xFFFFFFFF)
-    # the key of a NaN is above all others
-    tl.store(tokens + row, tl.where((best >> 32) == 0x7FFFFFFF, -1, index))
-
-
-def part_count(width: int) -> int:
-    """Keys that `argmax_parts` keeps of a row of `width` logits."""
-    return quotient_up(width, _PART)
-
-
-def argmax_parts(
-    width: int, *, stride: int, dtype: str = "float32", rows: RowCount = "R"
-) -> TritonKernel:
-    """Pointers: batch, logits (rows of `width`), keys int64 [rows, part_count(width)]."""
+def argmax(width: int, *, stride: int, dtype: str = "float32") -> TritonKernel:
+    """Pointers: batch, logits (rows of `width`, one a sampled row), the scratch keys int64 and
+    counters int32 (zero before and after) of `argmax_scratch`, chosen int32 [R]: -1 where a logit
+    was NaN.
+    """
     assert 0 < width < 2**31 and stride >= width
+    parts = quotient_up(width, _PART)
     return define(
-        "argmax_parts",
-        argmax_parts_kernel,
-        {"batch": "int32", "logits": dtype, "keys": "int64"},
+        "argmax",
+        argmax_kernel,
         {
-            "WIDTH": width, "STRIDE": stride, "ROWS": ROWS[rows], "PARTS": part_count(width),
-            "BLOCK": _PART,
+            "batch": "int32", "logits": dtype, "keys": "int64", "counters": "int32",
+            "chosen": "int32",
         },
-        grid=lambda size: (size[rows], part_count(width), 1),
+        {
+            "WIDTH": width, "STRIDE": stride, "ROWS": ROWS["R"], "PARTS": parts,
+            "PADDED": next_power_of_two(parts), "BLOCK": _PART,
+        },
+        grid=lambda size: (size["R"], parts, 1),
         num_warps=8,
     )  # fmt: skip
 
 
-def best_of_parts(width: int, *, rows: RowCount = "R") -> TritonKernel:
-    """Pointers: batch, keys of argmax_parts, tokens int64 [rows]: -1 where a logit was NaN."""
-    parts = part_count(width)
-    return define(
-        "best_of_parts",
-        best_of_parts_kernel,
-        {"batch": "int32", "keys": "int64", "tokens": "int64"},
-        {"ROWS": ROWS[rows], "PARTS": parts, "BLOCK": next_power_of_two(parts)},
-        grid=lambda size: (size[rows], 1, 1),
-        num_warps=1,
-    )
+def argmax_scratch(width: int, rows: int) -> tuple[int, int]:
+    """Bytes of keys and counters for so many rows."""
+    return 8 * rows * quotient_up(width, _PART), 4 * rows

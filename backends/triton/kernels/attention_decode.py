@@ -2,9 +2,10 @@
 
 A program takes one token, the query heads that share a key head, and one of SPLITS parts of the
 keys that the token sees. Where the parts begin depends on the token's position alone, so that a
-token's result does not depend on what else is in the batch; parts are combined in their order by a
-second kernel. Decode reads each key and value once and is bound by those bytes: tensor cores work
-on 16 rows even for one query head, 16 operations a byte, a tenth of what they could do.
+token's result does not depend on what else is in the batch; the last program of a token and a key
+head to come adds the parts in their order. A token whose keys fit into one part needs none of that.
+Decode reads each key and value once and is bound by those bytes: tensor cores work on 16 rows even
+for one query head, 16 operations a byte, a tenth of what they could do.
 
 Source: Dao et al., Flash-Decoding for long-context inference, 2023.
 """
@@ -20,10 +21,11 @@ from graphwright.backends.triton.kernels.attention_tile import (
     load_rows,
     lowest_key,
 )
+from graphwright.backends.triton.kernels.epilogue import is_last
 from graphwright.backends.triton.kernels.kernel import TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 
-__all__ = ["combine_splits", "decode_attention", "default_splits"]
+__all__ = ["decode_attention", "decode_scratch", "default_splits"]
 
 _PROGRAMS = 128  # of one token, that splits should give: about one for each multiprocessor
 
@@ -31,7 +33,7 @@ _PROGRAMS = 128  # of one token, that splits should give: about one for each mul
 @triton.jit
 def decode_attention_kernel(
     batch, q, k_cache, v_cache, k_scales, v_scales, slopes, sinks, positions, sequences,
-    block_table, partial, tops, totals, out,
+    block_table, partial, tops, totals, counters, out,
     KV_HEADS: tl.constexpr, SHARED: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     Q_STRIDE: tl.constexpr, BLOCK_STRIDE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, FIRST: tl.constexpr,
@@ -56,17 +58,12 @@ def decode_attention_kernel(
     end = tl.minimum(begin + length * KEYS, at + 1)
     place = token * (KV_HEADS * SHARED) + head
 
+    parts = (tiles + length - 1) // length  # that have keys
+    if SPLITS > 1:  # noqa: SIM102 - a constant, unlike the next condition
+        if split >= parts:
+            return
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
-    if SPLITS > 1:
-        if begin >= end:
-            tl.store(tops + place * SPLITS + split, top, mask=inside)
-            tl.store(totals + place * SPLITS + split, total, mask=inside)
-            return
-    else:
-        if sinks is not None:
-            top = tl.load(sinks + head) * 1.4426950408889634
-            total += 1.0
     result = tl.zeros((ROWS, BLOCK_V), tl.float32)
     q_rows = q + token * Q_STRIDE + head * DIM
     query = load_rows(q_rows, inside, 0, DIM, BLOCK_D)
@@ -95,40 +92,58 @@ def decode_attention_kernel(
         )  # fmt: skip
     d = tl.arange(0, BLOCK_V)
     mask = inside[:, None] & (d < VALUE_DIM)[None, :]
-    if SPLITS == 1:
-        result = (result / total[:, None]).to(out.dtype.element_ty)
-        tl.store(out + place[:, None] * VALUE_DIM + d[None, :], result, mask=mask)
-    else:
-        part = place * SPLITS + split
-        tl.store(partial + part[:, None] * VALUE_DIM + d[None, :], result, mask=mask)
-        tl.store(tops + part, top, mask=inside)
-        tl.store(totals + part, total, mask=inside)
+    done = True
+    if SPLITS > 1:
+        done = parts == 1
+        if parts > 1:
+            part = place * SPLITS + split
+            tl.store(partial + part[:, None] * VALUE_DIM + d[None, :], result, mask=mask)
+            tl.store(tops + part, top, mask=inside)
+            tl.store(totals + part, total, mask=inside)
+            counter = counters + token * tl.num_programs(1) + tl.program_id(1)
+            done = is_last(counter, parts)
+            if done:
+                total, top, result = combined(
+                    partial, tops, totals, place * SPLITS, parts, inside, VALUE_DIM, ROWS, BLOCK_V,
+                    SPLITS,
+                )  # fmt: skip
+    if done:
+        if sinks is not None:
+            sink = tl.load(sinks + head) * 1.4426950408889634
+            highest = tl.maximum(top, sink)
+            fade = tl.exp2(top - highest)
+            total = total * fade + tl.exp2(sink - highest)
+            result = result * fade[:, None]
+        final = (result / total[:, None]).to(out.dtype.element_ty)
+        tl.store(out + place[:, None] * VALUE_DIM + d[None, :], final, mask=mask)
 
 
 @triton.jit
-def combine_splits_kernel(
-    batch, partial, tops, totals, sinks, out,
-    HEADS: tl.constexpr, VALUE_DIM: tl.constexpr, SPLITS: tl.constexpr, BLOCK_V: tl.constexpr,
+def combined(
+    partial, tops, totals, first, parts, inside, VALUE_DIM: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_V: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    if token >= tl.load(batch):
-        return
-    place = token * HEADS + head
-    split = place * SPLITS + tl.arange(0, SPLITS)
+    """(totals, tops, results) of all parts of the rows whose first part is `first` [ROWS]."""
+    number = tl.arange(0, SPLITS)
+    at, known = first[:, None] + number[None, :], inside[:, None] & (number < parts)[None, :]
+    each = tl.load(tops + at, mask=known, other=float("-inf"), cache_modifier=".cg")
+    top = tl.where(inside, tl.max(each, axis=1), 0.0)
+    totals_of = tl.load(totals + at, mask=known, other=0.0, cache_modifier=".cg")
+    total = tl.where(inside, tl.sum(tl.exp2(each - top[:, None]) * totals_of, axis=1), 1.0)
     d = tl.arange(0, BLOCK_V)
-    top = tl.load(tops + split)
-    highest = tl.max(top, axis=0)
-    if sinks is not None:
-        sink = tl.load(sinks + head) * 1.4426950408889634
-        highest = tl.maximum(highest, sink)
-    weight = tl.exp2(top - highest)
-    total = tl.sum(weight * tl.load(totals + split), axis=0)
-    if sinks is not None:
-        total += tl.exp2(sink - highest)
-    used = (top > float("-inf"))[:, None] & (d < VALUE_DIM)[None, :]
-    part = tl.load(partial + split[:, None] * VALUE_DIM + d[None, :], mask=used, other=0.0)
-    result = tl.sum(part * weight[:, None], axis=0) / total
-    tl.store(out + place * VALUE_DIM + d, result.to(out.dtype.element_ty), mask=d < VALUE_DIM)
+    result = tl.zeros((ROWS, BLOCK_V), tl.float32)
+    # as many loads in flight as registers allow
+    TOGETHER: tl.constexpr = 4 if ROWS * BLOCK_V <= 4096 else 1
+    for base in range(0, parts, TOGETHER):
+        for next_one in tl.static_range(TOGETHER):
+            part = base + next_one
+            used = inside & (part < parts)
+            own = tl.load(tops + first + part, mask=used, other=float("-inf"), cache_modifier=".cg")
+            mask = used[:, None] & (d < VALUE_DIM)[None, :]
+            row = partial + (first + part)[:, None] * VALUE_DIM + d[None, :]
+            value = tl.load(row, mask=mask, other=0.0, cache_modifier=".cg")
+            result += value * tl.exp2(own - top)[:, None]
+    return total, top, result
 
 
 def default_splits(shape: AttentionShape, context: int) -> int:
@@ -147,10 +162,10 @@ def decode_attention(
     """gw.cached_attention, token by token, after the step's keys are in the cache.
 
     Pointers: batch, q (rows [heads, dim]), k_cache, v_cache, (k_scales, v_scales), (slopes),
-    positions int64 [T], sequences int32 [T] (see token_slots), block_table int32 [B, M], then for
-    splits > 1 the float32 scratch partial [T, heads, splits, value_dim], tops and totals [T, heads,
-    splits] that `combine_splits` turns into the result; for splits = 1 (sinks before positions, if
-    any, and) out [T, heads, value_dim].
+    (sinks), positions int64 [T], sequences int32 [T] (see token_slots), block_table int32 [B, M],
+    for splits > 1 the float32 scratch partial [T, heads, splits, value_dim], tops and totals
+    [T, heads, splits] and counters int32, zero before and after, of `decode_scratch`; out
+    [T, heads, value_dim].
     """
     assert splits >= 1 and splits == next_power_of_two(splits)
     head, rest, value = shape.blocks
@@ -163,10 +178,9 @@ def decode_attention(
     given = shape.pointers() | {
         "positions": "int64", "sequences": "int32", "block_table": "int32",
         "partial": "float32" if several else None, "tops": "float32" if several else None,
-        "totals": "float32" if several else None, "out": None if several else shape.dtype,
+        "totals": "float32" if several else None, "counters": "int32" if several else None,
+        "out": shape.dtype,
     }  # fmt: skip
-    if several:
-        given["sinks"] = None
     return define(
         "decode_attention",
         decode_attention_kernel,
@@ -181,21 +195,8 @@ def decode_attention(
     )  # fmt: skip
 
 
-def combine_splits(shape: AttentionShape, splits: int) -> TritonKernel:
-    """Pointers: batch, partial, tops, totals, (sinks), out [T, heads, value_dim]."""
-    assert splits > 1
-    block = shape.blocks[2]
-    return define(
-        "combine_splits",
-        combine_splits_kernel,
-        {
-            "batch": "int32", "partial": "float32", "tops": "float32", "totals": "float32",
-            "sinks": "float32" if shape.sinks else None, "out": shape.dtype,
-        },
-        {
-            "HEADS": shape.heads, "VALUE_DIM": shape.value_dim, "SPLITS": splits,
-            "BLOCK_V": block,
-        },
-        grid=lambda size: (size["T"], shape.heads, 1),
-        num_warps=max(1, min(8, splits * block // 1024)),
-    )  # fmt: skip
+def decode_scratch(shape: AttentionShape, splits: int, tokens: int) -> tuple[int, int, int]:
+    """Bytes of `partial`, of `tops` and `totals` each, and of `counters`, for so many tokens."""
+    each = 4 * tokens * shape.heads * splits
+    packs = quotient_up(shape.shared, min(shape.shared, 64))
+    return each * shape.value_dim, each, 4 * tokens * shape.kv_heads * packs

@@ -17,38 +17,48 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from graphwright.backends.triton.kernels.epilogue import finish, is_last, weight_rows
 from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
-from graphwright.backends.triton.kernels.product_tile import finish
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 from graphwright.backends.triton.kernels.weight_format import WeightFormat
 from graphwright.ir.activations import ACTIVATIONS
 
-__all__ = ["gemv", "gemv_splits"]
+__all__ = ["gemv", "gemv_outputs", "gemv_scratch", "most_gemv_splits"]
 
-_PROGRAMS = 256  # about two for each multiprocessor
-_OUTPUTS = 8
 _BYTES = 1024  # of a row of weights in a step
 
 
 @triton.jit
+def inputs_of(x, norm, k, last, squares):
+    """(inputs k as float32, times the norm's weight if there is one; squares + their squares)."""
+    value = tl.load(x + k, mask=k < last, other=0.0).to(tl.float32)
+    if norm is not None:
+        squares += value * value
+        value = value * tl.load(norm + k, mask=k < last, other=0.0).to(tl.float32)
+    return value, squares
+
+
+@triton.jit
 def gemv_kernel(
-    batch, x, weight, scale, zero, bias, residual, partial, out,
+    batch, x, weight, scale, zero, norm, bias, residual, partial, counters, out,
     N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
     GROUPS: tl.constexpr, ROW: tl.constexpr, HALF: tl.constexpr, ACTIVATION: tl.constexpr,
-    COUNT: tl.constexpr, MOST: tl.constexpr, PART: tl.constexpr, OUTPUTS: tl.constexpr,
-    STEP: tl.constexpr, TILE: tl.constexpr,
+    GATE: tl.constexpr, UP: tl.constexpr, EPS: tl.constexpr, COUNT: tl.constexpr,
+    SPLITS: tl.constexpr, PART: tl.constexpr, OUTPUTS: tl.constexpr, STEP: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
     if tl.load(batch + COUNT) == 0:
         return
-    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    n_inside = n < N
-    first = tl.program_id(1) * PART
+    tile, split = tl.program_id(0), tl.program_id(1)
+    n, n_inside = weight_rows(tile * OUTPUTS, N, GATE, UP, OUTPUTS)
+    first = split * PART
     last = tl.minimum(first + PART, K)
     if KIND == "w4":
         WORDS: tl.constexpr = HALF // 4  # of four bytes, in a half
         j = tl.arange(0, WORDS)
         words = weight.to(tl.pointer_type(tl.int32), bitcast=True)
         total = tl.zeros((OUTPUTS, TILE), tl.float32)
+        squares = tl.zeros((TILE, WORDS), tl.float32)
         for start in range(first, last, STEP):
             chunk = start // (2 * HALF) + tl.arange(0, TILE)
             at = n[:, None, None] * (ROW // 4) + (chunk[:, None] * WORDS + j[None, :])[None, :, :]
@@ -59,7 +69,7 @@ def gemv_kernel(
                 inputs = tl.zeros((TILE, WORDS), tl.float32)
                 for byte in tl.static_range(4):
                     k = (chunk * (2 * HALF) + (high * HALF + byte))[:, None] + 4 * j[None, :]
-                    value = tl.load(x + k, mask=k < last, other=0.0).to(tl.float32)
+                    value, squares = inputs_of(x, norm, k, last, squares)
                     # the nibble to bits 19..22, the upper ones of a float's fraction
                     if 8 * byte + 4 * high <= 19:
                         bits = word << (19 - 8 * byte - 4 * high)
@@ -79,76 +89,113 @@ def gemv_kernel(
                     total += factor * (16.0 * sums - (16.0 + point) * ones)
                 else:
                     total += factor * (16.0 * sums - 24.0 * ones)
+        square = tl.sum(tl.sum(squares, axis=1), axis=0)
         result = tl.sum(total, axis=1)
     elif GROUP > 0:
         j = tl.arange(0, GROUP)
         total = tl.zeros((OUTPUTS, TILE), tl.float32)
+        squares = tl.zeros((TILE, GROUP), tl.float32)
         for start in range(first, last, STEP):
             group = start // GROUP + tl.arange(0, TILE)
             k = group[:, None] * GROUP + j[None, :]
             known = n_inside[:, None, None] & (k < last)[None, :, :]
             at = n[:, None, None] * ROW + k[None, :, :]
             q = tl.load(weight + at, mask=known, other=0).to(tl.float32)
-            value = tl.load(x + k, mask=k < last, other=0.0).to(tl.float32)
+            value, squares = inputs_of(x, norm, k, last, squares)
             inside = n_inside[:, None] & (group < GROUPS)[None, :]
             place = n[:, None] * GROUPS + group[None, :]
             factor = tl.load(scale + place, mask=inside, other=0.0)
             total += factor * tl.sum(q * value[None, :, :], axis=2)
+        square = tl.sum(tl.sum(squares, axis=1), axis=0)
         result = tl.sum(total, axis=1)
     else:
         sums = tl.zeros((OUTPUTS, STEP), tl.float32)
+        squares = tl.zeros((STEP,), tl.float32)
         for start in range(first, last, STEP):
             k = start + tl.arange(0, STEP)
             known = n_inside[:, None] & (k < last)[None, :]
             w = tl.load(weight + n[:, None] * ROW + k[None, :], mask=known, other=0)
-            value = tl.load(x + k, mask=k < last, other=0.0).to(tl.float32)
+            value, squares = inputs_of(x, norm, k, last, squares)
             sums += w.to(tl.float32) * value[None, :]
+        square = tl.sum(squares, axis=0)
         result = tl.sum(sums, axis=1)
         if KIND == "w8":
             result = result * tl.load(scale + n, mask=n_inside, other=0.0)
-    if partial is not None:
-        tl.store(partial + tl.program_id(1) * (MOST * N) + n, result, mask=n_inside)
-    else:
+    done = True
+    if SPLITS > 1:
+        tiles = tl.num_programs(0)
+        part_at = partial + tile * (SPLITS * OUTPUTS) + tl.arange(0, OUTPUTS)
+        square_at = partial + tiles * (SPLITS * OUTPUTS) + tile * SPLITS
+        tl.store(part_at + split * OUTPUTS, result)
+        if norm is not None:
+            tl.store(square_at + split, square)
+        done = is_last(counters + tile, SPLITS)
+        if done:
+            result = tl.zeros((OUTPUTS,), tl.float32)
+            square = tl.full((), 0.0, tl.float32)
+            for part in tl.static_range(SPLITS):
+                result += tl.load(part_at + part * OUTPUTS, cache_modifier=".cg")
+                if norm is not None:
+                    square += tl.load(square_at + part, cache_modifier=".cg")
+    if done:
+        if norm is not None:
+            result = result * tl.rsqrt(square / K + EPS)
         row = tl.arange(0, 1).to(tl.int64)
-        finish(result[None, :], row, n, n_inside[None, :], bias, residual, out, N, 0, ACTIVATION)
+        finish(
+            result[None, :], row, row == 0, tile * OUTPUTS, bias, residual, out, N, 0, ACTIVATION,
+            GATE, UP,
+        )  # fmt: skip
 
 
-def gemv_splits(n: int, k: int, format: WeightFormat) -> int:
-    """Parts of the inputs for `gemv`: one where outputs alone give enough programs."""
-    programs = quotient_up(n, _OUTPUTS)
-    return max(1, min(8, quotient_up(_PROGRAMS, programs), k // (2 * _step(k, format))))
+def gemv_outputs(dtype: str) -> int:
+    """Outputs of a program. float32 is for checking, and few large programs are checked sooner."""
+    return 32 if dtype == "float32" else 8
+
+
+def most_gemv_splits(k: int, format: WeightFormat) -> int:
+    """Parts that k inputs may be cut into, of two steps at least."""
+    return max(1, min(8, k // (2 * _step(k, format))))
 
 
 def gemv(
-    n: int, k: int, format: WeightFormat, splits: int, *, bias: str | None = None,
-    residual: bool = False, activation: str = "none", dtype: str = "float32",
-    rows: RowCount = "T", most: int = 1,
+    n: int, k: int, format: WeightFormat, splits: int, *, norm: str | None = None,
+    eps: float = 0.0, bias: str | None = None, residual: bool = False, activation: str = "none",
+    gate: tuple[int, int] | None = None, dtype: str = "float32", rows: RowCount = "T",
 ) -> TritonKernel:  # fmt: skip
     """What `linear` computes, for buckets of one row, from float activations.
 
-    Pointers: batch, x [k], weight, (scale), (zero), (bias [N]), (residual [N]), out [N]; with
-    splits > 1 partial float32 [splits, most, N] for `combine_products` in place of the last three.
+    Pointers: batch, x [k], weight, (scale), (zero), (norm [k]), (bias [N]), (residual [N]), (for
+    splits > 1: partial float32, counters int32 as in `linear`, of `gemv_scratch`), out [N].
     """
     assert activation in ACTIVATIONS and n * format.row_bytes(k) < 2**31
-    step = _step(k, format)
-    single = splits == 1
+    assert gate is None or (not residual and sorted(gate) == [0, n // 2])
+    step, outputs = _step(k, format), gemv_outputs(dtype)
+    several = splits > 1
     inner = {"w4": 2 * format.half, "w8": format.group}.get(format.kind, 0) or step
     return define(
         f"gemv_{format.kind}",
         gemv_kernel,
         {
-            "batch": "int32", "x": dtype, **format.pointers(), "bias": bias if single else None,
-            "residual": dtype if single and residual else None,
-            "partial": None if single else "float32", "out": dtype if single else None,
+            "batch": "int32", "x": dtype, **format.pointers(), "norm": norm, "bias": bias,
+            "residual": dtype if residual else None, "partial": "float32" if several else None,
+            "counters": "int32" if several else None, "out": dtype,
         },
         format.constants(k) | {
-            "N": n, "ACTIVATION": activation, "COUNT": ROWS[rows], "MOST": most,
-            "PART": quotient_up(quotient_up(k, step), splits) * step, "OUTPUTS": _OUTPUTS,
+            "N": n, "ACTIVATION": activation, "GATE": gate[0] if gate else 0,
+            "UP": gate[1] if gate else 0, "EPS": eps, "COUNT": ROWS[rows], "SPLITS": splits,
+            "PART": quotient_up(quotient_up(k, step), splits) * step, "OUTPUTS": outputs,
             "STEP": step, "TILE": step // inner,
         },
-        grid=lambda size: (quotient_up(n, _OUTPUTS), splits, 1),
+        grid=lambda size: (quotient_up(n, outputs), splits, 1),
         num_warps=4,
     )  # fmt: skip
+
+
+def gemv_scratch(n: int, splits: int, dtype: str) -> tuple[int, int]:
+    """Bytes of `partial` and `counters`; (0, 0) without splits."""
+    outputs = gemv_outputs(dtype)
+    tiles = quotient_up(n, outputs)
+    return (4 * tiles * splits * (outputs + 1), 4 * tiles) if splits > 1 else (0, 0)
 
 
 def _step(k: int, format: WeightFormat) -> int:

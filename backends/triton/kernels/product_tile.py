@@ -3,6 +3,10 @@
 The weights are the left operand: from integers they are made in registers, which is where tensor
 cores can take the left operand from, and the 16 rows of a small batch are the narrow side of the
 instruction (m16n8k16, m64n8k16) rather than padding of its wide one.
+
+With `norm` the inputs are those of an RMS norm that was never written out. Its weight multiplies
+inputs as they come, and the sum of their squares is taken on the way: 1 / rms is a factor of a
+whole row, which the caller applies to the sums.
 """
 
 from __future__ import annotations
@@ -10,10 +14,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.activation import activate
 from graphwright.backends.triton.kernels.attention_tile import dot
 
-__all__ = ["finish", "product_tile"]
+__all__ = ["product_tile"]
 
 
 @triton.jit
@@ -29,19 +32,29 @@ def small_float(value):
 
 
 @triton.jit
+def weighted(x, norm, k, squares, K: tl.constexpr):
+    """(x [inputs, rows] times the norm's weight of inputs k, squares + the squares of each row)."""
+    wide = x.to(tl.float32)
+    factor = tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
+    return (wide * factor[:, None]).to(x.dtype), squares + tl.sum(wide * wide, axis=0)
+
+
+@triton.jit
 def product_tile(
-    x_rows, x_inside, x_scales, x_scale_rows, weight, scale, zero, n, n_inside, first, last,
+    x_rows, x_inside, x_scales, x_scale_rows, weight, scale, zero, norm, n, n_inside, first, last,
     K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
     ROW: tl.constexpr, HALF: tl.constexpr, PRESCALE: tl.constexpr, OUTPUTS: tl.constexpr,
     ROWS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """float32 [OUTPUTS, ROWS]: inputs first .. last (multiples of STEP, or K) of outputs n.
+    """(float32 [OUTPUTS, ROWS], sums of squares [ROWS] for `norm`): inputs first .. last (multiples
+    of STEP, or K) of the weight's rows n.
 
     x_rows: pointers to the rows of x; x_scales: where those were quantized to int8, their scales
     (row x_scale_rows + group), else None. With PRESCALE weights are multiplied by the scale of
     their group and rounded to the type of x, else sums of a group are multiplied, in float32.
     """
     result = tl.zeros((OUTPUTS, ROWS), tl.float32)
+    squares = tl.zeros((ROWS,), tl.float32)
     if KIND == "w4":
         j = tl.arange(0, HALF)
         for start in range(first, last, 2 * HALF):
@@ -61,6 +74,8 @@ def product_tile(
                     value_zero = 8
                 mask = x_inside[None, :] & (k < K)[:, None]
                 x = tl.load(x_rows[None, :] + k[:, None], mask=mask, other=0)
+                if norm is not None:
+                    x, squares = weighted(x, norm, k, squares, K)
                 if x_scales is not None:
                     known_x = x_inside & (x_scale_rows * 0 + group < GROUPS)
                     x_factor = tl.load(x_scales + x_scale_rows + group, mask=known_x, other=0.0)
@@ -90,6 +105,8 @@ def product_tile(
                 x_mask = x_inside[None, :] & (k < K)[:, None]
             w = tl.load(weight + n[:, None] * ROW + k[None, :], mask=w_mask, other=0)
             x = tl.load(x_rows[None, :] + k[:, None], mask=x_mask, other=0)
+            if norm is not None:
+                x, squares = weighted(x, norm, k, squares, K)
             if KIND == "dense":
                 result = dot(w.to(x.dtype), x, result)
             elif x_scales is not None:
@@ -119,20 +136,4 @@ def product_tile(
                 result = total.to(tl.float32) * (factor[:, None] * x_factor[None, :])
             else:
                 result = result * factor[:, None]
-    return result
-
-
-@triton.jit
-def finish(
-    value, row, n, inside, bias, residual, out, N: tl.constexpr, RESIDUAL_STRIDE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-):  # fmt: skip
-    """Writes activation(value + bias) + residual; value [rows, outputs], row int64."""
-    if bias is not None:
-        value += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-    value = activate(value, ACTIVATION)
-    if residual is not None:
-        at = residual + (row * RESIDUAL_STRIDE)[:, None] + n[None, :]
-        value += tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    at = out + (row * N)[:, None] + n[None, :]
-    tl.store(at, value.to(out.dtype.element_ty), mask=inside)
+    return result, squares

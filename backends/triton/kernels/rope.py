@@ -21,15 +21,21 @@ _ELEMENTS = 1024  # that one program takes
 
 @triton.jit
 def rotated(
-    x, cos, sin, token, head, heads, X_STRIDE: tl.constexpr, ANGLE_STRIDE: tl.constexpr,
-    DIM: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK: tl.constexpr,
+    x, norm, cos, sin, token, head, heads, X_STRIDE: tl.constexpr, ANGLE_STRIDE: tl.constexpr,
+    DIM: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, EPS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """float32 [heads of the tile, BLOCK] of token `token`, the first ROTARY channels rotated."""
+    """float32 [heads of the tile, BLOCK] of token `token`, the first ROTARY channels rotated; with
+    `norm` each head goes through an RMS norm before.
+    """
     d = tl.arange(0, BLOCK)
     start = x + token * X_STRIDE + head[:, None] * DIM
     known = (head < heads)[:, None]
     value = tl.load(start + d[None, :], mask=known & (d < DIM)[None, :], other=0.0)
     value = value.to(tl.float32)
+    if norm is not None:
+        rms = tl.rsqrt(tl.sum(value * value, axis=1) / DIM + EPS)[:, None]
+        value = value * rms * tl.load(norm + d, mask=d < DIM, other=0.0).to(tl.float32)[None, :]
     if ROTARY > 0:
         turns = d < ROTARY
         if INTERLEAVED:
@@ -42,8 +48,12 @@ def rotated(
         c = tl.load(cos + angle, mask=turns, other=1.0).to(tl.float32)
         s = tl.load(sin + angle, mask=turns, other=0.0).to(tl.float32)
         other = tl.load(start + partner[None, :], mask=known & turns[None, :], other=0.0)
+        other = other.to(tl.float32)
+        if norm is not None:
+            factor = tl.load(norm + partner, mask=turns, other=0.0).to(tl.float32)
+            other = other * rms * factor[None, :]
         s = tl.where(first, -s, s)
-        value = value * c[None, :] + other.to(tl.float32) * s[None, :]
+        value = value * c[None, :] + other * s[None, :]
     return value
 
 
@@ -69,13 +79,13 @@ def put_in_cache(
 
 @triton.jit
 def rope_append_kernel(
-    batch, q, k, v, cos, sin, slots, q_out, k_cache, v_cache, k_scales, v_scales,
+    batch, q, k, v, q_norm, k_norm, cos, sin, slots, q_out, k_cache, v_cache, k_scales, v_scales,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, Q_STRIDE: tl.constexpr,
     K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr, ANGLE_STRIDE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, BLOCK_STRIDE: tl.constexpr, SCALE_STRIDE: tl.constexpr,
     QUERY_TILES: tl.constexpr, KV_TILES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
-    VALUE_BLOCK: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr, Q_EPS: tl.constexpr, K_EPS: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     if token >= tl.load(batch):
@@ -85,8 +95,8 @@ def rope_append_kernel(
         if q is not None:
             head = tile * TILE + tl.arange(0, TILE)
             value = rotated(
-                q, cos, sin, token, head, HEADS, Q_STRIDE, ANGLE_STRIDE, DIM, ROTARY, INTERLEAVED,
-                BLOCK,
+                q, q_norm, cos, sin, token, head, HEADS, Q_STRIDE, ANGLE_STRIDE, DIM, ROTARY,
+                INTERLEAVED, Q_EPS, BLOCK,
             )  # fmt: skip
             d = tl.arange(0, BLOCK)
             at = q_out + (token * HEADS + head)[:, None] * DIM + d[None, :]
@@ -96,8 +106,8 @@ def rope_append_kernel(
         if k is not None:
             head = (tile - QUERY_TILES) * TILE + tl.arange(0, TILE)
             value = rotated(
-                k, cos, sin, token, head, KV_HEADS, K_STRIDE, ANGLE_STRIDE, DIM, ROTARY,
-                INTERLEAVED, BLOCK,
+                k, k_norm, cos, sin, token, head, KV_HEADS, K_STRIDE, ANGLE_STRIDE, DIM, ROTARY,
+                INTERLEAVED, K_EPS, BLOCK,
             )  # fmt: skip
             # what the graph's value would hold, had it been written out
             value = value.to(k.dtype.element_ty).to(tl.float32)
@@ -109,8 +119,9 @@ def rope_append_kernel(
         if v is not None:
             head = (tile - QUERY_TILES - KV_TILES) * TILE + tl.arange(0, TILE)
             value = rotated(
-                v, cos, sin, token, head, KV_HEADS, V_STRIDE, 0, VALUE_DIM, 0, False, VALUE_BLOCK
-            )
+                v, None, cos, sin, token, head, KV_HEADS, V_STRIDE, 0, VALUE_DIM, 0, False, 0.0,
+                VALUE_BLOCK,
+            )  # fmt: skip
             put_in_cache(
                 value, v_cache, v_scales, tl.load(slots + token), head, KV_HEADS, VALUE_DIM,
                 BLOCK_SIZE, BLOCK_STRIDE, SCALE_STRIDE, VALUE_BLOCK,
@@ -155,32 +166,35 @@ def append_kv(
 def rope_append(
     heads: int, kv_heads: int, dim: int, value_dim: int, rotary: int, *, q_stride: int,
     k_stride: int, v_stride: int, angle_stride: int, interleaved: bool, block_stride: int,
+    q_norm: str | None = None, k_norm: str | None = None, eps: tuple[float, float] = (0.0, 0.0),
     block_size: int = 16, dtype: str = "float32", angles: str = "float32",
     cache: str = "float32",
 ) -> TritonKernel:  # fmt: skip
-    """gw.rope of q and k and the append of k and v, in one kernel.
+    """gw.rope of q and k, after RMS norms of their heads if they have such, and the append of k
+    and v, in one kernel.
 
-    Pointers: batch, q, k, v, cos, sin, slots, q_out [T, heads, dim], k_cache, v_cache,
-    (k_scales, v_scales); each as in `rope` and `append_kv`.
+    Pointers: batch, q, k, v, (q_norm, k_norm [dim]), cos, sin, slots, q_out [T, heads, dim],
+    k_cache, v_cache, (k_scales, v_scales); each as in `rope` and `append_kv`. q_norm and k_norm are
+    the dtypes of the norms' weights, eps what they add to mean squares.
     """
     scales = "float32" if cache == "int8" else None
     given = {
-        "q": dtype, "k": dtype, "v": dtype, "cos": angles, "sin": angles, "slots": "int32",
-        "q_out": dtype, "k_cache": cache, "v_cache": cache, "k_scales": scales,
-        "v_scales": scales,
+        "q": dtype, "k": dtype, "v": dtype, "q_norm": q_norm, "k_norm": k_norm, "cos": angles,
+        "sin": angles, "slots": "int32", "q_out": dtype, "k_cache": cache, "v_cache": cache,
+        "k_scales": scales, "v_scales": scales,
     }  # fmt: skip
     return _declare(
         "rope_append", given, heads=heads, kv_heads=kv_heads, dim=dim, value_dim=value_dim,
         rotary=rotary, interleaved=interleaved,
         strides=(q_stride, k_stride, v_stride, angle_stride), block_size=block_size,
-        block_stride=block_stride,
+        block_stride=block_stride, eps=eps,
     )  # fmt: skip
 
 
 def _declare(
     name: str, given: dict[str, str | None], *, heads: int, kv_heads: int, dim: int,
     value_dim: int, rotary: int, interleaved: bool, strides: tuple[int, int, int, int],
-    block_size: int, block_stride: int,
+    block_size: int, block_stride: int, eps: tuple[float, float] = (0.0, 0.0),
 ) -> TritonKernel:  # fmt: skip
     assert rotary % 2 == 0 and 0 <= rotary <= dim
     item = 1 if given.get("k_cache") == "int8" else 4
@@ -190,8 +204,8 @@ def _declare(
     tile = max(1, min(next_power_of_two(max(heads, kv_heads)), _ELEMENTS // widest))
     query_tiles, kv_tiles = quotient_up(heads, tile), quotient_up(kv_heads, tile)
     q_stride, k_stride, v_stride, angle_stride = strides
-    order = ("q", "k", "v", "cos", "sin", "slots", "q_out", "k_cache", "v_cache", "k_scales",
-             "v_scales")  # fmt: skip
+    order = ("q", "k", "v", "q_norm", "k_norm", "cos", "sin", "slots", "q_out", "k_cache",
+             "v_cache", "k_scales", "v_scales")  # fmt: skip
     return define(
         name,
         rope_append_kernel,
@@ -203,6 +217,7 @@ def _declare(
             "BLOCK_SIZE": block_size, "BLOCK_STRIDE": block_stride,
             "SCALE_STRIDE": block_stride // 4, "QUERY_TILES": query_tiles,
             "KV_TILES": kv_tiles, "TILE": tile, "BLOCK": block, "VALUE_BLOCK": value_block,
+            "Q_EPS": eps[0], "K_EPS": eps[1],
         },
         grid=lambda size: (size["T"], query_tiles + 2 * kv_tiles, 1),
         num_warps=4,

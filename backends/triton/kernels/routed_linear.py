@@ -12,9 +12,10 @@ import triton
 import triton.language as tl
 
 from graphwright.backends.triton.kernels.attention_prefill import tile_of_batch
+from graphwright.backends.triton.kernels.epilogue import finish
 from graphwright.backends.triton.kernels.kernel import RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.linear import Tiles
-from graphwright.backends.triton.kernels.product_tile import finish, product_tile
+from graphwright.backends.triton.kernels.product_tile import product_tile
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 from graphwright.backends.triton.kernels.weight_format import WeightFormat
 
@@ -49,22 +50,22 @@ def routed_linear_kernel(
     zeros = zero
     if zero is not None:
         zeros = zero + matrix * GROUPS
-    value = product_tile(
-        x + at, inside, x_scales, scale_at, weight + matrix * ROW, scales, zeros, n, n < N, 0, K,
-        K, KIND, GROUP, GROUPS, ROW, HALF, PRESCALE, OUTPUTS, ROWS, STEP,
+    value, _ = product_tile(
+        x + at, inside, x_scales, scale_at, weight + matrix * ROW, scales, zeros, None, n, n < N,
+        0, K, K, KIND, GROUP, GROUPS, ROW, HALF, PRESCALE, OUTPUTS, ROWS, STEP,
     )  # fmt: skip
     added = bias
     if bias is not None:
         added = bias + matrix
-    mask = inside[:, None] & (n < N)[None, :]
-    finish(tl.trans(value), pair, n, mask, added, None, out, N, 0, "none")
+    first = tl.program_id(1) * OUTPUTS
+    finish(tl.trans(value), pair, inside, first, added, None, out, N, 0, "none", 0, 0)
 
 
 def routed_tiles(pairs: int, experts: int, k: int, format: WeightFormat, dtype: str) -> Tiles:
     """Tiles for buckets of up to `pairs` pairs, by how many an expert gets on average."""
     average = pairs // experts
     if dtype == "float32":
-        tiles = Tiles(32, 16, 32, num_stages=1)
+        tiles = Tiles(64, 16, 32, num_stages=1)
     elif average <= 16:
         tiles = Tiles(64, 16, 128)
     elif average <= 128:

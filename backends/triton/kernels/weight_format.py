@@ -10,13 +10,16 @@ scale, and 64 bytes of a row are read by four threads of 16 bytes each.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 
 from graphwright.ir.schemes import Scheme
 
-__all__ = ["WeightFormat", "pack_nibbles"]
+__all__ = ["WeightFormat", "WeightKind", "pack_nibbles"]
+
+
+WeightKind: TypeAlias = Literal["dense", "w8", "w4"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class WeightFormat:
     zero uint8 [N, K / group].
     """
 
-    kind: Literal["dense", "w8", "w4"]
+    kind: WeightKind
     dtype: str
     group: int = 0
     zero: bool = False

@@ -9,13 +9,13 @@ from torch import fx
 
 from graphwright.backends.triton.context import LoweringContext, arguments
 from graphwright.backends.triton.kernels.attention_decode import (
-    combine_splits,
     decode_attention,
+    decode_scratch,
     default_splits,
 )
 from graphwright.backends.triton.kernels.attention_prefill import prefill_attention
 from graphwright.backends.triton.kernels.attention_tile import AttentionShape
-from graphwright.backends.triton.kernels.rope import append_kv
+from graphwright.backends.triton.kernels.rope import append_kv, rope_append
 from graphwright.backends.triton.kernels.token_slots import token_slots
 from graphwright.backends.triton.kv_layout import BLOCK_SIZE
 from graphwright.backends.triton.launches import Launch, Operand
@@ -45,6 +45,52 @@ def slots_of(
     return sequences, slots, (Launch(node.name, kernel, operands),)
 
 
+def appended(
+    context: LoweringContext, node: fx.Node, given: dict[str, Any], slots: Operand,
+    caches: list[Operand],
+) -> tuple[Launch, Operand, int]:  # fmt: skip
+    """(what puts keys and values into the cache, the queries, how far apart their rows are)."""
+    q, k, v = (given[name] for name in ("q", "k", "v"))
+    kv_heads, dim = (int(size) for size in given["k_cache"].meta["val"].shape[2:])
+    value_dim = int(given["v_cache"].meta["val"].shape[3])
+    cache = context.kv.cache(str(given["k_cache"].target))
+    options: dict[str, Any] = {
+        "v_stride": context.view(v).row_stride, "block_stride": context.kv.stride(cache),
+        "block_size": BLOCK_SIZE, "dtype": context.dtype(q), "cache": cache,
+    }  # fmt: skip
+    rotation = context.fusions.rotations.get(node)
+    if rotation is None:
+        stride = context.view(k).row_stride
+        kernel = context.kernel(append_kv, kv_heads, dim, value_dim, k_stride=stride, **options)
+        operands = (BATCH, context.value(k), context.value(v), slots, *caches)
+        return Launch(node.name, kernel, operands), context.value(q), context.view(q).row_stride
+    heads = int(q.meta["val"].shape[-2])
+    turned, weights, eps = [], [], []
+    for side, rope, norm in (
+        ("q", rotation.q, rotation.q_norm), ("k", rotation.k, rotation.k_norm)
+    ):  # fmt: skip
+        source = arguments(rope)["x"]
+        if norm is not None:
+            normed = arguments(norm)
+            source = normed["x"]
+            weights.append(context.weight(normed["weight"]))
+            options[f"{side}_norm"] = "float32"
+        eps.append(float(normed["eps"]) if norm is not None else 0.0)
+        turned.append(context.value(source))
+        options[f"{side}_stride"] = context.view(source).row_stride
+    turn = arguments(rotation.q)
+    cos, sin = turn["cos"], turn["sin"]
+    kernel = context.kernel(
+        rope_append, heads, kv_heads, dim, value_dim, int(cos.meta["val"].shape[-1]),
+        angle_stride=context.view(cos).row_stride, interleaved=bool(turn["interleaved"]),
+        angles=context.dtype(cos), eps=tuple(eps), **options,
+    )  # fmt: skip
+    (queries,) = context.results(rotation.q)
+    angles = (context.value(cos), context.value(sin))
+    operands = (BATCH, *turned, context.value(v), *weights, *angles, slots, queries, *caches)
+    return Launch(node.name, kernel, operands), queries, heads * dim
+
+
 @lowering(gw.cached_attention.default)
 def cached_attention(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
     """Decode splits the keys of each token over programs; prefill shares them among queries."""
@@ -54,43 +100,31 @@ def cached_attention(context: LoweringContext, node: fx.Node) -> tuple[Launch, .
     value_dim = int(given["v_cache"].meta["val"].shape[3])
     dtype = context.dtype(given["q"])
     cache = context.kv.cache(str(given["k_cache"].target))
-    stride = context.kv.stride(cache)
     states = ("k_cache", "v_cache", "k_scale", "v_scale")
     caches = [context.state(given[name]) for name in states if given[name] is not None]
     sequences, slots, found = slots_of(context, node, given)
     launches = [*found]
-    if given["k"] is not None:
-        kernel = context.kernel(
-            append_kv, kv_heads, dim, value_dim, k_stride=context.view(given["k"]).row_stride,
-            v_stride=context.view(given["v"]).row_stride, block_stride=stride,
-            block_size=BLOCK_SIZE, dtype=dtype, cache=cache,
-        )  # fmt: skip
-        new = (context.value(given["k"]), context.value(given["v"]))
-        launches.append(Launch(node.name, kernel, (BATCH, *new, slots, *caches)))
+    if given["k"] is None:
+        queries, stride = context.value(given["q"]), context.view(given["q"]).row_stride
+    else:
+        append, queries, stride = appended(context, node, given, slots, caches)
+        launches.append(append)
     shape = AttentionShape(
-        heads, kv_heads, dim, value_dim, context.view(given["q"]).row_stride, stride,
-        float(given["scale"]), Mask.parse(given["mask"]), float(given["softcap"]),
-        given["slopes"] is not None, given["sinks"] is not None, BLOCK_SIZE, dtype, cache,
+        heads, kv_heads, dim, value_dim, stride, context.kv.stride(cache), float(given["scale"]),
+        Mask.parse(given["mask"]), float(given["softcap"]), given["slopes"] is not None,
+        given["sinks"] is not None, BLOCK_SIZE, dtype, cache,
     )  # fmt: skip
-    slopes, sinks = (
-        () if given[name] is None else (context.weight(given[name]),)
-        for name in ("slopes", "sinks")
-    )
-    head = (BATCH, context.value(given["q"]), *caches, *slopes)
-    positions, table = context.value(given["positions"]), Operand("block_table")
+    extra = [context.weight(given[n]) for n in ("slopes", "sinks") if given[n] is not None]
+    head = (BATCH, queries, *caches, *extra, context.value(given["positions"]))
+    table, results = Operand("block_table"), context.results(node)
     if context.plan.entry != "decode":
         kernel = context.kernel(prefill_attention, shape, tokens=context.tokens)
         starts = context.value(given["query_start"])
-        operands = (*head, *sinks, positions, starts, table, *context.results(node))
-        return (*launches, Launch(node.name, kernel, operands))
+        return (*launches, Launch(node.name, kernel, (*head, starts, table, *results)))
     splits = default_splits(shape, context.context)
     kernel = context.kernel(decode_attention, shape, splits)
-    if splits == 1:
-        operands = (*head, *sinks, positions, sequences, table, *context.results(node))
-        return (*launches, Launch(node.name, kernel, operands))
-    each = 4 * context.plan.max_tokens * heads * splits
-    parts = context.scratch(each * value_dim, each, each)
-    attend = Launch(node.name, kernel, (*head, positions, sequences, table, *parts))
-    combine = context.kernel(combine_splits, shape, splits)
-    operands = (BATCH, *parts, *sinks, *context.results(node))
-    return (*launches, attend, Launch(node.name, combine, operands))
+    scratch: tuple[Operand, ...] = ()
+    if splits > 1:
+        partial, each, counters = decode_scratch(shape, splits, context.tokens)
+        scratch = (*context.scratch(partial, each, each), context.counters(counters))
+    return (*launches, Launch(node.name, kernel, (*head, sequences, table, *scratch, *results)))

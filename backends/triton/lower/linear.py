@@ -8,10 +8,11 @@ import torch
 from torch import fx
 
 from graphwright.backends.blobs import dense
+from graphwright.backends.triton.candidates import pick_splits, pick_tiles
 from graphwright.backends.triton.context import LoweringContext, arguments
-from graphwright.backends.triton.kernels.gemv import gemv, gemv_splits
+from graphwright.backends.triton.cost import Product
+from graphwright.backends.triton.kernels.gemv import gemv, gemv_scratch
 from graphwright.backends.triton.kernels.kernel import RowCount, with_dtype
-from graphwright.backends.triton.kernels.linear import combine_products, tiles_for
 from graphwright.backends.triton.kernels.linear import linear as linear_kernel
 from graphwright.backends.triton.kernels.quantize_rows import quantize_rows
 from graphwright.backends.triton.kernels.weight_format import WeightFormat
@@ -21,7 +22,7 @@ from graphwright.backends.triton.weights import dense_as, nibbles, unsigned
 from graphwright.ir.memory import buffer_name
 from graphwright.ir.schemes import Scheme
 
-__all__ = ["format_of", "linear", "one_vector_a_row", "quantized", "weights_of"]
+__all__ = ["format_of", "linear", "one_vector_a_row", "product", "quantized", "weights_of"]
 
 gw = torch.ops.gw
 BATCH = Operand("batch")
@@ -91,49 +92,62 @@ def linear(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
     """Integer weights are multiplied with int8 activations where these are float32, as the op says,
     and with the activations themselves where those are narrow: that is nearer to the model.
     """
+    if node in context.fusions.absorbed:
+        return ()
+    return product(context, node, node)
+
+
+def product(
+    context: LoweringContext, node: fx.Node, step: fx.Node, *, activation: str | None = None,
+    gate: tuple[int, int] | None = None,
+) -> tuple[Launch, ...]:  # fmt: skip
+    """The product `node` with the results of `step`: with a gate, the gated activation below it."""
     given = arguments(node)
     outputs, inputs = (int(size) for size in given["weight"].meta["val"].shape)
     rows, dtype, format = context.rows(node), context.types.activations, format_of(context, given)
-    (out,) = context.result_dtypes(node)
+    (out,) = context.result_dtypes(step)
     integer = "scheme" in given and dtype == "float32"
     launches: tuple[Launch, ...] = ()
-    stride = context.view(given["x"]).row_stride
-    x: tuple[Operand, ...] = (context.value(given["x"]),)
+    options: dict[str, Any] = {
+        "activation": activation or given["activation"], "gate": gate, "dtype": dtype, "rows": rows
+    }  # fmt: skip
+    source, extra = given["x"], []
+    norm = context.fusions.norm(source)
+    if norm is not None:
+        normed = arguments(norm)
+        source = normed["x"]
+        options |= {"norm": dtype, "eps": float(normed["eps"])}
+        extra.append(context.weight(normed["weight"], dense_as(dtype)))
+    stride = context.view(source).row_stride
+    x: tuple[Operand, ...] = (context.value(source),)
     if integer:
         groups = int(given["scale"].meta["val"].shape[-1])
-        values, scales, launches = quantized(context, node, given["x"], inputs, groups, rows)
+        values, scales, launches = quantized(context, node, source, inputs, groups, rows)
         x, stride = (values, scales), inputs
-    bias, residual = given["bias"], given["residual"]
-    epilogue = {
-        "bias": None if bias is None else "float32",
-        "residual_stride": None if residual is None else context.view(residual).row_stride,
-        "activation": given["activation"], "dtype": dtype, "rows": rows,
-    }  # fmt: skip
-    extra = [] if bias is None else [context.weight(bias)]
+    if given["bias"] is not None:
+        options["bias"] = "float32"
+        extra.append(context.weight(given["bias"]))
+    residual = given["residual"]
     if residual is not None:
         extra.append(context.value(residual))
-    most = context.most(rows)
-    if context.bucket(rows) == 1 and not integer:
-        splits = gemv_splits(outputs, inputs, format)
+    bucket = context.bucket(rows)
+    shape = Product(bucket, outputs, inputs, format, dtype)
+    if bucket == 1 and not integer:
+        splits = pick_splits(shape, context.chips, context.picks)
         kernel = context.kernel(
-            gemv, outputs, inputs, format, splits, bias=epilogue["bias"],
-            residual=residual is not None, activation=given["activation"], dtype=dtype, rows=rows,
-            most=most,
-        )  # fmt: skip
+            gemv, outputs, inputs, format, splits, residual=residual is not None, **options
+        )
+        sizes = gemv_scratch(outputs, splits, dtype)
     else:
-        tiles = tiles_for(context.bucket(rows), outputs, inputs, format, dtype)
-        splits = tiles.splits
+        tiles = pick_tiles(shape, context.chips, context.picks, integer=integer)
+        if residual is not None:
+            options["residual_stride"] = context.view(residual).row_stride
         kernel = context.kernel(
             linear_kernel, outputs, inputs, format, tiles, x_stride=stride, integer=integer,
-            most=most, **epilogue,
+            **options,
         )  # fmt: skip
-    weights = weights_of(context, given)
-    if splits == 1:
-        operands = (BATCH, *x, *weights, *extra, *context.results(node))
-        return (*launches, Launch(node.name, with_dtype(kernel, "out", out), operands))
-    (partial,) = context.scratch(4 * splits * most * outputs)
-    product = Launch(node.name, kernel, (BATCH, *x, *weights, partial))
-    kernel = context.kernel(combine_products, outputs, splits, most=most, **epilogue)
-    kernel = with_dtype(kernel, "out", out)
-    combine = Launch(node.name, kernel, (BATCH, partial, *extra, *context.results(node)))
-    return (*launches, product, combine)
+        sizes = tiles.scratch_bytes(bucket, outputs)
+    if sizes[1]:
+        extra += [*context.scratch(sizes[0]), context.counters(sizes[1])]
+    operands = (BATCH, *x, *weights_of(context, given), *extra, *context.results(step))
+    return (*launches, Launch(step.name, with_dtype(kernel, "out", out), operands))

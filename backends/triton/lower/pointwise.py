@@ -12,6 +12,7 @@ from graphwright.backends.triton.kernels.gated_act import gated_act as gated_act
 from graphwright.backends.triton.kernels.norms import norm as norm_kernel
 from graphwright.backends.triton.kernels.rope import rope as rope_kernel
 from graphwright.backends.triton.launches import Launch, Operand
+from graphwright.backends.triton.lower.linear import product
 from graphwright.backends.triton.registry import lowering
 
 __all__ = ["gated_act", "norm", "rope"]
@@ -32,18 +33,30 @@ _KINDS: dict[Any, str] = {
 @lowering(gw.add_layer_norm.default)
 def norm(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
     """A row may hold several groups that are normalized apart (heads)."""
+    if node in context.fusions.absorbed:
+        return ()
     given = arguments(node)
     width = int(given["x"].meta["val"].shape[-1])
-    residual, weight, bias = (given.get(name) for name in ("residual", "weight", "bias"))
+    x, residual, weight, bias = (given.get(name) for name in ("x", "residual", "weight", "bias"))
+    if residual is not None and context.fusions.norm(x) is not None:
+        x, residual = residual, x
+    options: dict[str, Any] = {}
+    weights = []
+    before = context.fusions.norm(residual)
+    if before is not None:
+        normed = arguments(before)
+        residual = normed["x"]
+        options = {"before": "float32", "before_eps": float(normed["eps"])}
+        weights.append(context.weight(normed["weight"]))
     kernel = context.kernel(
-        norm_kernel, _KINDS[node.target], width, x_stride=context.view(given["x"]).row_stride,
+        norm_kernel, _KINDS[node.target], width, x_stride=context.view(x).row_stride,
         residual_stride=None if residual is None else context.view(residual).row_stride,
         weight=None if weight is None else "float32", bias=None if bias is None else "float32",
-        eps=float(given["eps"]), groups=context.view(given["x"]).row_size // width,
-        dtype=context.dtype(given["x"]), rows=context.rows(node),
+        eps=float(given["eps"]), groups=context.view(x).row_size // width,
+        dtype=context.dtype(x), rows=context.rows(node), **options,
     )  # fmt: skip
-    values = [context.value(each) for each in (given["x"], residual) if each is not None]
-    weights = [context.weight(each) for each in (weight, bias) if each is not None]
+    values = [context.value(each) for each in (x, residual) if each is not None]
+    weights += [context.weight(each) for each in (weight, bias) if each is not None]
     return (Launch(node.name, kernel, (BATCH, *values, *weights, *context.results(node))),)
 
 
@@ -57,6 +70,8 @@ def _one_stride(context: LoweringContext, node: fx.Node) -> str | None:
 @lowering(gw.rope.default, when=_one_stride)
 def rope(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
     """Heads of x share one row of cosines and sines."""
+    if node in context.fusions.absorbed:
+        return ()
     given = arguments(node)
     heads, dim = (int(size) for size in given["x"].meta["val"].shape[-2:])
     kernel = context.kernel(
@@ -72,8 +87,13 @@ def rope(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
 
 @lowering(gw.gated_act.default)
 def gated_act(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
-    """Gate and up are often two halves of one row."""
+    """Gate and up are often two halves of one row, which the product below can gate itself."""
     given = arguments(node)
+    if (gated := context.fusions.gates.get(node)) is not None:
+        return product(
+            context, gated.product, node, activation=given["activation"],
+            gate=(gated.gate, gated.up),
+        )  # fmt: skip
     gate, up = context.view(given["gate"]), context.view(given["up"])
     kernel = context.kernel(
         gated_act_kernel, gate.row_size, gate_stride=gate.row_stride, up_stride=up.row_stride,

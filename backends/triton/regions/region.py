@@ -89,7 +89,7 @@ def region(
     pointers = ["batch", *names.values(), *(f"out{number}" for number in range(len(outputs)))]
     source, block = writer.source(pointers)
     function = _load(source)
-    elements = block * writer.reduced
+    elements = max(block * writer.reduced, writer.shared)
     return Region(
         define(
             "region", function, dict(zip(pointers, ["int32", *dtypes], strict=True)),
@@ -117,6 +117,10 @@ class _Writer:
     @property
     def reduced(self) -> int:
         return max(values.reduced for values in self._sections.values())
+
+    @property
+    def shared(self) -> int:
+        return max(values.shared for values in self._sections.values())
 
     def output(self, pointer: str, node: fx.Node) -> None:
         value = node.meta["val"]
@@ -157,9 +161,10 @@ class _Writer:
 
     def source(self, pointers: list[str]) -> tuple[str, int]:
         """The file, and the number of columns of a program."""
-        if self.reduced > LONGEST:
+        longest = max(self.reduced, self.shared)
+        if longest > LONGEST:
             raise BackendError(
-                f"region: a reduction over {self.reduced} elements is more than the {LONGEST} that "
+                f"region: a reduction over {longest} elements is more than the {LONGEST} that "
                 "one program can hold."
             )
         block = max(1, min(next_power_of_two(self.widest), _ELEMENTS // self.reduced))

@@ -8,6 +8,7 @@ tile for its terms and closes it. What was computed once is found again by node 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,11 +56,14 @@ class Inputs:
 
 @dataclass
 class Values:
-    """The lines of one section of a kernel. `reduced`: terms of the largest reduction so far."""
+    """The lines of one section of a kernel. reduced: terms of the largest reduction so far that
+    each column has of its own; shared: of the largest that all columns share.
+    """
 
     inputs: Inputs
     lines: list[str] = field(default_factory=list)
     reduced: int = 1
+    shared: int = 1
     _known: dict[Any, Any] = field(default_factory=dict)
     _count: Any = field(default_factory=itertools.count)
     _names: Any = field(default_factory=itertools.count)
@@ -124,12 +128,12 @@ class Values:
         return Text(total.along(axes), axes, "bool") if total.axes != axes else total
 
     def note_tile(self, value: Text) -> None:
-        """Counts the terms that a tile like `value` holds for each column."""
-        sizes = [int(axis.size) for axis in value.axes if axis.size.isdigit()]
-        total = 1
-        for size in sizes:
-            total *= size
-        self.reduced = max(self.reduced, total)
+        """Counts the terms that a tile like `value` holds, for each column or for all together."""
+        total = math.prod(int(axis.size) for axis in value.axes if axis.size.isdigit())
+        if all(axis.size.isdigit() for axis in value.axes):
+            self.shared = max(self.shared, total)
+        else:
+            self.reduced = max(self.reduced, total)
 
     def _compute(self, node: fx.Node, indices: list[Index]) -> Text:
         if node.op == "placeholder":

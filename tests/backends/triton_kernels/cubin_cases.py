@@ -6,10 +6,11 @@ Imported by a process that compiles, without TRITON_INTERPRET.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from graphwright.backends.triton.kernels.argmax import argmax_parts, best_of_parts
-from graphwright.backends.triton.kernels.attention_decode import combine_splits, decode_attention
+from graphwright.backends.triton.kernels.argmax import argmax
+from graphwright.backends.triton.kernels.attention_decode import decode_attention
 from graphwright.backends.triton.kernels.attention_prefill import prefill_attention
 from graphwright.backends.triton.kernels.attention_tile import AttentionShape
 from graphwright.backends.triton.kernels.causal_conv import causal_conv, roll_state
@@ -17,7 +18,7 @@ from graphwright.backends.triton.kernels.embedding import quantized_embedding
 from graphwright.backends.triton.kernels.gated_act import gated_act
 from graphwright.backends.triton.kernels.gemv import gemv
 from graphwright.backends.triton.kernels.kernel import TritonKernel
-from graphwright.backends.triton.kernels.linear import combine_products, linear, tiles_for
+from graphwright.backends.triton.kernels.linear import linear, tiles_for
 from graphwright.backends.triton.kernels.norms import norm
 from graphwright.backends.triton.kernels.quantize_rows import quantize_rows
 from graphwright.backends.triton.kernels.rope import rope_append
@@ -30,7 +31,7 @@ from graphwright.backends.triton.kernels.weight_format import WeightFormat
 from graphwright.backends.triton.kernels.weighted_sum import weighted_sum
 from graphwright.ir.masks import Mask
 
-__all__ = ["CASES", "kernel_of"]
+__all__ = ["CASES", "HOPPER", "kernel_of"]
 
 HALF = "bfloat16"
 
@@ -50,7 +51,18 @@ def product(
     format = WeightFormat.of(scheme) if scheme else WeightFormat.dense(dtype)
     tiles = tiles_for(rows, 4096, 4096, format, dtype, integer=integer)
     return linear(4096, 4096, format, tiles, x_stride=4096, integer=integer, bias="float32",
-                  residual_stride=4096, activation="silu", dtype=dtype, most=rows)  # fmt: skip
+                  residual_stride=4096, activation="silu", dtype=dtype)  # fmt: skip
+
+
+def gated(scheme: str | None, rows: int) -> TritonKernel:
+    """The input normed, as decode does, in parts of which the last program makes one."""
+    format = WeightFormat.of(scheme) if scheme else WeightFormat.dense(HALF)
+    if rows == 1:
+        return gemv(28672, 4096, format, 2, norm=HALF, eps=1e-5, activation="silu",
+                    gate=(0, 14336), dtype=HALF)  # fmt: skip
+    tiles = replace(tiles_for(rows, 28672, 4096, format, HALF), splits=2)
+    return linear(28672, 4096, format, tiles, x_stride=4096, norm=HALF, eps=1e-5,
+                  activation="silu", gate=(0, 14336), dtype=HALF)  # fmt: skip
 
 
 def routed(scheme: str | None, pairs: int) -> TritonKernel:
@@ -59,17 +71,25 @@ def routed(scheme: str | None, pairs: int) -> TritonKernel:
     return routed_linear(64, 8, 1024, 2048, format, tiles, x_stride=2048, shared=True, dtype=HALF)
 
 
-def rope_to(cache: str) -> TritonKernel:
+def rope_to(cache: str, norm: str | None = None) -> TritonKernel:
     return rope_append(
         32, 8, 128, 128, 128, q_stride=6144, k_stride=6144, v_stride=6144, angle_stride=128,
-        interleaved=False, block_stride=1 << 17, dtype=HALF, cache=cache,
+        interleaved=False, block_stride=1 << 17, dtype=HALF, cache=cache, q_norm=norm,
+        k_norm=norm, eps=(1e-6, 1e-6),
     )  # fmt: skip
 
 
 SMALL: dict[str, Callable[[], TritonKernel]] = {
     "token_slots": token_slots,
-    "add_rms_norm 4096": lambda: norm(
-        "rms_norm", 4096, x_stride=4096, residual_stride=4096, weight=HALF, eps=1e-5, dtype=HALF
+    "add_rms_norm 4096, a sandwich": lambda: norm(
+        "rms_norm",
+        4096,
+        x_stride=4096,
+        residual_stride=4096,
+        before=HALF,
+        weight=HALF,
+        eps=1e-5,
+        dtype=HALF,
     ),
     "layer_norm 5000 float32": lambda: norm(
         "layer_norm", 5000, x_stride=5000, weight="float32", bias="float32", eps=1e-5
@@ -78,7 +98,7 @@ SMALL: dict[str, Callable[[], TritonKernel]] = {
         "rms_norm", 128, groups=32, x_stride=4096, weight=HALF, eps=1e-5, dtype=HALF
     ),
     "rope_append": lambda: rope_to(HALF),
-    "rope_append int8": lambda: rope_to("int8"),
+    "rope_append int8, norms of heads": lambda: rope_to("int8", "float32"),
     "gated_act": lambda: gated_act(
         14336, gate_stride=28672, up_stride=28672, activation="gelu_tanh", dtype=HALF
     ),
@@ -86,14 +106,11 @@ SMALL: dict[str, Callable[[], TritonKernel]] = {
     "select_rows": lambda: select_rows(4096, x_stride=4096, dtype=HALF),
     "top_k 256, 8": lambda: top_k(256, 8, x_stride=256),
     "weighted_sum": lambda: weighted_sum(8, 2048, y_stride=16384, weights_stride=8, dtype=HALF),
-    "argmax_parts": lambda: argmax_parts(128256, stride=128256),
-    "best_of_parts": lambda: best_of_parts(128256),
+    "argmax": lambda: argmax(128256, stride=128256),
     "causal_conv": lambda: causal_conv(2048, 2048, 4, x_stride=6144, block_stride=1 << 17),
     "roll_state": lambda: roll_state(2048, 4, x_stride=6144, block_stride=1 << 17),
     "quantize_rows g32": lambda: quantize_rows(4096, x_stride=4096, groups=128, dtype=HALF),
     "routed_groups": lambda: routed_groups(128, 8, experts_stride=8),
-    "combine_splits": lambda: combine_splits(attention(128, 128), 16),
-    "combine_products": lambda: combine_products(4096, 4, most=32, dtype=HALF),
 }
 ATTENTION: dict[str, Callable[[], TritonKernel]] = {
     "prefill 64 float16": lambda: prefill_attention(attention(64, 64, "float16", "float16")),
@@ -112,7 +129,12 @@ ATTENTION: dict[str, Callable[[], TritonKernel]] = {
 PRODUCTS: dict[str, Callable[[], TritonKernel]] = {
     "gemv": lambda: gemv(4096, 4096, WeightFormat.dense(HALF), 1, residual=True, dtype=HALF),
     "gemv w4g128": lambda: gemv(4096, 4096, WeightFormat.of("w4g128"), 1, dtype=HALF),
+    "gemv, normed and gated": lambda: gated(None, 1),
+    "gemv w4g128, normed and gated": lambda: gated("w4g128", 1),
     "linear, 16 rows": lambda: product(None, 16),
+    "linear, 16 rows, normed and gated": lambda: gated(None, 16),
+    "linear, 64 rows, normed and gated": lambda: gated(None, 64),
+    "w4g128, 16 rows, normed and gated": lambda: gated("w4g128", 16),
     "linear, 2048 rows": lambda: product(None, 2048),
     "linear float32, 64 rows": lambda: product(None, 64, "float32"),
     "w8, 16 rows": lambda: product("w8", 16),
@@ -126,6 +148,11 @@ PRODUCTS: dict[str, Callable[[], TritonKernel]] = {
     "routed w4g128, 16384 pairs": lambda: routed("w4g128", 16384),
 }
 CASES = SMALL | ATTENTION | PRODUCTS
+HOPPER = (
+    "gemv w4g128, normed and gated", "linear, 16 rows, normed and gated", "linear, 2048 rows",
+    "w4g128, 2048 rows", "routed w4g128, 16384 pairs", "decode 128", "decode 576, 512",
+    "prefill 128", "prefill 256",
+)  # fmt: skip
 
 
 def kernel_of(argument: list[Any]) -> tuple[TritonKernel, int]:

@@ -18,8 +18,8 @@ triton = pytest.importorskip("triton")
 from triton_harness import batch_header, call, untouched  # noqa: E402
 
 from graphwright.backends.triton.kernels.attention_decode import (  # noqa: E402
-    combine_splits,
     decode_attention,
+    decode_scratch,
     default_splits,
 )
 from graphwright.backends.triton.kernels.attention_prefill import prefill_attention  # noqa: E402
@@ -162,17 +162,16 @@ class Step:
 
     def decode(self, splits: int, **sizes: int) -> torch.Tensor:
         out = untouched((self.tokens + 1, self.case.heads, self.case.value_dim), self.case.dtype)
-        slopes, sinks = ([] if x is None else [x] for x in (self.slopes, self.sinks))
+        extra = [x for x in (self.slopes, self.sinks) if x is not None]
         where = (self.positions, self.sequences, self.table)
-        kernel = decode_attention(self.shape(), splits, **sizes)
-        if splits == 1:
-            call(kernel, self.batch, self.q, *self.parts, *slopes, *sinks, *where, out)
-        else:
-            part = untouched((self.tokens, self.case.heads, splits, self.case.value_dim))
-            top, total = (untouched(part.shape[:3]) for _ in range(2))
-            call(kernel, self.batch, self.q, *self.parts, *slopes, *where, part, top, total)
-            call(combine_splits(self.shape(), splits), self.batch, part, top, total, *sinks, out)
-        assert out[-1].isnan().all()
+        shape = self.shape()
+        kernel = decode_attention(shape, splits, **sizes)
+        partial, each, count = decode_scratch(shape, splits, self.tokens)
+        counters = torch.zeros(count // 4, dtype=torch.int32)
+        scratch = [untouched((size // 4,)) for size in (partial, each, each)] + [counters]
+        scratch = scratch if splits > 1 else []
+        call(kernel, self.batch, self.q, *self.parts, *extra, *where, *scratch, out)
+        assert out[-1].isnan().all() and not counters.any()
         return out[:-1]
 
 
@@ -204,7 +203,7 @@ def test_attention_over_ragged_batches_is_its_op(case: Case) -> None:
     check_close(step.decode(case.splits, keys=16), want)
 
 
-def test_one_split_needs_no_second_kernel() -> None:
+def test_one_split_needs_no_scratch() -> None:
     step = Step(Case(4, 2, 16, 16, sinks=True, slopes=True, lengths=((35, 1),)))
     step.append()
     check_close(step.decode(1, keys=16), step.expected())
@@ -263,23 +262,32 @@ def test_rope_alone_is_its_op(
     assert out[tokens].isnan().all()
 
 
+@pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("cache", [torch.float32, torch.bfloat16, torch.int8], ids=str)
-def test_rope_and_append_write_queries_and_the_cache(cache: torch.dtype) -> None:
+def test_rope_and_append_write_queries_and_the_cache(cache: torch.dtype, normed: bool) -> None:
     case = Case(3, 2, 24, 10, cache=cache)
     step = Step(case)
     angle = torch.randn(step.tokens, 16)
     kernel = rope_append(
         3, 2, 24, 10, 16, q_stride=72, k_stride=48, v_stride=20, angle_stride=16,
         interleaved=False, block_stride=step.stride, cache=str(cache).removeprefix("torch."),
+        q_norm="float32" if normed else None, k_norm="float32" if normed else None,
+        eps=(1e-3, 1e-2),
     )  # fmt: skip
     out = untouched(step.q.shape)
     turn = (angle.cos(), angle.sin())
     before = [step._blocks(i, dim).clone() for i, dim in enumerate((24, 10))]
-    call(kernel, step.batch, step.q, step.k, step.v, *turn, step.slots, out, *step.parts)
-    rotate = get_op("rope").reference
-    check_close(out, rotate(step.q, *turn, interleaved=False), "exact")
+    weights = [torch.rand(24) + 0.5 for _ in range(2)]
+    tensors = (step.q, step.k, step.v, *(weights if normed else []), *turn, step.slots, out)
+    call(kernel, step.batch, *tensors, *step.parts)
+    rotate, norm = get_op("rope").reference, get_op("rms_norm").reference
+    q, k = step.q, step.k
+    if normed:
+        q, k = (norm(x, w, eps=e) for x, w, e in zip((q, k), weights, (1e-3, 1e-2), strict=True))
+    exactness = "reassociating" if normed else "exact"
+    check_close(out, rotate(q, *turn, interleaved=False), exactness)
     where = (step.slots // BLOCK).long(), slice(None), (step.slots % BLOCK).long()
-    values = (rotate(step.k, *turn, interleaved=False), step.v)
+    values = (rotate(k, *turn, interleaved=False), step.v)
     for number, (value, old) in enumerate(zip(values, before, strict=True)):
         now = step._blocks(number, value.shape[2])
         got = now[where].float()
@@ -287,6 +295,6 @@ def test_rope_and_append_write_queries_and_the_cache(cache: torch.dtype) -> None
             got = got * step._blocks(2 + number, 1)[where]
             assert (got - value).abs().max() <= value.abs().max() / 127
         else:
-            check_close(got, value.to(cache).float(), "exact")
+            check_close(got.to(cache), value.to(cache), exactness)
         now[where] = old[where]
         assert torch.equal(now.float().nan_to_num(7.5), old.float().nan_to_num(7.5))

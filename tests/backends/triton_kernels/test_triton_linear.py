@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -17,13 +18,11 @@ triton = pytest.importorskip("triton")
 
 from triton_harness import batch_header, call, untouched  # noqa: E402
 
-from graphwright.backends.triton.kernels.gemv import gemv, gemv_splits  # noqa: E402
-from graphwright.backends.triton.kernels.linear import (  # noqa: E402
-    Tiles,
-    combine_products,
-    linear,
-    tiles_for,
+from graphwright.backends.triton.kernels.gemv import (  # noqa: E402
+    gemv,
+    gemv_scratch,
 )
+from graphwright.backends.triton.kernels.linear import Tiles, linear, tiles_for  # noqa: E402
 from graphwright.backends.triton.kernels.quantize_rows import quantize_rows  # noqa: E402
 from graphwright.backends.triton.kernels.weight_format import (  # noqa: E402
     WeightFormat,
@@ -35,7 +34,11 @@ SCHEMES = ["w8", "w8g32", "w8g128", "w4g32", "w4g64", "w4g128", "w4g32z", "w4g12
 
 @dataclass(frozen=True)
 class Product:
-    """A product with bias and residual; scheme None for dense weights of the activations' type."""
+    """A product with bias and residual; scheme None for dense weights of the activations' type.
+
+    gate: it is of a gate and what that gates, which begin there, and has no residual. norm: its
+    input goes through an RMS norm.
+    """
 
     rows: int
     n: int
@@ -46,6 +49,8 @@ class Product:
     tiles: Tiles | None = None
     vector: int = 0  # splits of a product of one row, 0: not by the kernel for one
     activation: str = "none"
+    gate: tuple[int, int] | None = None
+    norm: bool = False
 
     def check(self) -> None:
         torch.manual_seed(self.rows)
@@ -72,42 +77,44 @@ class Product:
             call(kernel, batch_header(rows), x, *inputs)
             for got, want in zip(inputs, quantize_activation(x, groups), strict=True):
                 assert torch.equal(got, want)
-        out = untouched((rows + 1, n), self.dtype)
-        ends = {"bias": "float32", "residual_stride": n, "activation": self.activation}
+        width = n // 2 if self.gate else n
+        out = untouched((rows + 1, width), self.dtype)
+        scales = torch.rand(k).to(self.dtype) + 0.5
+        ends: dict[str, Any] = {
+            "bias": "float32", "activation": self.activation, "gate": self.gate, "dtype": name,
+            "norm": name if self.norm else None, "eps": 1e-3,
+        }  # fmt: skip
+        extra = [scales] * self.norm + [bias] + [residual] * (self.gate is None)
         if self.vector:
-            tiles = replace(tiles, splits=self.vector)
-            kernel = gemv(
-                n, k, format, self.vector, bias="float32", residual=True,
-                activation=self.activation, dtype=name, most=rows + 3,
-            )  # fmt: skip
+            kernel = gemv(n, k, format, self.vector, residual=self.gate is None, **ends)
+            sizes = gemv_scratch(n, self.vector, name)
         else:
+            stride = None if self.gate else n
             kernel = linear(
-                n, k, format, tiles, x_stride=k, integer=self.integer, dtype=name, most=rows + 3,
-                **ends,  # type: ignore[arg-type]
+                n, k, format, tiles, x_stride=k, integer=self.integer, residual_stride=stride,
+                **ends,
             )  # fmt: skip
-        batch = batch_header(rows)
-        if tiles.splits == 1:
-            call(kernel, batch, *inputs, *operands, bias, residual, out)
-        else:
-            partial = untouched((tiles.splits, rows + 3, n))
-            call(kernel, batch, *inputs, *operands, partial)
-            kernel = combine_products(
-                n,
-                tiles.splits,
-                most=rows + 3,
-                dtype=name,
-                **ends,  # type: ignore[arg-type]
-            )
-            call(kernel, batch, partial, bias, residual, out)
+            sizes = tiles.scratch_bytes(rows + 3, n)
+        counters = torch.zeros(sizes[1] // 4, dtype=torch.int32)
+        scratch = [untouched((sizes[0] // 4,)), counters] if sizes[1] else []
+        call(kernel, batch_header(rows), *inputs, *operands, *extra, *scratch, out)
+        assert not counters.any()
+        source = x
+        if self.norm:
+            rms = (x.float().square().mean(-1, keepdim=True) + 1e-3).rsqrt()
+            source = (x.float() * rms * scales.float()).to(self.dtype)
+        last = "none" if self.gate else self.activation
+        added = None if self.gate else residual
         if self.integer and self.scheme is not None:
             zero = operands[2] if format.zero else None
             want = get_op("quantized_linear").reference(
-                x, values, operands[1], bias, residual, zero, scheme=self.scheme,
-                activation=self.activation,
-            )  # fmt: skip
+                source, values, operands[1], bias, added, zero, scheme=self.scheme, activation=last
+            )
         else:
-            op = get_op("linear").reference
-            want = op(x, real, bias, residual, activation=self.activation)
+            want = get_op("linear").reference(source, real, bias, added, activation=last)
+        if self.gate:
+            gate, up = (want[:, start : start + width] for start in self.gate)
+            want = get_op("gated_act").reference(gate, up, activation=self.activation)
         check_close(out[:rows], want)
         assert out[rows].isnan().all()
 
@@ -141,6 +148,7 @@ def test_products_of_integers_are_the_op_to_the_last_sum(scheme: str) -> None:
         Product(3, 20, 1024, "w4g128", torch.bfloat16, tiles=Tiles(16, 16, 64, 3)),
         Product(3, 20, 512, "w4g128z", torch.float16, integer=True, tiles=Tiles(16, 16, 64, 2)),
         Product(3, 20, 256, "w8", integer=True, tiles=Tiles(16, 16, 64, 2)),
+        Product(19, 40, 300, tiles=Tiles(32, 16, 32, 3), gate=(0, 20), norm=True),
     ],
     ids=str,
 )
@@ -162,6 +170,23 @@ def test_many_rows_take_weights_rounded_to_their_own_type(product: Product) -> N
     product.check()
 
 
+@pytest.mark.parametrize(
+    "product",
+    [
+        Product(3, 44, 72, None, torch.bfloat16, gate=(0, 22), norm=True, activation="silu"),
+        Product(2, 70, 96, "w4g32z", gate=(35, 0), activation="gelu", norm=True),
+        Product(2, 44, 128, "w8g32", torch.bfloat16, norm=True),
+        Product(2, 44, 64, "w8", integer=True, gate=(0, 22), activation="relu"),
+        Product(1, 44, 384, "w4g128", norm=True, gate=(0, 22), vector=1),
+        Product(1, 22, 160, "w8g32", norm=True, gate=(11, 0), vector=1, activation="silu"),
+        Product(1, 12, 1400, None, torch.bfloat16, norm=True, vector=2),
+    ],
+    ids=str,
+)
+def test_products_norm_what_they_read_and_gate_what_they_write(product: Product) -> None:
+    product.check()
+
+
 @pytest.mark.parametrize("scheme", [None, *SCHEMES])
 @pytest.mark.parametrize("splits", [1, 2])
 def test_products_of_one_row_are_those_by_the_dequantized_weight(
@@ -171,13 +196,6 @@ def test_products_of_one_row_are_those_by_the_dequantized_weight(
     k = k + 2048 * (splits - 1)
     dtype = torch.float32 if scheme else torch.bfloat16
     Product(1, 11, k, scheme, dtype, vector=splits, activation="silu").check()
-
-
-def test_narrow_products_are_split_and_wide_ones_are_not() -> None:
-    format = WeightFormat.of("w4g128")
-    assert gemv_splits(1024, 4096, format) == 1
-    assert gemv_splits(512, 8192, format) == 2
-    assert gemv_splits(4096, 4096, format) == 1
 
 
 def test_nibbles_lie_where_their_halves_are_consecutive_inputs() -> None:

@@ -16,11 +16,7 @@ triton = pytest.importorskip("triton")
 
 from triton_harness import batch_header, call, untouched  # noqa: E402
 
-from graphwright.backends.triton.kernels.argmax import (  # noqa: E402
-    argmax_parts,
-    best_of_parts,
-    part_count,
-)
+from graphwright.backends.triton.kernels.argmax import argmax, argmax_scratch  # noqa: E402
 from graphwright.backends.triton.kernels.embedding import (  # noqa: E402
     embedding,
     quantized_embedding,
@@ -75,6 +71,19 @@ def test_norms_are_their_ops(
         check_close(total[:rows], want[0], "exact")
     check_close(out[:rows], want[1] if adds else want)
     assert out[rows].isnan().all()
+
+
+def test_a_sum_may_be_of_a_normed_row() -> None:
+    x, residual, before, weight = (torch.randn(size) for size in ((3, 72), (3, 72), 72, 72))
+    kernel = norm("rms_norm", 72, x_stride=72, residual_stride=72, before="float32",
+                  before_eps=1e-2, weight="float32", eps=1e-5)  # fmt: skip
+    total, out = untouched((4, 72)), untouched((4, 72))
+    call(kernel, batch_header(3), x, residual, before, weight, total, out)
+    normed = get_op("rms_norm").reference(residual, before, eps=1e-2)
+    want = get_op("add_rms_norm").reference(x, normed, weight, eps=1e-5)
+    check_close(total[:3], want[0])
+    check_close(out[:3], want[1])
+    assert total[3].isnan().all() and out[3].isnan().all()
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
@@ -161,8 +170,9 @@ def test_the_best_token_is_the_lowest_of_equals_and_nan_is_noticed() -> None:
     logits[3, 8999] = torch.inf
     logits[4] = -0.0
     logits[4, 4500] = 0.0
-    keys, tokens = untouched((6, part_count(width)), torch.int64), untouched((6,), torch.int64)
-    batch = batch_header(7, rows=5)
-    call(argmax_parts(width, stride=width), batch, logits, keys)
-    call(best_of_parts(width), batch, keys, tokens)
+    keys, counters = (torch.zeros(size, dtype=torch.uint8) for size in argmax_scratch(width, 5))
+    tokens = untouched((6,), torch.int32)
+    scratch = (keys.view(torch.int64), counters.view(torch.int32))
+    call(argmax(width, stride=width), batch_header(7, rows=5), logits, *scratch, tokens)
+    assert not counters.any()
     assert tokens.tolist() == [4097, -1, 0, 8999, 0, 77]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -22,8 +23,9 @@ from graphwright.passes.pipeline import PipelineOptions, pipeline
 from graphwright.runtime.artifact import Artifact
 from graphwright.runtime.cuda.driver import Driver
 from graphwright.runtime.cuda.library import CudaLibrary
+from graphwright.runtime.dlpack import DeviceTensor
 from graphwright.runtime.engine import Engine
-from graphwright.runtime.errors import ArtifactError
+from graphwright.runtime.errors import ArtifactError, RequestError
 from graphwright.runtime.sampling_params import SamplingParams
 
 pytest.importorskip("triton")
@@ -99,7 +101,7 @@ def test_it_holds_code_launches_and_sources(artifact: Artifact) -> None:
     ends = {"batch": 32, "weights": len(artifact.view("weights.bin"))}
     for entry in launches["entries"].values():
         for bucket in entry:
-            for _, _, operands in bucket["launches"]:
+            for _, _, operands in bucket["launches"] + bucket["largest"]:
                 assert all(o < ends.get(region, 1 << 62) for region, o in operands)
 
 
@@ -125,15 +127,73 @@ def test_a_bucket_runs_once_and_is_then_replayed(artifact: Artifact, driver: Fak
     launches = artifact.json("gpu/launches.json")["entries"]["decode"][0]["launches"]
     params = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
     driver.calls.clear()
-    engine.generate([[5]], params)
+    engine.generate([[5]], params, return_logits=True)
     steps = " ".join(each for each in driver.calls if each != "cuStreamSynchronize")
     first, _, rest = steps.partition("capture")
-    assert first.split().count("launch") == len(launches)
-    assert rest.split("copy in")[1:] == [" replay copy out ", " replay copy out"]
+    assert first.split().count("launch") == len(launches) + 1, "and the largest of the logits"
     assert (
         rest.split()
-        == "cuGraphDestroy copy out copy in replay copy out copy in replay copy out".split()
+        == ("cuGraphDestroy copy out copy out" + 2 * " copy in replay copy out copy out").split()
     )
+
+
+def test_greedy_decoding_fetches_the_chosen_tokens_only(
+    checkpoint: Path, artifact: Artifact, driver: FakeCuda
+) -> None:
+    eager = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    engine = Engine(artifact, context=64, library=CudaLibrary(artifact, Driver(driver)))
+    params = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
+    driver.copied.clear()
+    [output] = engine.generate([[5, 7]], params)
+    assert driver.copied == [4, 4, 4], "bytes: one int32 a step"
+    with torch.no_grad():
+        tokens = torch.tensor([[5, 7, *output.token_ids]])
+        want = eager(tokens, use_cache=False).logits[0, 1:-1].argmax(-1).tolist()
+    assert output.token_ids == want
+    drawn = SamplingParams(temperature=1.0, seed=1, max_tokens=1, ignore_eos=True)
+    driver.copied.clear()
+    engine.generate([[5, 7], [3]], [params, drawn])
+    assert driver.copied[0] == 2 * 4 * engine.plan.vocab_size, "a drawn token needs all logits"
+
+
+class OnGpu:
+    """A tensor that says it is on a GPU; the stand-in's memory is the host's."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, *, stream: int | None = None) -> Any:
+        return self.tensor.__dlpack__()
+
+
+def test_tensors_on_the_gpu_come_and_go_without_torch(
+    checkpoint: Path, artifact: Artifact, driver: FakeCuda
+) -> None:
+    engine = Engine(artifact, context=64, library=CudaLibrary(artifact, Driver(driver)))
+    ids = torch.tensor([[5, 7, 11, 2] * 5])
+    driver.copied.clear()
+    found = engine.device_logits(OnGpu(ids.int()))
+    assert isinstance(found, DeviceTensor) and found.shape == (20, engine.plan.vocab_size)
+    assert driver.copied == [80], "only the ids came to the host"
+    capsule = found.__dlpack__()
+    assert found.__dlpack_device__() == (2, 0)
+    memory = (ctypes.c_float * (20 * engine.plan.vocab_size)).from_address(found.address)
+    got = torch.tensor(list(memory)).reshape(found.shape)
+    want = engine.logits(ids[0].tolist())
+    assert torch.equal(got, torch.from_numpy(want))
+    place = found.address
+    del found
+    assert place in driver._memory, "the capsule keeps it"
+    del capsule
+    assert place not in driver._memory
+    params = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
+    one, other = engine.generate([OnGpu(ids[0, :3]), [5, 7, 11]], params)
+    assert one.token_ids == other.token_ids
+    with pytest.raises(RequestError, match=r"must be a dense row of int32 or int64, not shape \(2"):
+        engine.device_logits(OnGpu(torch.zeros(2, 3, dtype=torch.int64)))
 
 
 def test_what_cannot_run_it_is_one_sentence(artifact: Artifact, driver: FakeCuda) -> None:

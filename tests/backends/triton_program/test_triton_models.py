@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tiny_models import random_tokens, tiny_model
 
 from graphwright.backends.reference.engine import ReferenceEngine
 from graphwright.frontend.capture import capture_module
+from graphwright.ir.errors import BackendError
 from graphwright.ir.program import Program
 from graphwright.ir.tolerance import check_close
 from graphwright.passes.base import run_passes
@@ -20,7 +22,10 @@ pytest.importorskip("triton")
 
 from interpreted_program import InterpretedProgram
 
+from graphwright.backends.triton.arena import check_arena, plan_arena
 from graphwright.backends.triton.build import GpuOptions, lower_program
+from graphwright.backends.triton.dtypes import StoredTypes
+from graphwright.backends.triton.fusions import Fusions
 
 MODELS = [
     "llama",
@@ -57,18 +62,54 @@ def test_prefill_decode_and_a_ragged_batch_equal_eager(name: str) -> None:
         wants = [model(torch.tensor([text]), use_cache=False).logits[0] for text in texts]
     program = InterpretedProgram(lowered)
     check_close(program.step([(0, texts[0][:13])]), wants[0][:13])
-    for at in range(13, 17):
+    for at in range(13, 15):
         check_close(program.step([(0, [texts[0][at]])]), wants[0][at : at + 1])
-    got = program.step([(1, texts[1][:1]), (0, texts[0][17:18]), (2, texts[2][:9])])
-    check_close(got, torch.cat([wants[1][:1], wants[0][17:18], wants[2][:9]]))
+    got = program.step([(1, texts[1][:1]), (0, texts[0][15:16]), (2, texts[2][:9])])
+    check_close(got, torch.cat([wants[1][:1], wants[0][15:16], wants[2][:9]]))
     got = program.step([(2, texts[2][9:10]), (1, texts[1][1:3])], rows=[0, 2])
     check_close(got, torch.stack([wants[2][9], wants[1][2]]))
+
+
+@pytest.mark.parametrize(("name", "recipe", "most"), [("qwen3", "w4g32", 6), ("gemma2", "f32", 8)])
+def test_a_decode_layer_takes_few_launches(name: str, recipe: str, most: int) -> None:
+    """Counted from append to append: the last layer selects the sampled rows, too."""
+    lowered = lower_program(planned(name, recipe), GpuOptions("bf16"))
+    for bucket in lowered.buckets:
+        appends = [
+            number
+            for number, launch in enumerate(bucket.launches)
+            if launch.kernel.name.startswith(("rope_append", "append_kv"))
+        ]
+        assert len(appends) == 2
+        if bucket.entry == "decode":
+            assert appends[1] - appends[0] <= most
+        assert len(bucket.largest) == 1
+
+
+def test_the_arena_holds_real_element_sizes() -> None:
+    program = planned("llama", num_layers=1)
+    sizes = {
+        dtype: {
+            b.entry: plan_arena(program, types, Fusions.of(program, types, b.entry), b).arena_bytes
+            for b in program.plans.values()
+        }
+        for dtype in ("float32", "bfloat16")
+        for types in [StoredTypes(program, dtype)]
+    }
+    assert sizes["bfloat16"]["prefill"] < 0.7 * sizes["float32"]["prefill"]
+    entry = program.plans["decode"]
+    types = StoredTypes(program, "bfloat16")
+    fusions = Fusions.of(program, types, "decode")
+    plan = plan_arena(program, types, fusions, entry)
+    broken = replace(plan, buffers=tuple(replace(b, offset=0) for b in plan.buffers))
+    with pytest.raises(BackendError, match=r"is overwritten|share memory"):
+        check_arena(program, fusions, broken)
 
 
 @pytest.mark.parametrize("recipe", ["w8", "w4g32"])
 def test_integer_weights_equal_their_reference(recipe: str) -> None:
     """In float32 activations become int8, as the op says: the same numbers as the references."""
-    program = planned("llama", recipe)
+    program = planned("llama", recipe, num_layers=1)
     lowered = lower_program(program, GpuOptions("f32"))
     tokens = random_tokens(15, seed=4)
     [want] = ReferenceEngine(program).logits_of([tokens], [[13], [1], [1]])

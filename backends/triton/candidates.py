@@ -1,0 +1,115 @@
+"""The sizes that a product may be launched with, and which one is taken.
+
+Every shape of a tile here compiles for all chips without spills (tests/backends/triton_kernels).
+The first of `product_tiles` is the default by the cost model; `--tune` measures the others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import get_args
+
+from graphwright.backends.triton.chips import Chip
+from graphwright.backends.triton.cost import Product, product_seconds, ranked, vector_seconds
+from graphwright.backends.triton.kernels.gemv import gemv_outputs, most_gemv_splits
+from graphwright.backends.triton.kernels.linear import Tiles, most_splits, tiles_for
+from graphwright.backends.triton.kernels.weight_format import WeightFormat, WeightKind
+from graphwright.backends.tuning import Choice, Picks
+
+__all__ = ["pick_splits", "pick_tiles", "product_of", "product_tiles", "tiles_of",
+           "vector_splits"]  # fmt: skip
+
+MOST = 6  # candidates of a choice
+FEW = (1, 2, 4, 8)  # parts of the inputs
+
+
+def product_tiles(product: Product, chips: Sequence[Chip], *, integer: bool = False) -> list[Tiles]:
+    """Up to six, the one that should be fastest on the chips first."""
+    base = tiles_for(
+        product.rows, product.n, product.k, product.format, product.dtype, integer=integer
+    )
+    found = {base}
+    if product.dtype != "float32":
+        if product.rows <= 32:
+            found |= {replace(base, outputs=outputs) for outputs in (32, 64)}
+            found |= {replace(each, num_stages=4) for each in set(found)}
+            most = most_splits(base, product.k, product.format)
+            found |= {replace(each, splits=s) for each in set(found) for s in FEW if s <= most}
+        elif product.rows <= 256 and not (integer and product.format.group):
+            step = base.step
+            found |= {
+                Tiles(64, 64, step, num_stages=4),
+                Tiles(128, 64, step, num_warps=4, num_stages=3),
+                Tiles(128, 128, step, num_warps=8, num_stages=3),
+            }
+    found = {each for each in found if _fits(product, each)} or {base}
+    simple = sorted(found, key=lambda e: (e.splits, e.outputs * e.rows, e.num_stages, _text(e)))
+    return ranked(simple, lambda e, chip: product_seconds(product, e, chip), chips)[:MOST]
+
+
+def vector_splits(product: Product, chips: Sequence[Chip]) -> list[int]:
+    """Parts of the inputs for the product of one row, the best first."""
+    outputs = gemv_outputs(product.dtype)
+    most = most_gemv_splits(product.k, product.format)
+    return ranked(
+        [each for each in FEW if each <= most],
+        lambda each, chip: vector_seconds(product, outputs, each, chip),
+        chips,
+    )
+
+
+def pick_tiles(
+    product: Product, chips: Sequence[Chip], picks: Picks, *, integer: bool = False
+) -> Tiles:
+    """The tiles that were measured to be the best, or the default."""
+    texts = tuple(_text(each) for each in product_tiles(product, chips, integer=integer))
+    kind = "linear_int8" if integer else "linear"
+    return tiles_of(picks.pick(_choice(kind, product, texts)))
+
+
+def pick_splits(product: Product, chips: Sequence[Chip], picks: Picks) -> int:
+    """As pick_tiles, for the product of one row."""
+    texts = tuple(str(each) for each in vector_splits(product, chips))
+    return int(picks.pick(_choice("gemv", product, texts)))
+
+
+def product_of(choice: Choice) -> Product:
+    """The product that a choice of pick_tiles or pick_splits is about."""
+    shape = dict(choice.shape)
+    kind, dtype, group = str(shape["weight"]).split("-")
+    size, zero = int(group.removesuffix("z")), group.endswith("z")
+    formats = {name: WeightFormat(name, dtype, size, zero) for name in get_args(WeightKind)}
+    rows, n, k = (int(shape[name]) for name in ("rows", "n", "k"))
+    return Product(rows, n, k, formats[kind], str(shape["dtype"]))
+
+
+def tiles_of(text: str) -> Tiles:
+    """What `_text` wrote."""
+    found = re.fullmatch(r"(\d+)x(\d+)x(\d+) splits=(\d+) warps=(\d+) stages=(\d+)", text)
+    assert found, text
+    return Tiles(*(int(each) for each in found.groups()))
+
+
+def _text(tiles: Tiles) -> str:
+    return (
+        f"{tiles.outputs}x{tiles.rows}x{tiles.step} splits={tiles.splits} "
+        f"warps={tiles.num_warps} stages={tiles.num_stages}"
+    )
+
+
+def _choice(kernel: str, product: Product, candidates: tuple[str, ...]) -> Choice:
+    format = product.format
+    name = f"{format.kind}-{format.dtype}-{format.group}{'z' if format.zero else ''}"
+    return Choice.of(
+        kernel, candidates, work=product.weight_bytes, rows=product.rows, n=product.n, k=product.k,
+        weight=name, dtype=product.dtype,
+    )  # fmt: skip
+
+
+def _fits(product: Product, tiles: Tiles) -> bool:
+    """Do pipelined loads fit into the 99 KB of shared memory that every chip has?"""
+    each = product.weight_bytes / (product.n * product.k)
+    stage = tiles.step * (tiles.outputs * max(each, 1.0) + tiles.rows * product.item)
+    return tiles.num_stages * stage <= 99 << 10

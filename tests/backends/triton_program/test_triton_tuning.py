@@ -1,0 +1,149 @@
+"""Sizes of products: what the cost model prefers, and timing them on a stand-in for the GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton")
+
+from fake_cuda import FakeCuda
+
+from graphwright.backends.triton.candidates import (
+    pick_tiles,
+    product_of,
+    product_tiles,
+    tiles_of,
+    vector_splits,
+)
+from graphwright.backends.triton.chips import CHIPS, Chip, chips_of
+from graphwright.backends.triton.cost import Product, product_seconds, vector_seconds
+from graphwright.backends.triton.cubin import Cubin
+from graphwright.backends.triton.kernels.kernel import TritonKernel
+from graphwright.backends.triton.kernels.linear import Tiles
+from graphwright.backends.triton.kernels.weight_format import WeightFormat
+from graphwright.backends.triton.rig import GpuRig
+from graphwright.backends.tuning import Choice, Picks, tune
+from graphwright.ir.errors import BackendError
+from graphwright.machine_code import code_generator
+from graphwright.runtime.cuda.driver import Driver
+
+BF16 = WeightFormat.dense("bfloat16")
+FORMATS = [BF16, *(WeightFormat.of(name) for name in ("w8", "w8g32", "w4g128", "w4g32z"))]
+CHIP = st.sampled_from(CHIPS)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 4096), st.integers(1, 300), st.integers(1, 120), st.sampled_from(FORMATS), CHIP
+)
+def test_no_product_is_faster_than_its_bytes_and_operations(
+    rows: int, n: int, k: int, format: WeightFormat, chip: Chip
+) -> None:
+    product = Product(rows, 64 * n, 128 * k, format, "bfloat16")
+    least = max(product.weight_bytes / chip.bandwidth, 2 * rows * 64 * n * 128 * k / chip.matmul)
+    faster = replace(
+        chip, bandwidth=2 * chip.bandwidth, matmul=2 * chip.matmul, single=2 * chip.single
+    )
+    for tiles in product_tiles(product, [chip]):
+        assert product_seconds(product, tiles, chip) > least
+        assert product_seconds(product, tiles, faster) <= product_seconds(product, tiles, chip)
+    for splits in vector_splits(product, [chip]):
+        assert vector_seconds(replace(product, rows=1), 8, splits, chip) > (
+            product.weight_bytes / chip.bandwidth
+        )
+
+
+def test_narrow_products_of_few_rows_are_split_and_wide_ones_are_not() -> None:
+    (chip,) = chips_of("cuda:sm_90")
+    narrow, wide = (Product(16, n, 14336, BF16, "bfloat16") for n in (512, 28672))
+    assert product_tiles(narrow, [chip])[0].splits > 1
+    assert product_tiles(wide, [chip])[0].splits == 1
+    assert vector_splits(replace(narrow, n=64, rows=1), [chip])[0] > 1
+    assert vector_splits(replace(wide, rows=1), [chip])[0] == 1
+    many = product_tiles(replace(wide, rows=2048), [chip])[0]
+    assert (many.outputs, many.rows) == (128, 128)
+
+
+def test_choices_say_what_they_are_about_and_are_followed() -> None:
+    product = Product(16, 512, 4096, WeightFormat.of("w4g32z"), "bfloat16")
+    picks = Picks()
+    default = pick_tiles(product, CHIPS, picks)
+    (choice,) = picks.asked
+    assert product_of(choice) == product
+    other = Picks({choice.key: choice.candidates[-1]})
+    assert pick_tiles(product, CHIPS, other) == product_tiles(product, CHIPS)[-1] != default
+
+
+class Compiler:
+    """Stands for Triton's: the code of a kernel is its name. refused: tiles it does not compile."""
+
+    def __init__(self, refused: Tiles | None = None) -> None:
+        self.kernels: dict[bytes, TritonKernel] = {}
+        self.refused = refused
+
+    def __call__(self, kernel: TritonKernel, chip: Chip, aligned: frozenset[str]) -> Cubin:
+        given = kernel.constants
+        sizes = (given["OUTPUTS"], given["ROWS"], given["STEP"], given["SPLITS"])
+        if self.refused == Tiles(*sizes, kernel.num_warps, kernel.num_stages):
+            raise BackendError("too large")
+        self.kernels[kernel.name.encode()] = kernel
+        return Cubin(kernel.name.encode(), "symbol", kernel.num_warps, 0, 2, 32, 0)
+
+
+@pytest.mark.parametrize("scheme", [None, "w4g32z"])
+def test_candidates_are_launched_and_timed_between_events(scheme: str | None) -> None:
+    format = WeightFormat.of(scheme) if scheme else WeightFormat.dense("float16")
+    product, picks = Product(3, 40, 512, format, "float16"), Picks()
+    pick_tiles(product, CHIPS, picks)
+    (choice,) = picks.asked
+    compiler = Compiler(tiles_of(choice.candidates[-2]))
+    fake = FakeCuda(compiler.kernels)
+    rig = GpuRig(Driver(fake), CHIPS[0], compiler, beyond_cache=3 * int(product.weight_bytes))
+    kept = [*choice.candidates[:-2], choice.candidates[-1]]
+    fake.elapsed = lambda launches: sum(float(grid[2]) for _, grid, _, _ in launches)
+    with rig.prepare(choice) as runs:
+        assert list(runs) == kept, "what does not compile is left out"
+        for candidate, run in runs.items():
+            splits = int(candidate.partition("splits=")[2].split()[0])
+            assert run() == pytest.approx(splits / 1000), "seconds of one launch"
+    assert not fake._memory, "all memory is given back"
+    fastest = kept[-1]
+    assert len(compiler.kernels) == len(kept)
+    names = dict(zip(kept, compiler.kernels, strict=True))
+    fake.elapsed = lambda launches: sum(
+        0.1 if name.encode() == names[fastest] else 1.0 for name, *_ in launches
+    )
+    clock = iter(range(10**6))
+    [tuned] = tune({choice: 1}, rig, 1000.0, clock=lambda: float(next(clock)))
+    assert tuned.finding.chosen == fastest and tuned.source == "measured"
+    assert rig.machine == "Stand-in sm_80"
+
+
+def test_only_the_gpu_of_this_machine_is_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphwright.runtime.cuda.driver._load", lambda: FakeCuda({}, (8, 6)))
+    assert code_generator("cuda:sm_80", "bf16", tuned=True).choices is not None
+    with pytest.raises(
+        BackendError, match=r"this machine, which is sm_86, and 'cuda:sm_90' is not"
+    ):
+        code_generator("cuda:sm_90", "bf16", tuned=True)
+    none = FakeCuda({})
+    none.devices = 0
+    monkeypatch.setattr("graphwright.runtime.cuda.driver._load", lambda: none)
+    with pytest.raises(BackendError, match="none can be used here: compile without --tune"):
+        code_generator("cuda", "bf16", tuned=True)
+
+
+def test_the_default_must_run() -> None:
+    product = Product(16, 512, 4096, BF16, "bfloat16")
+    choice = Choice.of(
+        "linear", ("64x16x128 splits=1 warps=4 stages=4",), rows=16, n=512, k=4096,
+        weight="dense-bfloat16-0", dtype="bfloat16",
+    )  # fmt: skip
+    assert product_of(choice) == product
+    rig = GpuRig(Driver(FakeCuda({})), CHIPS[0], Compiler(tiles_of(choice.default)))
+    with pytest.raises(BackendError, match="too large"), rig.prepare(choice):
+        pass
