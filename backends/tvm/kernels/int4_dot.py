@@ -69,7 +69,7 @@ class NibbleDot:
 class PairNibbleDot(NibbleDot):
     lanes = 8
     partial = ("int16", 16)
-    most_partial = 12
+    most_partial = 10
     crowded = True
 
     def weights(self, weight: Expr, first: Expr, high: bool) -> Any:

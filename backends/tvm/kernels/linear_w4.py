@@ -8,6 +8,7 @@ K/G, 16]. One layout serves decode and prefill on every CPU.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,8 +63,9 @@ def w4_tilings(cpu: Cpu) -> tuple[Tiling, Tiling, int]:
     """For few rows, where memory is the limit, for many, where arithmetic is; up to where few."""
     if cpu.vnni and cpu.lanes == 16:
         return Tiling((8, 4, 2, 1), 1), Tiling((4, 2), 4, ahead=False), 8
-    many = (5, 3, 1) if nibble_dot_for(cpu).crowded else (4, 2, 1)  # of 15 registers, 14
-    return Tiling((4, 2, 1), 1), Tiling(many, 1, ahead=False), 16
+    if not nibble_dot_for(cpu).crowded:
+        return Tiling((4, 2, 1), 1), Tiling((4, 2, 1), 1, ahead=False), 16
+    return Tiling((8, 6, 4, 2, 1), 1), Tiling((5, 3, 1), 1, ahead=False), 16
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,8 @@ class Block:
     rows: list[Expr]
     offsets: list[Expr]  # of each row in the quantized activations
     vectors: list[tuple[Expr, Expr, int]]
-    total: Sums  # float32, scaled
+    total: Sums  # [row][vector], float32, scaled
     exact: Sums  # int32, of a group of several runs
-
-    def place(self, row: int, vector: int) -> int:
-        """The number of the sum of a row and a vector."""
-        return row * len(self.vectors) + vector
 
 
 @dataclass(frozen=True)
@@ -129,22 +127,21 @@ class ProductW4:
     def multiply(self, rows: list[Expr], tiles: list[Expr]) -> None:
         """Sums up the block of these row and tile numbers into `sums`.
 
-        Run by run, with as many vectors of channels at once as leave the partial sums of all rows
-        in registers.
+        Run by run, and in each with as many rows at once as leave their partial sums in registers:
+        weights then come from memory evenly, and from the cache for the other rows.
         """
         block = self._block(rows, tiles)
         self._prepare_starts(block)
         runs = max(UNIT, self.group) // RUN
         length = runs * RUN  # input channels of one turn of the loop
         vectors = len(block.vectors)
-        width = max(1, self.dot.most_partial // len(rows))
+        pieces = _pieces(len(rows), self.dot.most_partial // vectors)
 
         def turn(first: Expr, runs: int) -> None:
             """`runs` runs from number `first` on, which starts a unit."""
             for run in range(runs):
-                for at in range(0, vectors, width):
-                    part = range(at, min(at + width, vectors))
-                    self._run(block, part, first, run)
+                for piece in pieces:
+                    self._run(block, piece, first, run)
 
         with T.serial(0, self.k // length) as i:
             turn(T.bind(i * runs), runs)
@@ -191,28 +188,29 @@ class ProductW4:
 
             vector_loop(groups, self.dot.lanes, prepare)
 
-    def _run(self, block: Block, part: range, first: Expr, run: int) -> None:
-        """Adds run first + run, for each row and the vectors of `part`."""
-        count, (dtype, lanes) = len(part), self.dot.partial
+    def _run(self, block: Block, piece: range, first: Expr, run: int) -> None:
+        """Adds run first + run, for the rows of `piece`."""
+        count, (dtype, lanes) = len(block.vectors), self.dot.partial
         number = T.bind(first * RUN // self.group + run * RUN // self.group)
-        partial = zeros(len(block.rows) * count, lanes, dtype)
+        partial = zeros(len(piece) * count, lanes, dtype)
         if self.starts is not None:
-            for r in range(len(block.rows)):
+            for i, r in enumerate(piece):
                 start = self.starts[r * group_count(self.k, self.group) + number]
                 start = tirx.reinterpret(f"{dtype}x{lanes}", spread(start, self.dot.lanes))
-                for register in partial[r * count : (r + 1) * count]:
+                for register in partial[i * count : (i + 1) * count]:
                     store(register, 0, start, lanes)
         line = T.bind((first + run // 2 * 2) * (LINES // 2))
         with T.serial(0, self.lines) as i:
-            self._step(block, part, partial, line + i, (first + run) * RUN + i * QUAD, run % 2 == 1)
+            at = (first + run) * RUN + i * QUAD
+            self._step(block, piece, partial, line + i, at, run % 2 == 1)
 
         found = [self.dot.fold(load(register, 0, lanes)) for register in partial]
         begins, ends = run * RUN % self.group == 0, (run + 1) * RUN % self.group == 0
-        places = [block.place(r, v) for r in range(len(block.rows)) for v in part]
+        places = range(piece.start * count, piece.stop * count)
         if not begins:
             found = [block.exact.get(i) + each for i, each in zip(places, found, strict=True)]
         if ends:
-            self._scale(block, part, number, found)
+            self._scale(block, piece, number, found)
             block.total.stay()
         else:
             for i, each in zip(places, found, strict=True):
@@ -220,45 +218,45 @@ class ProductW4:
             block.exact.stay()
 
     def _step(
-        self, block: Block, part: range, partial: list[Expr], line: Expr, first: Expr, high: bool
+        self, block: Block, piece: range, partial: list[Expr], line: Expr, first: Expr, high: bool
     ) -> None:
         """Adds the products of half a line and of the activations from `first` on."""
         dot, (_, lanes) = self.dot, self.dot.partial
-        if self.ahead and not high and part.start == 0:
+        if self.ahead and not high and piece.start == 0:
             bases = [base for _, base, channel in block.vectors if channel == 0]
             prefetch_ahead(self.weight, bases, line, NIBBLE_LINE, len(block.rows))
         at = T.bind(line * NIBBLE_LINE)
-        vectors = [block.vectors[v] for v in part]
         weights = [
             dot.weights(self.weight, base + at + channel * QUAD, high)
-            for _, base, channel in vectors
+            for _, base, channel in block.vectors
         ]
         left = iter(partial)
-        for offset in block.offsets:
-            quad = dot.activations(self.x, offset + first)
+        for r in piece:
+            quad = dot.activations(self.x, block.offsets[r] + first)
             for each in weights:
                 register = next(left)
                 store(register, 0, dot.add(load(register, 0, lanes), each, quad), lanes)
 
-    def _scale(self, block: Block, part: range, number: Expr, found: list[Expr]) -> None:
+    def _scale(self, block: Block, piece: range, number: Expr, found: list[Expr]) -> None:
         """total += (found - zero * Σ x) * x_scale * weight_scale of group `number`."""
         lanes, groups = self.dot.lanes, group_count(self.k, self.group)
         real, integer = vector_type("float32", lanes), vector_type("int32", lanes)
-        vectors = [block.vectors[v] for v in part]
-        places = [T.bind((tile * groups + number) * TILE + channel) for tile, _, channel in vectors]
+        places = [
+            T.bind((tile * groups + number) * TILE + channel) for tile, _, channel in block.vectors
+        ]
         scales = [T.bind(tirx.Cast(real, load(self.weight_scale, at, lanes))) for at in places]
         points: list[Expr] = []
         if self.weight_zero is not None:
             loaded = (load(self.weight_zero, at, lanes) for at in places)
             points = [T.bind(tirx.Cast(integer, each)) for each in loaded]
-        left = iter(found)
-        for r, (row, offset) in enumerate(zip(block.rows, block.offsets, strict=True)):
-            x_scale = T.bind(spread(self.x_scale[row * groups + number], lanes))
-            x_sum = None if self.starts is not None else self._x_sum(offset, number)
-            for v, scale in zip(part, scales, strict=True):
-                exact, i = next(left), block.place(r, v)
+        left, sums = iter(found), iter(range(piece.start * len(scales), piece.stop * len(scales)))
+        for r in piece:
+            x_scale = T.bind(spread(self.x_scale[block.rows[r] * groups + number], lanes))
+            x_sum = None if self.starts is not None else self._x_sum(block.offsets[r], number)
+            for v, scale in enumerate(scales):
+                exact, i = next(left), next(sums)
                 if points:
-                    exact = exact - self.dot.zeros(points[v - part.start], x_sum)
+                    exact = exact - self.dot.zeros(points[v], x_sum)
                 elif x_sum is not None:
                     exact = exact + x_sum
                 scaled = tirx.Cast(real, exact) * x_scale
@@ -271,3 +269,10 @@ class ProductW4:
         if self.weight_zero is None:
             x_sum = x_sum * -SYMMETRIC_ZERO
         return T.bind(spread(x_sum, self.dot.lanes))
+
+
+def _pieces(rows: int, most: int) -> list[range]:
+    """`rows` rows in pieces of at most `most`, as few as possible and nearly equal."""
+    count = -(-rows // max(1, most))
+    bounds = [rows * i // count for i in range(count + 1)]
+    return [range(first, last) for first, last in itertools.pairwise(bounds)]
