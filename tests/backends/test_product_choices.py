@@ -59,7 +59,7 @@ def test_picks_become_blocks() -> None:
     assert chosen(8, r1="1x2a") == (one, few, 1)
     assert chosen(8, r8="2x1a") == (few, batch, 1)
     assert chosen(8, r1="1x2a", r8="2x1a") == (one, batch, 1)
-    assert chosen(8, r1="1x1a", r8="4x1a") is None
+    assert chosen(8, r1="1x1a", r8=few.name) is None
     assert chosen(512, r256="2x1") == (few, replace(many, rows=(2, 1)), limit)
     assert chosen(512, r256="9x9") is None, "no candidate: a record of another version"
 
