@@ -1,7 +1,7 @@
 """The sizes that a product may be launched with, and which one is taken.
 
-Every shape of a tile here compiles for all chips without spills (tests/backends/triton_kernels).
-The first of `product_tiles` is the default by the cost model; `--tune` measures the others.
+Shapes of tiles were compiled for sm_80 and sm_90 without spills, with a norm and a gate, too. The
+first of `product_tiles` is the default by the cost model; `--tune` measures the others.
 """
 
 from __future__ import annotations
@@ -39,11 +39,9 @@ def product_tiles(product: Product, chips: Sequence[Chip], *, integer: bool = Fa
             found |= {replace(each, splits=s) for each in set(found) for s in FEW if s <= most}
         elif product.rows <= 256 and not (integer and product.format.group):
             step = base.step
-            found |= {
-                Tiles(64, 64, step, num_stages=4),
-                Tiles(128, 64, step, num_warps=4, num_stages=3),
-                Tiles(128, 128, step, num_warps=8, num_stages=3),
-            }
+            found |= {Tiles(64, 64, step, num_stages=4), Tiles(128, 128, step, num_warps=8)}
+            if product.format.kind != "w4":  # making weights of 4 bits there spills
+                found.add(Tiles(128, 64, step))
     found = {each for each in found if _fits(product, each)} or {base}
     simple = sorted(found, key=lambda e: (e.splits, e.outputs * e.rows, e.num_stages, _text(e)))
     return ranked(simple, lambda e, chip: product_seconds(product, e, chip), chips)[:MOST]

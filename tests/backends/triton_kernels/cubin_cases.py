@@ -135,6 +135,7 @@ PRODUCTS: dict[str, Callable[[], TritonKernel]] = {
     "linear, 16 rows, normed and gated": lambda: gated(None, 16),
     "linear, 64 rows, normed and gated": lambda: gated(None, 64),
     "w4g128, 16 rows, normed and gated": lambda: gated("w4g128", 16),
+    "w4g128, 64 rows, normed and gated": lambda: gated("w4g128", 64),
     "linear, 2048 rows": lambda: product(None, 2048),
     "linear float32, 64 rows": lambda: product(None, 64, "float32"),
     "w8, 16 rows": lambda: product("w8", 16),
