@@ -97,7 +97,7 @@ def capture_with_weights(
         settled_buffers(model, context) as own,
     ):
         given = forward.takes_positions
-        exported = _export(forward, tokens)
+        exported = _export(forward, tokens, context)
     if forward.takes_positions and not given:
         check_positions(forward, len(tokens))
     _check_signature(exported, model)
@@ -136,16 +136,16 @@ def capture_with_weights(
     return program
 
 
-def _export(forward: StatelessForward, tokens: torch.Tensor) -> Exported:
+def _export(forward: StatelessForward, tokens: torch.Tensor, context: int | None) -> Exported:
     """Without positions where the model can do without them and be traced; else with them."""
     try:
-        return export_repeated(forward, tokens)
+        return export_repeated(forward, tokens, context)
     except FrontendError as error:
         if not forward.give_positions():
             raise
         _LOG.info("with the model's own positions: %s", error)
         try:
-            return export_repeated(forward, tokens, known=str(error))
+            return export_repeated(forward, tokens, context, known=str(error))
         except FrontendError:
             raise error from None
 

@@ -7,10 +7,9 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -19,6 +18,7 @@ from torch import fx
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.proxy import TracerBase
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from graphwright.frontend.in_place_writes import CannotRewriteError, is_write, without_writes
 from graphwright.frontend.layer_markers import is_marker
@@ -31,16 +31,15 @@ from graphwright.frontend.length_guards import (
     literals,
     longest_traced,
 )
+from graphwright.frontend.source_lines import is_of_the_model, place_of
 from graphwright.frontend.stateless import StatelessForward
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.program import Level
 from graphwright.ir.verifier import allowed_at
 
-__all__ = ["Exported", "export_dynamic"]
+__all__ = ["BranchError", "Exported", "export_dynamic"]
 
 _LOG = logging.getLogger("graphwright.frontend")
-_OURS = str(Path(__file__).parent)
-_TORCH = str(Path(torch.__file__).parent)
 # What normalizing turns into the vocabulary by itself:
 _SPELLINGS = frozenset(
     """
@@ -72,6 +71,10 @@ _LADDER = (
 )
 
 
+class BranchError(FrontendError):
+    """A branch of the model's own code on the length: no way to export gets around it."""
+
+
 class _NotDynamicError(Exception):
     """One rung's export worked, but not for every length.
 
@@ -101,10 +104,10 @@ def export_dynamic(forward: StatelessForward, tokens: torch.Tensor, known: str =
     """Exports `forward` over `tokens` with dynamic length, by the first rung that works.
 
     known: the error of an earlier try. When a branch of the model ends this one too, it is raised.
-    Raises FrontendError that names what each rung met, and where in the model's source.
+    Raises FrontendError (BranchError) that names what each rung met, and where in the source.
     """
     failures: dict[str, list[str]] = {}
-    broken = 0
+    broken, branches = 0, True
     for rung in _LADDER:
         if rung.least <= broken:  # it would only find the same branch again
             continue
@@ -114,13 +117,14 @@ def export_dynamic(forward: StatelessForward, tokens: torch.Tensor, known: str =
             raise
         except _NotDynamicError as error:
             reason, broken = str(error), max(broken, error.broken)
+            branches = branches and error.broken > 0
         except Exception as error:  # noqa: BLE001  (torch.export raises whatever the model raises)
-            reason = _explain(error, forward, tokens, rung)
+            reason, branches = _explain(error), False
         _LOG.info("%s failed: %s", rung.name, reason)
         if broken and reason in known:
-            raise FrontendError(known)
+            raise BranchError(known)
         failures.setdefault(reason, []).append(rung.name)
-    raise FrontendError(
+    raise (BranchError if branches else FrontendError)(
         f"{type(forward.model).__name__} cannot be traced for a variable number of tokens."
         + "".join(f"\n  {', '.join(names)}: {reason}" for reason, names in failures.items())
     )
@@ -137,19 +141,23 @@ def _export(
         args = (tokens, torch.arange(length))
     dynamic = tuple({0: Dim.DYNAMIC(min=rung.least)} for _ in args)
     with torch.no_grad(), _quiet(), _lines_of_the_model():
-        with floats_of_the_length() as floats, branches_of_the_model(_place) as branches:
-            exported = torch.export.export(
-                forward, args, dynamic_shapes=dynamic, strict=False,
-                prefer_deferred_runtime_asserts_over_guards=rung.deferred,
-            )  # fmt: skip
-        least, most = _bounds(exported)
         try:
-            check_shorter(exported, branches, rung.least, least, _place)
+            with (
+                floats_of_the_length() as floats,
+                branches_of_the_model(place_of, length) as branches,
+                _no_constant_length(),
+            ):
+                exported = torch.export.export(
+                    forward, args, dynamic_shapes=dynamic, strict=False,
+                    prefer_deferred_runtime_asserts_over_guards=rung.deferred,
+                )  # fmt: skip
+            least, most = _bounds(exported)
+            check_shorter(exported, branches, rung.least, least, place_of)
             if least > rung.least:
                 raise AnotherPathError(
                     f"its code takes another path for fewer than {least} tokens", 0, own=False
                 )
-            most = longest_traced(exported, branches, least, most, length, _place)
+            most = longest_traced(exported, branches, least, most, length, place_of)
         except AnotherPathError as error:
             reason = f"{error}, and one trace must serve every length."
             raise _NotDynamicError(reason, error.length if error.own else 0) from None
@@ -237,7 +245,7 @@ def _lines_of_the_model() -> Iterator[None]:
     `forward`, which is all that torch keeps."""
 
     def keep(tracer: TracerBase, stack: traceback.StackSummary) -> traceback.StackSummary:
-        frames = [f for f in stack if not f.filename.startswith((_TORCH, _OURS, "<"))]
+        frames = [f for f in stack if is_of_the_model(f.filename)]
         entered = [i for i, f in enumerate(frames) if f.name == "forward"]
         return traceback.StackSummary.from_list(frames[entered[0] :][-2:] if entered else [])
 
@@ -248,53 +256,42 @@ def _lines_of_the_model() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _no_constant_length() -> Iterator[None]:
+    """While open, a line of the model that makes the number of tokens a constant ends the export:
+    what comes after it, as a loop over the tokens, would only be unrolled."""
+    depth = len(traceback.extract_stack())
+    original: Any = getattr(ShapeEnv, "_set_replacement", None)
+
+    def watch(env: Any, symbol: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(value, "is_number", False) and symbol_is_type(symbol, SymT.SIZE):
+            place = place_of(list(traceback.extract_stack())[depth:])
+            if place:
+                raise _NotDynamicError(f"the number of tokens became a constant{place}.")
+        return original(env, symbol, value, *args, **kwargs)
+
+    if original is None:
+        yield
+        return
+    with mock.patch.object(ShapeEnv, "_set_replacement", watch):
+        yield
+
+
 # ---- what went wrong
 
 
-def _explain(error: Exception, forward: StatelessForward, tokens: torch.Tensor, rung: Rung) -> str:
+def _explain(error: Exception) -> str:
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
     if any(sign in text for sign in _CONSTANT_LENGTH):
-        place = _where_specialized(forward, tokens, rung)
-        return f"the number of tokens became a constant{place}."
+        return "the number of tokens became a constant."
     if "data-dependent" in first:
         first = "its code branches on a value that is computed from the tokens"
     frames = [frame for link in _chain(error) for frame in traceback.extract_tb(link.__traceback__)]
-    return f"{first.rstrip('.')}{_place(frames)}."
+    return f"{first.rstrip('.')}{place_of(frames)}."
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _place(stack: Iterable[traceback.FrameSummary]) -> str:
-    """The innermost frame that is the model's, as ` at FILE:LINE: CODE`."""
-    for frame in reversed(list(stack)):
-        if not frame.filename.startswith((_TORCH, _OURS, "<")):
-            return f" at {frame.filename}:{frame.lineno}: {(frame.line or '').strip()}"
-    return ""
-
-
-def _where_specialized(forward: StatelessForward, tokens: torch.Tensor, rung: Rung) -> str:
-    """Exports again, watching for the moment when the length is replaced by a number."""
-    places: list[str] = []
-    depth = len(traceback.extract_stack())
-    original: Any = getattr(ShapeEnv, "_set_replacement", None)
-    if original is None:
-        return ""
-
-    def watch(env: Any, symbol: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
-        if getattr(value, "is_number", False):
-            place = _place(list(traceback.extract_stack())[depth:])
-            if place:
-                places.append(place)
-        return original(env, symbol, value, *args, **kwargs)
-
-    with mock.patch.object(ShapeEnv, "_set_replacement", watch):
-        try:
-            _export(forward, tokens, rung)
-        except Exception as error:  # noqa: BLE001  (it failed before; only the places matter now)
-            _LOG.debug("second look: %s", error)
-    return places[0] if places else ""

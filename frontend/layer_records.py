@@ -7,6 +7,7 @@ Outside, a call of a layer is one entry, and what it returns is named after the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +16,15 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from graphwright.frontend.source_lines import model_frame
+
 __all__ = ["LayerRecord", "Recorder", "constant"]
 
 aten = torch.ops.aten
 _PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout,
           torch.memory_format)  # fmt: skip
 _SMALL = 1 << 12
+_OFTEN = 24  # ops of one line in one layer
 
 
 @dataclass
@@ -51,6 +55,12 @@ class Recorder(TorchDispatchMode):
         self._made: dict[int, str] = {}  # tensors made in a layer and not returned, by its name
         self._kept: list[Any] = []  # so that no id is used twice
         self._current: str | None = None
+        self._lines: Counter[Hashable] = Counter()
+
+    @property
+    def repeats(self) -> bool:
+        """Does some line of the model run so often that it may be in a loop over the tokens?"""
+        return max(self._lines.values(), default=0) > _OFTEN
 
     def begin(self, layer: str, leaves: Sequence[Any], spec: Any, own: dict[int, str]) -> None:
         """`layer` is called with `leaves`; `own` names its parameters and buffers by id."""
@@ -88,6 +98,10 @@ class Recorder(TorchDispatchMode):
         self._kept.extend(leaves)
         self._current = None
 
+    def doubt(self, layer: str, why: str) -> None:
+        """The call of `layer` cannot be replaced by another layer's."""
+        self.layers[layer].doubt = why
+
     def finish(self, result: Any) -> None:
         """The forward returned `result`."""
         self.outer.append(("end", *map(self._outside, pytree.tree_leaves(result))))
@@ -111,6 +125,9 @@ class Recorder(TorchDispatchMode):
                 names[id(leaf)] = ("step", len(steps), number)
                 if self._current is not None:
                     self._made[id(leaf)] = self._current
+        frame = model_frame()
+        if frame is not None:
+            self._lines[self._current, frame.f_code, frame.f_lineno] += 1
         structure = str(pytree.tree_structure((args, kwargs)))
         steps.append((func, structure, described, tuple(map(_type, after))))
         self._kept += [*before, *after]

@@ -7,20 +7,33 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from graphwright.frontend.layer_markers import ENTER, LEAVE, SKIPPED
-from graphwright.frontend.layer_records import Recorder, constant
+from graphwright.frontend.layer_records import constant
 from graphwright.frontend.layer_twins import WRITTEN, Layer
 
 __all__ = ["StubbedLayers"]
 
 # What nn.Module itself keeps in every instance: its code reads it at each call.
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"}
+
+
+class Listener(Protocol):
+    """What is told of the layers' calls."""
+
+    def begin(self, layer: str, leaves: Sequence[Any], spec: Any, own: dict[int, str]) -> None:
+        """`layer` is called with `leaves`; `own` names its parameters and buffers by id."""
+
+    def end(self, layer: str, inputs: Sequence[Any], leaves: Sequence[Any], spec: Any) -> None:
+        """`layer` returned `leaves`, having been called with `inputs`."""
+
+    def doubt(self, layer: str, why: str) -> None:
+        """The call of `layer` cannot be replaced by another layer's."""
 
 
 @dataclass
@@ -38,17 +51,19 @@ class StubbedLayers:
 
     `twins`: by number, the layer that each one is a copy of. When it is called as that one was, it
     is skipped. `reads`: by number, what a layer's forward looked at: (id of a module's dict, name).
+    `repeats`: may some line of the model be in a loop over the tokens?
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self.layers = layers
         self.by_path = {layer.path: layer for layer in layers}
         self.twins: dict[int, Layer] = {}
+        self.repeats = False
         self.reads: dict[int, set[tuple[int, str]]] = {}
         self._by_dict = {id(vars(layer.module)): layer for layer in layers}
         self._calls: dict[int, _Call] = {}
         self._called: set[int] = set()
-        self._recorder: Recorder | None = None
+        self._recorder: Listener | None = None
         self._watched: set[tuple[int, str]] | None = None
         self._classes: list[tuple[nn.Module, type]] = []
 
@@ -73,7 +88,7 @@ class StubbedLayers:
         return {number: (first, by_number[number]) for number, first in self.twins.items()}
 
     @contextmanager
-    def recording(self, recorder: Recorder) -> Iterator[None]:
+    def recording(self, recorder: Listener) -> Iterator[None]:
         """While open, `recorder` is told of the layers' calls, and no marks are made."""
         self._recorder = recorder
         try:
@@ -139,7 +154,7 @@ class StubbedLayers:
         if recorder is not None:
             again, changed = pytree.tree_flatten((args, kwargs))
             if changed != spec or any(a is not b for a, b in zip(again, inputs, strict=True)):
-                recorder.layers[layer.path].doubt = "changes its arguments"
+                recorder.doubt(layer.path, "changes its arguments")
             recorder.end(layer.path, inputs, *pytree.tree_flatten(result))
         return result
 

@@ -99,8 +99,9 @@ def longest_traced(
             continue
         if length <= 4 * example:
             where = condition.where or condition.text
-            reason = f"its code takes another path for {length} tokens{where}"
-            raise AnotherPathError(reason, length, own=not condition.inside_torch)
+            raise AnotherPathError(
+                _another_path(length, where), length, own=not condition.inside_torch
+            )
         most = length - 1
     return most
 
@@ -127,6 +128,10 @@ def check_shorter(
         where = condition.where or condition.text
         reason = f"its code takes another path for {which} tokens{where}"
         raise AnotherPathError(reason, length, own=not condition.inside_torch)
+
+
+def _another_path(length: int, where: str) -> str:
+    return f"its code takes another path for {length} tokens{where}"
 
 
 def _first_broken(condition: Any, least: int, most: int | None) -> int:
@@ -202,10 +207,12 @@ def _lengths(least: int, most: int | None) -> Iterator[int]:
 
 
 @contextmanager
-def branches_of_the_model(place: Place) -> Iterator[Branches]:
+def branches_of_the_model(place: Place, length: int) -> Iterator[Branches]:
     """While open, collects the branches that code outside torch takes on sizes.
 
-    An export that defers its guards keeps no other trace of who asked.
+    An export that defers its guards keeps no other trace of who asked. length: of the example. A
+    branch that goes another way for up to four times as many tokens raises AnotherPathError at
+    once, as `longest_traced` would afterwards.
     """
     found: Branches = {}
     original, own_files = SymNode.guard_bool, uninteresting_files()
@@ -219,7 +226,13 @@ def branches_of_the_model(place: Place) -> Iterator[Branches]:
         code = frame.f_code
         summary = traceback.FrameSummary(code.co_filename, frame.f_lineno, code.co_name)
         if getattr(asked, "free_symbols", None) and place([summary]):
-            found.setdefault(asked if value else ~asked, summary)
+            condition = asked if value else ~asked
+            if condition not in found and len(condition.free_symbols) == 1:
+                broken = _first_broken(condition, length, 4 * length)
+                if broken:
+                    where = place([summary])
+                    raise AnotherPathError(_another_path(broken, where), broken, own=True)
+            found.setdefault(condition, summary)
         return value
 
     with mock.patch.object(SymNode, "guard_bool", watch):

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from graphwright.frontend.export_ladder import Exported, export_dynamic
+from graphwright.frontend.export_ladder import BranchError, Exported, export_dynamic
 from graphwright.frontend.layer_copies import CannotCopyError, write_out
 from graphwright.frontend.layer_records import Recorder
 from graphwright.frontend.layer_stubs import StubbedLayers
 from graphwright.frontend.layer_twins import Layer, find_layers
+from graphwright.frontend.shape_runs import inputs_of_shape, run_on_shapes
 from graphwright.frontend.stateless import StatelessForward
+from graphwright.frontend.token_loops import refuse_recurrence
 from graphwright.ir.errors import FrontendError
 
 __all__ = ["export_repeated", "find_classes"]
@@ -26,23 +26,40 @@ __all__ = ["export_repeated", "find_classes"]
 _LOG = logging.getLogger("graphwright.frontend")
 
 
-def export_repeated(forward: StatelessForward, tokens: torch.Tensor, known: str = "") -> Exported:
+def export_repeated(
+    forward: StatelessForward, tokens: torch.Tensor, context: int | None = None, known: str = ""
+) -> Exported:
     """What `export_dynamic` returns for `forward` over `tokens`, and usually sooner.
 
-    known: the error of an earlier try. Raises the FrontendError of `export_dynamic`.
+    context: the longest sequence it takes. known: the error of an earlier try. Raises the
+    FrontendError of `export_dynamic`, or of `refuse_recurrence` where that can tell beforehand.
     """
+    first = not known
     layers = [layer for group in find_layers(forward).values() for layer in group]
     with StubbedLayers(layers) as stubs:
-        if find_classes(forward, tokens, stubs):
+        found = find_classes(forward, tokens, stubs)
+        if stubs.repeats:
+            refuse_recurrence(forward, stubs, tokens, context)
+        if found:
             try:
                 exported = export_dynamic(forward, tokens, known)
                 write_out(exported.program, forward, stubs.pairs)
                 return exported
+            except BranchError:
+                raise
             except (FrontendError, CannotCopyError) as error:
                 _LOG.info("tracing every layer, since copying some does not work: %s", error)
                 if isinstance(error, FrontendError):
                     known = str(error)
-    return export_dynamic(forward, tokens, known)
+    try:
+        return export_dynamic(forward, tokens, known)
+    except BranchError:
+        raise
+    except FrontendError:
+        if first:
+            with stubs:
+                refuse_recurrence(forward, stubs, tokens, context)
+        raise
 
 
 def find_classes(forward: StatelessForward, tokens: torch.Tensor, stubs: StubbedLayers) -> bool:
@@ -51,13 +68,11 @@ def find_classes(forward: StatelessForward, tokens: torch.Tensor, stubs: Stubbed
     Evidence: both are made alike, the attributes that the first reads are equal, both do the same
     ops, and with the copies replaced by stubs everything around the layers stays the same.
     """
-    if not stubs.layers:
-        return False
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    positions = (torch.arange(tokens.shape[0]),) if forward.takes_positions else ()
-    inputs = [mode.from_tensor(x) for x in (tokens, *positions)]
+    inputs = inputs_of_shape(forward, tokens, mode)
     try:
         full = _record(forward, inputs, mode, stubs)
+        stubs.repeats = full.repeats
         for first, layer in _pairs(full, stubs):
             if not full.layers[first.path].equals(full.layers[layer.path]):
                 continue
@@ -96,17 +111,5 @@ def _record(
 ) -> Recorder:
     """Runs `forward` without values, as it runs while it is exported."""
     recorder = Recorder()
-    with torch.no_grad(), _as_in_export(), mode, stubs.recording(recorder), recorder:
-        result = forward(*inputs)
-    recorder.finish(result)
+    recorder.finish(run_on_shapes(forward, inputs, mode, stubs.recording(recorder), recorder))
     return recorder
-
-
-@contextmanager
-def _as_in_export() -> Iterator[None]:
-    """Models ask whether they are being compiled, and do without checks of values then."""
-    with (
-        mock.patch.object(torch.compiler, "_is_compiling_flag", new=True),
-        mock.patch.object(torch.compiler, "_is_exporting_flag", new=True),
-    ):
-        yield

@@ -1,0 +1,44 @@
+"""Lines of the model's own code, as messages name them."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from types import CodeType, FrameType
+
+import torch
+
+__all__ = ["is_of_the_model", "line_of", "model_frame", "place_of"]
+
+_OURS = str(Path(__file__).parent)
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def is_of_the_model(file: str) -> bool:
+    """Is `file` neither ours nor torch's?"""
+    return not file.startswith((_TORCH, _OURS, "<"))
+
+
+def place_of(stack: Iterable[traceback.FrameSummary]) -> str:
+    """The innermost frame that is the model's, as ` at FILE:LINE: CODE`; empty without one."""
+    for frame in reversed(list(stack)):
+        if is_of_the_model(frame.filename):
+            return f" at {frame.filename}:{frame.lineno}: {(frame.line or '').strip()}"
+    return ""
+
+
+def line_of(code: CodeType, number: int) -> str:
+    """That line of `code`, in the same words."""
+    text = linecache.getline(code.co_filename, number).strip()
+    return f" at {code.co_filename}:{number}: {text}"
+
+
+def model_frame() -> FrameType | None:
+    """The innermost frame of the model's code that is running; None outside of it."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not is_of_the_model(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame

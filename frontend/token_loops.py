@@ -1,0 +1,220 @@
+"""Recurrences: a state computed from the state before, token after token or block after block.
+
+torch.export unrolls such a loop for the example's length, often for minutes. So where a line of the
+model runs suspiciously often, or no export works, the forward runs on shapes alone for a few
+lengths. A line that runs more often the more tokens there are, on its own earlier results, and
+makes a tensor that does not grow with them, computes a state: the model is recurrent.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from graphwright.frontend.layer_stubs import StubbedLayers
+from graphwright.frontend.shape_runs import inputs_of_shape, run_on_shapes
+from graphwright.frontend.source_lines import line_of, model_frame
+from graphwright.frontend.stateless import StatelessForward
+from graphwright.ir.errors import FrontendError
+
+__all__ = ["refuse_recurrence"]
+
+_LOG = logging.getLogger("graphwright.frontend")
+_SHORT, _MIDDLE = 6, 12
+_LONG = 576  # more than one block of 64, 128 or 256 tokens
+_BLOCK = 64
+
+Line = tuple[CodeType, int]
+Sizes = tuple[int, ...]
+
+
+def refuse_recurrence(
+    forward: StatelessForward, stubs: StubbedLayers, tokens: torch.Tensor, context: int | None
+) -> None:
+    """Raises FrontendError when `forward` computes a state from the state before.
+
+    stubs: layers that are copies of others are skipped. context: the longest sequence it takes.
+    Says nothing about a model whose forward does not run on shapes alone.
+    """
+    run = _Runs(forward, stubs, tokens)
+    long = _LONG if context is None else min(_LONG, context // _BLOCK * _BLOCK)
+    short = run.lines(_SHORT)
+    for length in (_MIDDLE, long):
+        if short is not None and length > _SHORT and (context is None or length <= context):
+            _refuse_states(run, short, length)
+
+
+def _refuse_states(run: _Runs, short: list[Line], length: int) -> None:
+    longer = run.lines(length) or []
+    fewer = Counter(short)
+    growing = {line for line, count in Counter(longer).items() if count > fewer[line]}
+    if not growing:
+        return
+    before, after = run.chains(_SHORT, growing), run.chains(length, growing)
+    grown = [(steps, line, sizes) for (line, sizes), steps in after.steps.items()
+             if steps > before.steps[line, sizes] > 0]  # fmt: skip
+    if not grown:
+        return
+    steps, line, sizes = max(grown, key=lambda item: item[0])
+    raise FrontendError(
+        f"{type(run.forward.model).__name__} is recurrent: {after.module(line, run.forward.model)} "
+        f"computes a state {list(sizes)} from the state before, in {before.steps[line, sizes]} "
+        f"steps for {_SHORT} tokens and in {steps} for {length}, each on the result of the one "
+        f"before{line_of(*line)}. Recurrences over tokens are not compiled; only attention and "
+        f"causal convolutions may look at other tokens."
+    )
+
+
+class _Runs:
+    """Runs of the forward on shapes, at any length. None: it does not run so."""
+
+    def __init__(
+        self, forward: StatelessForward, stubs: StubbedLayers, tokens: torch.Tensor
+    ) -> None:
+        self.forward, self._stubs, self._tokens = forward, stubs, tokens
+        self._failed = False
+
+    def lines(self, length: int) -> list[Line] | None:
+        """The model's lines that ops came from, in order."""
+        watch = _Lines()
+        return watch.lines if self._run(length, watch) else None
+
+    def chains(self, length: int, lines: set[Line]) -> _Chains:
+        """The longest chains of ops of `lines`."""
+        watch = _Chains(lines)
+        self._run(length, watch)
+        return watch
+
+    def _run(self, length: int, watch: _Watch) -> bool:
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        tokens = self._tokens.repeat(-(-length // len(self._tokens)))[:length]
+        with _unchanged(self.forward):
+            try:
+                inputs = inputs_of_shape(self.forward, tokens, mode)
+                run_on_shapes(self.forward, inputs, mode, self._stubs.recording(watch), watch)
+            except Exception as error:  # noqa: BLE001  (a model's own code, without values)
+                _LOG.info("loops over tokens are not looked for: %s", error)
+                return False
+        return True
+
+
+class _Watch(TorchDispatchMode):
+    """Sees every op. Calls of layers do not matter."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def begin(self, layer: str, leaves: Any, spec: Any, own: Any) -> None:
+        """A layer is called."""
+
+    def end(self, layer: str, inputs: Any, leaves: Any, spec: Any) -> None:
+        """It returned."""
+
+    def doubt(self, layer: str, why: str) -> None:
+        """It did something that keeps others from being like it."""
+
+
+class _Lines(_Watch):
+    """The model's lines that ops came from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[Line] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        frame = model_frame()
+        if frame is not None:
+            self.lines.append((frame.f_code, frame.f_lineno))
+        return func(*args, **(kwargs or {}))
+
+
+class _Chains(_Watch):
+    """steps: by line and the sizes of a result, how many ops of the line stand on each other."""
+
+    def __init__(self, lines: set[Line]) -> None:
+        super().__init__()
+        self.steps: Counter[tuple[Line, Sizes]] = Counter()
+        self._lines = lines
+        self._behind: dict[int, dict[Line, int]] = {}  # by memory: ops of each line behind it
+        self._modules: dict[Line, nn.Module] = {}
+        self._kept: list[Any] = []  # so that no memory is used twice
+
+    def module(self, line: Line, model: nn.Module) -> str:
+        """Which module the line ran in."""
+        module = self._modules.get(line)
+        name = next((name for name, each in model.named_modules() if each is module), "")
+        return f"'{name}' ({type(module).__name__})" if name else type(model).__name__
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        frame = model_frame()
+        line = (frame.f_code, frame.f_lineno) if frame is not None else None
+        before = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        given = {_memory(x) for x in before}
+        result = func(*args, **kwargs)
+        after = [x for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
+        self._kept += [*before, *after]
+        writes = func._schema.is_mutable
+        made = [x for x in after if writes or _memory(x) not in given]
+        if not made:
+            return result  # views
+        read = before[1:] if func in _OVERWRITES else before
+        behind: dict[Line, int] = {}
+        for tensor in read:
+            for key, count in self._behind.get(_memory(tensor), {}).items():
+                behind[key] = max(behind.get(key, 0), count)
+        if line in self._lines and line is not None:
+            behind[line] = behind.get(line, 0) + 1
+            self._modules.setdefault(line, _module_of(frame))
+            for tensor in made:
+                place = line, tuple(tensor.shape)
+                self.steps[place] = max(self.steps[place], behind[line])
+        for tensor in made:
+            old = self._behind.setdefault(_memory(tensor), {})
+            for key, count in behind.items():
+                old[key] = max(old.get(key, 0), count)
+        return result
+
+
+_OVERWRITES = frozenset(
+    {torch.ops.aten.copy_.default, torch.ops.aten.fill_.Scalar, torch.ops.aten.fill_.Tensor,
+     torch.ops.aten.zero_.default}
+)  # fmt: skip
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _module_of(frame: FrameType | None) -> Any:
+    """The innermost module whose code is running."""
+    while frame is not None:
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module):
+            return module
+        frame = frame.f_back
+    return None
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """What modules keep of a run, as tables that grow with the length, is forgotten again."""
+    saved = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in saved:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
