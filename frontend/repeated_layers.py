@@ -16,9 +16,9 @@ from graphwright.frontend.layer_copies import CannotCopyError, write_out
 from graphwright.frontend.layer_records import Recorder
 from graphwright.frontend.layer_stubs import StubbedLayers
 from graphwright.frontend.layer_twins import Layer, find_layers
+from graphwright.frontend.recurrences import refuse_recurrence
 from graphwright.frontend.shape_runs import inputs_of_shape, run_on_shapes
 from graphwright.frontend.stateless import StatelessForward
-from graphwright.frontend.token_loops import refuse_recurrence
 from graphwright.ir.errors import FrontendError
 
 __all__ = ["export_repeated", "find_classes"]
@@ -34,32 +34,36 @@ def export_repeated(
     context: the longest sequence it takes. known: the error of an earlier try. Raises the
     FrontendError of `export_dynamic`, or of `refuse_recurrence` where that can tell beforehand.
     """
-    first = not known
     layers = [layer for group in find_layers(forward).values() for layer in group]
     with StubbedLayers(layers) as stubs:
         found = find_classes(forward, tokens, stubs)
         if stubs.repeats:
             refuse_recurrence(forward, stubs, tokens, context)
-        if found:
-            try:
-                exported = export_dynamic(forward, tokens, known)
-                write_out(exported.program, forward, stubs.pairs)
-                return exported
-            except BranchError:
-                raise
-            except (FrontendError, CannotCopyError) as error:
-                _LOG.info("tracing every layer, since copying some does not work: %s", error)
-                if isinstance(error, FrontendError):
-                    known = str(error)
     try:
-        return export_dynamic(forward, tokens, known)
-    except BranchError:
-        raise
+        return _export(forward, tokens, stubs if found else None, known)
     except FrontendError:
-        if first:
+        if not known:
             with stubs:
                 refuse_recurrence(forward, stubs, tokens, context)
         raise
+
+
+def _export(
+    forward: StatelessForward, tokens: torch.Tensor, stubs: StubbedLayers | None, known: str
+) -> Exported:
+    if stubs is not None:
+        try:
+            with stubs:
+                exported = export_dynamic(forward, tokens, known)
+                write_out(exported.program, forward, stubs.pairs)
+                return exported
+        except BranchError:
+            raise
+        except (FrontendError, CannotCopyError) as error:
+            _LOG.info("tracing every layer, since copying some does not work: %s", error)
+            if isinstance(error, FrontendError):
+                known = str(error)
+    return export_dynamic(forward, tokens, known)
 
 
 def find_classes(forward: StatelessForward, tokens: torch.Tensor, stubs: StubbedLayers) -> bool:

@@ -109,9 +109,16 @@ ROUNDED = 0.1  # of the logits' standard deviation, as for passes that approxima
 EQUAL = 1e-3
 
 
-def check_quantized(subject: Subject, quant: str, folder: Path, share: float) -> None:
-    """The artifact against the reference of the quantized graph; `share` of the rows are equal."""
-    compiled = graphwright.compile(subject.checkpoint, quant=quant, chunk=16, check=False)
+def check_quantized(
+    subject: Subject, quant: str, folder: Path, share: float, cache: str = "auto"
+) -> None:
+    """The artifact against the reference of the quantized graph; `share` of the rows are equal.
+
+    cache: how keys and values are kept.
+    """
+    compiled = graphwright.compile(
+        subject.checkpoint, quant=quant, kv_cache_dtype=cache, chunk=16, check=False
+    )
     prompts = [prompt_of(length, seed=length) for length in (21, 1, 7)]
     engine = Engine(compiled.save(folder / "model.gw"))
     outputs = engine.generate(prompts, GREEDY, return_logits=True)
@@ -145,3 +152,20 @@ def test_4_bit_weights_equal_their_reference(subject: Subject, tmp_path: Path) -
 @pytest.mark.parametrize("quant", ["w8g32", "w4g32", "w4g32z"])
 def test_every_scheme_equals_its_reference(subject: Subject, quant: str, tmp_path: Path) -> None:
     check_quantized(subject, quant, tmp_path, IN_GROUPS)
+
+
+# Windows and a cap on the scores; keys and values of different sizes from one latent.
+@pytest.mark.parametrize("subject", ["gemma2", "deepseek-v3"], indirect=True)
+def test_an_int8_cache_equals_its_reference(subject: Subject, tmp_path: Path) -> None:
+    check_quantized(subject, "f32", tmp_path, 0.7, "int8")
+
+
+CACHED = """llama mistral gpt2 falcon falcon-old opt bloom qwen3 gemma3 phi gpt-neox cohere gpt-oss
+    mixtral""".split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["int8", "f16"])
+@pytest.mark.parametrize("subject", CACHED, indirect=True)
+def test_a_small_cache_equals_its_reference(subject: Subject, cache: str, tmp_path: Path) -> None:
+    check_quantized(subject, "f32", tmp_path, 0.7, cache)

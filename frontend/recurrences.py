@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any
 
 import torch
@@ -34,7 +34,8 @@ _SHORT, _MIDDLE = 6, 12
 _LONG = 576  # more than one block of 64, 128 or 256 tokens
 _BLOCK = 64
 
-Line = tuple[CodeType, int]
+Line = tuple[CodeType, int, int]
+"""Some code, a line number and the id of the module that it ran in: modules share code."""
 Sizes = tuple[int, ...]
 
 
@@ -55,24 +56,36 @@ def refuse_recurrence(
 
 
 def _refuse_states(run: _Runs, short: list[Line], length: int) -> None:
+    """Where steps become more and more: for `length` tokens more than for fewer, and for those more
+    than for the fewest. Another path for longer sequences would be longer once."""
     longer = run.lines(length) or []
     fewer = Counter(short)
     growing = {line for line, count in Counter(longer).items() if count > fewer[line]}
     if not growing:
         return
-    before, after = run.chains(_SHORT, growing), run.chains(length, growing)
-    grown = [(steps, line, sizes) for (line, sizes), steps in after.steps.items()
-             if steps > before.steps[line, sizes] > 0]  # fmt: skip
+    steps = [run.chains(n, growing).steps for n in (_SHORT, max(length // 2, _SHORT + 3), length)]
+    grown = [(count, place) for place, count in steps[-1].items()
+             if count > steps[1][place] > steps[0][place] > 0]  # fmt: skip
     if not grown:
         return
-    steps, line, sizes = max(grown, key=lambda item: item[0])
+    count, place = max(grown, key=lambda item: item[0])
+    (code, number, module), sizes = place
+    model = run.forward.model
     raise FrontendError(
-        f"{type(run.forward.model).__name__} is recurrent: {after.module(line, run.forward.model)} "
-        f"computes a state {list(sizes)} from the state before, in {before.steps[line, sizes]} "
-        f"steps for {_SHORT} tokens and in {steps} for {length}, each on the result of the one "
-        f"before{line_of(*line)}. Recurrences over tokens are not compiled; only attention and "
-        f"causal convolutions may look at other tokens."
+        f"{type(model).__name__} is recurrent: {_name(module, model)} computes a state "
+        f"{list(sizes)} from the state before, in {steps[0][place]} steps for {_SHORT} tokens and "
+        f"in {count} for {length}, each on the result of the one before{line_of(code, number)}. "
+        f"Recurrences over tokens are not compiled; only attention and causal convolutions may "
+        f"look at other tokens."
     )
+
+
+def _name(module: int, model: nn.Module) -> str:
+    """What the model calls the module of that id."""
+    for name, each in model.named_modules():
+        if id(each) == module and name:
+            return f"'{name}' ({type(each).__name__})"
+    return type(model).__name__
 
 
 class _Runs:
@@ -82,7 +95,6 @@ class _Runs:
         self, forward: StatelessForward, stubs: StubbedLayers, tokens: torch.Tensor
     ) -> None:
         self.forward, self._stubs, self._tokens = forward, stubs, tokens
-        self._failed = False
 
     def lines(self, length: int) -> list[Line] | None:
         """The model's lines that ops came from, in order."""
@@ -132,9 +144,9 @@ class _Lines(_Watch):
         self.lines: list[Line] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        frame = model_frame()
-        if frame is not None:
-            self.lines.append((frame.f_code, frame.f_lineno))
+        line = _line()
+        if line is not None:
+            self.lines.append(line)
         return func(*args, **(kwargs or {}))
 
 
@@ -146,19 +158,11 @@ class _Chains(_Watch):
         self.steps: Counter[tuple[Line, Sizes]] = Counter()
         self._lines = lines
         self._behind: dict[int, dict[Line, int]] = {}  # by memory: ops of each line behind it
-        self._modules: dict[Line, nn.Module] = {}
         self._kept: list[Any] = []  # so that no memory is used twice
-
-    def module(self, line: Line, model: nn.Module) -> str:
-        """Which module the line ran in."""
-        module = self._modules.get(line)
-        name = next((name for name, each in model.named_modules() if each is module), "")
-        return f"'{name}' ({type(module).__name__})" if name else type(model).__name__
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        frame = model_frame()
-        line = (frame.f_code, frame.f_lineno) if frame is not None else None
+        line = _line()
         before = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         given = {_memory(x) for x in before}
         result = func(*args, **kwargs)
@@ -175,7 +179,6 @@ class _Chains(_Watch):
                 behind[key] = max(behind.get(key, 0), count)
         if line in self._lines and line is not None:
             behind[line] = behind.get(line, 0) + 1
-            self._modules.setdefault(line, _module_of(frame))
             for tensor in made:
                 place = line, tuple(tensor.shape)
                 self.steps[place] = max(self.steps[place], behind[line])
@@ -196,14 +199,18 @@ def _memory(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _module_of(frame: FrameType | None) -> Any:
-    """The innermost module whose code is running."""
+def _line() -> Line | None:
+    """The model's line that is running."""
+    frame = model_frame()
+    if frame is None:
+        return None
+    code, number = frame.f_code, frame.f_lineno
     while frame is not None:
         module = frame.f_locals.get("self")
         if isinstance(module, nn.Module):
-            return module
+            return code, number, id(module)
         frame = frame.f_back
-    return None
+    return code, number, 0
 
 
 @contextmanager
