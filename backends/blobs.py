@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from graphwright.ir.ahead import ahead
 from graphwright.ir.errors import BackendError
 from graphwright.ir.memory import align
 from graphwright.ir.weights import CheckpointTensor, ConstantTensor, Expression, Weight
@@ -122,21 +123,24 @@ class BlobTable:
         ]
 
     def chunks(self, on_blob: Callable[[str], None] | None = None) -> Iterator[memoryview]:
-        """The region from its start to its end in pieces. One weight is in memory at a time."""
-        for blob in self._blobs.values():
+        """The region from its start to its end in pieces. A few weights are in memory at a time."""
+        blobs = list(self._blobs.values())
+        for blob, pieces in zip(blobs, ahead(_pieces, blobs), strict=True):
             if on_blob:
                 on_blob(blob.name)
-            written = 0
-            for array in _packed(blob):
-                piece = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-                written += len(piece)
-                yield piece
+            written = sum(len(piece) for piece in pieces)
+            yield from pieces
             if written != blob.bytes:
                 raise BackendError(
                     f"weight '{blob.name}' {blob.weight.shape} packs into {written} bytes in "
                     f"layout '{blob.layout.name}', {blob.bytes} were planned."
                 )
             yield memoryview(bytes(align(written) - written))
+
+
+def _pieces(blob: Blob) -> list[memoryview]:
+    """Its packed bytes."""
+    return [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in _packed(blob)]
 
 
 def _packed(blob: Blob) -> Iterator[np.ndarray]:

@@ -6,7 +6,7 @@ import gc
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +95,8 @@ class Compiled:
 
         start = time.perf_counter()
         self._progress.stage("pack weights and write")
-        write_artifact(self, Path(path), self._progress.packed)
+        with _one_thread():
+            write_artifact(self, Path(path), self._progress.packed)
         self.seconds["write"] = time.perf_counter() - start
         return Path(path)
 
@@ -135,7 +136,7 @@ def compile(
         from graphwright.passes.base import PassContext, run_passes
         from graphwright.passes.pipeline import PipelineOptions, pipeline
         from graphwright.passes.recipe import Recipe
-        from graphwright.passes.verification import CHECK_LIMIT_BYTES, NumericCheck, should_check
+        from graphwright.passes.verification import NumericCheck, should_check
         from graphwright.program_tuning import check_budget, picks_of, tune_program
 
     options = CompileOptions(quant, target, chunk, check, context, kv_cache_dtype, dtype, tune)
@@ -173,7 +174,7 @@ def compile(
     clock = timed("passes", clock)
 
     progress.stage("golden tokens")
-    with _one_thread() if program.weights.nbytes <= CHECK_LIMIT_BYTES else nullcontext():
+    with _one_thread():
         golden = golden_tokens(program)
     clock = timed("golden", clock)
 
@@ -204,7 +205,10 @@ def _without_collection() -> Iterator[None]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Torch on one thread: probes are small, and threads that spin cost more than they bring."""
+    """Torch on one thread: operators are small, and threads that spin cost more than they bring.
+
+    Where there is enough to do, threads of ours run such operators side by side (ir/ahead.py).
+    """
     import torch
 
     threads = torch.get_num_threads()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from graphwright.ir.ahead import ahead
 from graphwright.ir.interpreter import run_program
 from graphwright.ir.paging import PagedCache
 from graphwright.ir.program import Program
@@ -16,11 +17,19 @@ __all__ = ["GOLDEN_LENGTH", "golden_tokens"]
 GOLDEN_LENGTH = 12  # fits into one block of the cache
 
 
-class _Uncached:
-    """Loads each weight when its node runs and keeps none: one weight at a time is in memory."""
+class _Ahead:
+    """Each weight when its node runs; threads load the next ones meanwhile, and none is kept."""
+
+    def __init__(self, program: Program) -> None:
+        self._order = [str(n.target) for n in program.graph.nodes if n.op == "get_attr"]
+        self._loaded = ahead(lambda name: program.weights[name].load(), self._order)
+        self._next = iter(self._order)
 
     def load(self, program: Program, name: str) -> torch.Tensor:
-        return program.weights[name].load()
+        expected = next(self._next, None)
+        if name != expected:
+            raise RuntimeError(f"weight '{name}' is read where '{expected}' was expected.")
+        return next(self._loaded)
 
 
 def golden_tokens(program: Program) -> dict[str, Any]:
@@ -34,7 +43,7 @@ def golden_tokens(program: Program) -> dict[str, Any]:
     prompt = [(7919 * (i + 1) + 13) % vocab for i in range(length)]
     cache = PagedCache(program, num_blocks=1)
     inputs = cache.inputs([(cache.start(), torch.tensor(prompt))])
-    logits = run_program(program, inputs, _Uncached())
+    logits = run_program(program, inputs, _Ahead(program))
     top = logits.topk(2, dim=-1)
     return {
         "prompt": prompt,
