@@ -144,6 +144,16 @@ def _first_broken(condition: Any, least: int, most: int | None) -> int:
     return 0
 
 
+def _is_plain_bound(condition: Any) -> bool:
+    """Is it a length, nothing else, that is at most a number?"""
+    sides = getattr(condition, "args", ())
+    if getattr(condition, "rel_op", "") in (">", ">="):
+        sides = sides[::-1]
+    elif getattr(condition, "rel_op", "") not in ("<", "<="):
+        return False
+    return bool(sides[0].is_Symbol and sides[1].is_number)
+
+
 def _holds(condition: Any, length: int) -> bool:
     try:
         return bool(_function(condition)(length))
@@ -212,7 +222,8 @@ def branches_of_the_model(place: Place, length: int) -> Iterator[Branches]:
 
     An export that defers its guards keeps no other trace of who asked. length: of the example. A
     branch that goes another way for up to four times as many tokens raises AnotherPathError at
-    once, as `longest_traced` would afterwards.
+    once, as `longest_traced` would afterwards. A plain bound, as of `assert length <= 64`, does
+    not: torch takes it for the longest length there is.
     """
     found: Branches = {}
     original, own_files = SymNode.guard_bool, uninteresting_files()
@@ -227,7 +238,8 @@ def branches_of_the_model(place: Place, length: int) -> Iterator[Branches]:
         summary = traceback.FrameSummary(code.co_filename, frame.f_lineno, code.co_name)
         if getattr(asked, "free_symbols", None) and place([summary]):
             condition = asked if value else ~asked
-            if condition not in found and len(condition.free_symbols) == 1:
+            known = condition in found or _is_plain_bound(condition)
+            if not known and len(condition.free_symbols) == 1:
                 broken = _first_broken(condition, length, 4 * length)
                 if broken:
                     where = place([summary])

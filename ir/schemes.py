@@ -83,13 +83,13 @@ def quantize_weight(weight: torch.Tensor, scheme: str) -> tuple[torch.Tensor, ..
     zero = torch.empty((rows, groups), dtype=torch.uint8, device=weight.device)
     flat = weight.reshape(rows, inputs)
     step = max(1, _ELEMENTS_AT_ONCE // inputs)
-    for begin in range(0, rows, step):
+    real = weight.device.type != "meta"
+    for begin in range(0, rows if real else 0, step):
         part = slice(begin, begin + step)
         x = flat[part].float().reshape(-1, inputs // groups)
         q, *found = _quantize(x, parsed)
         values[part] = q.reshape(-1, inputs)
         scale[part], zero[part] = (each.reshape(-1, groups) for each in found)
-    real = weight.device.type != "meta"
     if real and not bool(scale.isfinite().all()) and bool(weight.isfinite().all()):
         most = float(weight.abs().max())
         raise PassError(f"weights of up to {most:.3g} need scales beyond float16: use w8 for them.")
