@@ -146,7 +146,7 @@ def _first_broken(condition: Any, least: int, most: int | None) -> int:
 
 def _is_plain_bound(condition: Any) -> bool:
     """Is it a length, nothing else, that is at most a number?"""
-    sides = getattr(condition, "args", ())
+    sides: tuple[Any, ...] = getattr(condition, "args", ())
     if getattr(condition, "rel_op", "") in (">", ">="):
         sides = sides[::-1]
     elif getattr(condition, "rel_op", "") not in ("<", "<="):
