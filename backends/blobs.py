@@ -129,12 +129,12 @@ class BlobTable:
             if on_blob:
                 on_blob(blob.name)
             written = sum(len(piece) for piece in pieces)
-            yield from pieces
             if written != blob.bytes:
                 raise BackendError(
                     f"weight '{blob.name}' {blob.weight.shape} packs into {written} bytes in "
                     f"layout '{blob.layout.name}', {blob.bytes} were planned."
                 )
+            yield from pieces
             yield memoryview(bytes(align(written) - written))
 
 
