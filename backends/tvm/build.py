@@ -16,12 +16,13 @@ from graphwright.backends.blobs import BlobTable
 from graphwright.backends.tuning import Picks
 from graphwright.backends.tvm import lower as lower  # registers the lowerings
 from graphwright.backends.tvm.context import Kernels, LoweringContext
-from graphwright.backends.tvm.emit import emit_entries, emit_kernels, kernels_of
+from graphwright.backends.tvm.emit import emit_entries, kernels_of
 from graphwright.backends.tvm.emit_profile import emit_profile_entries
-from graphwright.backends.tvm.kernels.pipeline import compile_module
+from graphwright.backends.tvm.kernels.kernel import Kernel
 from graphwright.backends.tvm.kv_layout import KvLayout
 from graphwright.backends.tvm.link import link
 from graphwright.backends.tvm.meetings import Meetings, plan_meetings, verify_meetings
+from graphwright.backends.tvm.objects import Objects
 from graphwright.backends.tvm.phase_facts import describe_phases
 from graphwright.backends.tvm.phases import ALONE_ROWS, PARAMETERS, Phase
 from graphwright.backends.tvm.registry import LedgerEntry, lower_entry
@@ -34,7 +35,7 @@ from graphwright.runtime.variants import Variant
 __all__ = ["BuiltProgram", "build", "build_variants", "lower_program"]
 
 Progress = Callable[[str], None]
-_POOL, _PROFILE = (Path(__file__).parent / name for name in ("step_pool.c", "step_profile.c"))
+_SOURCES = tuple(Path(__file__).parent / name for name in ("step_pool.c", "step_profile.c"))
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,22 @@ def build(
     say = on_progress or (lambda text: None)
     kv = KvLayout.of(program.states)
     blobs = BlobTable()
-    say("lowering")
-    phases, ledger = lower_program(program, cpu, kv, blobs, picks)
-    meetings = {name: plan_meetings(each, program.plans[name]) for name, each in phases.items()}
-    for name, each in phases.items():
-        verify_meetings(each, program.plans[name], meetings[name])
     vocabulary = int(program.output.meta["val"].shape[-1])
-    library = _compile(phases, meetings, blobs.offsets(), cpu, vocabulary, say)
+    with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
+        with Objects(Path(folder), cpu) as objects:
+            for source in _SOURCES:
+                objects.add_source(source, _pool_macros(vocabulary))
+            say("lowering")
+            phases, ledger = lower_program(program, cpu, kv, blobs, picks, objects.add_kernel)
+            meetings: dict[str, Meetings] = {}
+            for name, each in phases.items():
+                meetings[name] = plan_meetings(each, program.plans[name])
+                verify_meetings(each, program.plans[name], meetings[name])
+            parts = _compile(phases, meetings, blobs.offsets(), objects, say)
+        say("linking")
+        file = Path(folder) / "step.so"
+        link(parts, file, cpu.mtriple)
+        library = file.read_bytes()
     plan = {
         "entries": {name: _describe_entry(entry) for name, entry in program.plans.items()},
         "alone_rows": ALONE_ROWS,
@@ -123,15 +133,19 @@ def build_variants(
 
 
 def lower_program(
-    program: Program, cpu: Cpu, kv: KvLayout, blobs: BlobTable, picks: Picks | None = None
-) -> tuple[dict[str, list[Phase]], list[LedgerEntry]]:
-    """The phases of every planned entry, decode first: its order is the order of the weights."""
+    program: Program, cpu: Cpu, kv: KvLayout, blobs: BlobTable, picks: Picks | None = None,
+    on_kernel: Callable[[Kernel], None] | None = None,
+) -> tuple[dict[str, list[Phase]], list[LedgerEntry]]:  # fmt: skip
+    """The phases of every planned entry, decode first: its order is the order of the weights.
+
+    on_kernel hears of each kernel as soon as there is it.
+    """
     if program.level is not Level.PLANNED or not program.plans:
         raise BackendError(
             f"the program is at level '{program.level.name.lower()}', not 'planned': "
             "run PlanMemory."
         )
-    kernels, picks = Kernels(), picks or Picks()
+    kernels, picks = Kernels(on_kernel), picks or Picks()
     phases: dict[str, list[Phase]] = {}
     ledger: list[LedgerEntry] = []
     for name, plan in program.plans.items():
@@ -145,24 +159,19 @@ def _compile(
     phases: Mapping[str, Sequence[Phase]],
     meetings: Mapping[str, Meetings],
     blobs: Mapping[str, int],
-    cpu: Cpu,
-    vocabulary: int,
+    objects: Objects,
     say: Progress,
-) -> bytes:
+) -> list[Path]:
+    """The object files of the kernels, of the entries that call them, of those with a clock, and of
+    the C sources."""
     kernels = kernels_of(phases)
-    with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
-        objects = [Path(folder) / f"{name}.o" for name in ("kernels", "entries", "profile")]
-        say(f"compiling {len(kernels)} kernels")
-        compile_module(emit_kernels(kernels), cpu).mod.write_to_file(str(objects[0]), "o")
-        say(f"compiling {sum(map(len, phases.values()))} phases")
-        entries = emit_entries(phases, meetings, blobs)
-        compile_module(entries, cpu).mod.write_to_file(str(objects[1]), "o")
-        entries = emit_profile_entries(phases, meetings, blobs)
-        compile_module(entries, cpu).mod.write_to_file(str(objects[2]), "o")
-        say("linking")
-        library = Path(folder) / "step.so"
-        link([*objects, _POOL, _PROFILE], library, cpu.mtriple, _pool_macros(vocabulary))
-        return library.read_bytes()
+    say(f"compiling {len(kernels)} kernels and {sum(map(len, phases.values()))} phases")
+    for kernel in kernels:
+        objects.add_kernel(kernel)
+    objects.add_module("entries", emit_entries(phases, meetings, blobs))
+    objects.add_module("profile", emit_profile_entries(phases, meetings, blobs))
+    sources = (source.name for source in _SOURCES)
+    return objects.files([*(kernel.name for kernel in kernels), "entries", "profile", *sources])
 
 
 def _pool_macros(vocabulary: int) -> dict[str, str]:

@@ -25,16 +25,22 @@ __all__ = ["Kernels", "LoweringContext", "arguments"]
 
 
 class Kernels:
-    """The kernels of a library, each built once for the same parameters."""
+    """The kernels of a library, each built once for the same parameters.
 
-    def __init__(self) -> None:
+    on_kernel hears of each one as soon as there is it.
+    """
+
+    def __init__(self, on_kernel: Callable[[Kernel], None] | None = None) -> None:
         self._built: dict[Any, Kernel] = {}
+        self._on_kernel = on_kernel
 
     def get(self, builder: Callable[..., Kernel], *args: Any, **options: Any) -> Kernel:
         """builder(*args, **options)."""
         key = (builder, args, tuple(sorted(options.items())))
         if key not in self._built:
             self._built[key] = builder(*args, **options)
+            if self._on_kernel is not None:
+                self._on_kernel(self._built[key])
         return self._built[key]
 
 

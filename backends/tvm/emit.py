@@ -1,4 +1,4 @@
-"""The library's code as two TIR modules: the kernels, and the entries that call them.
+"""The library's code as TIR modules: of kernels, and of the entries that call them.
 
 Every thread of the pool (step_pool.c) runs an entry: phase by phase it calls the phase's kernel
 with its number, and waits for the others where it must (meetings.py). Kernels are compiled apart

@@ -1,4 +1,4 @@
-"""Linking object files and C sources into a shared library, with whatever compiler there is."""
+"""C sources to object files, and those to a shared library, with whatever compiler there is."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 
 from graphwright.ir.errors import BackendError
 
-__all__ = ["find_linker", "link"]
+__all__ = ["compile_source", "find_linker", "link"]
 
 # -Bsymbolic: an entry calls the kernels of its own library, whatever else the process has loaded.
-_FLAGS = ("-shared", "-Wl,-Bsymbolic", "-s", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread")
+_LINKED = ("-shared", "-Wl,-Bsymbolic", "-s", "-pthread")
+_COMPILED = ("-c", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread")
 
 
 def find_linker(triple: str | None = None) -> list[str]:
@@ -38,20 +39,25 @@ def find_linker(triple: str | None = None) -> list[str]:
     )
 
 
-def link(
-    parts: Sequence[Path],
-    library: Path,
-    triple: str | None = None,
-    macros: Mapping[str, str] | None = None,
-) -> None:
-    """Writes the shared library of `parts`: objects, and C sources compiled with `macros`.
-
-    Raises BackendError with the linker's words.
-    """
+def link(parts: Sequence[Path], library: Path, triple: str | None = None) -> None:
+    """Writes the shared library of `parts`, object files. Raises BackendError with the linker's
+    words."""
     build_id = () if "ziglang" in (command := find_linker(triple)) else ("-Wl,--build-id=none",)
+    _run("linking", [*command, *_LINKED, *build_id, "-o", str(library), *map(str, parts), "-lm"])
+
+
+def compile_source(
+    source: Path, file: Path, triple: str | None = None, macros: Mapping[str, str] | None = None
+) -> None:
+    """Writes the object `file` of a C source, with `macros` defined. Raises BackendError with the
+    compiler's words."""
     defined = [f"-D{name}={text}" for name, text in (macros or {}).items()]
-    command = [*command, *_FLAGS, *build_id, *defined, "-o", str(library), *map(str, parts), "-lm"]
+    command = [*find_linker(triple), *_COMPILED, *defined, "-o", str(file), str(source)]
+    _run(f"compiling {source.name}", command)
+
+
+def _run(what: str, command: list[str]) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         words = (result.stderr or result.stdout).strip()[-2000:]
-        raise BackendError(f"linking failed: `{' '.join(command)}` said:\n{words}")
+        raise BackendError(f"{what} failed: `{' '.join(command)}` said:\n{words}")
