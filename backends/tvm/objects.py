@@ -8,8 +8,9 @@ all its state in the module, and the calls into it leave Python's lock to other 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -17,7 +18,7 @@ from tvm.ir import IRModule
 
 from graphwright.backends.tvm.emit import emit_kernels
 from graphwright.backends.tvm.kernels.kernel import Kernel
-from graphwright.backends.tvm.kernels.pipeline import compile_module
+from graphwright.backends.tvm.kernels.pipeline import lower_module, write_object
 from graphwright.backends.tvm.link import compile_source
 from graphwright.backends.tvm.target import Cpu
 from graphwright.ir.errors import BackendError
@@ -48,16 +49,17 @@ class Objects:
         self._workers.shutdown(cancel_futures=True)
 
     def add_module(self, name: str, module: IRModule) -> None:
-        """The functions of `module`, under a name for `files` and for errors."""
+        """The functions of `module`, under a name for `files` and for errors.
+
+        Raises BackendError where TVM's own passes refuse them; `files` does where LLVM does.
+        """
+
+        with self._named(name):  # here, since threads in Python would only delay each other
+            lowered = lower_module(module, self._cpu)
 
         def work(file: Path) -> None:
-            try:
-                compile_module(module, self._cpu).mod.write_to_file(str(file), "o")
-            except Exception as error:  # TVM's are of many types
-                words = (str(error).strip() or type(error).__name__).splitlines()[-1]
-                raise BackendError(
-                    f"'{name}' cannot be compiled for {self._cpu.name}: {words}"
-                ) from error
+            with self._named(name):
+                write_object(lowered, self._cpu, file)
 
         self._add(name, work)
 
@@ -83,3 +85,13 @@ class Objects:
             return file
 
         self._made[name] = self._workers.submit(run)
+
+    @contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # TVM's are of many types
+            words = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise BackendError(
+                f"'{name}' cannot be compiled for {self._cpu.name}: {words}"
+            ) from error

@@ -8,6 +8,7 @@ and simplified.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import tvm
@@ -16,11 +17,12 @@ from tvm.ir import IRModule
 from tvm.s_tir import transform as s_tir
 from tvm.tirx import compilation_pipeline
 from tvm.tirx import transform as t
+from tvm.tirx.build import codegen_build
 
 from graphwright.backends.tvm.kernels.kernel import PLAIN
 from graphwright.backends.tvm.target import Cpu
 
-__all__ = ["compile_module"]
+__all__ = ["compile_module", "lower_module", "write_object"]
 
 PIPELINE = "graphwright"
 
@@ -28,6 +30,23 @@ PIPELINE = "graphwright"
 def compile_module(module: IRModule, cpu: Cpu) -> Any:
     """The tvm.runtime executable of `module` for `cpu`; kernels are in it as private functions."""
     return tvm.compile(module, target=cpu.tvm_target(), tir_pipeline=PIPELINE)
+
+
+def lower_module(module: IRModule, cpu: Cpu) -> IRModule:
+    """What LLVM takes, of a `module` whose functions have calling conventions of their own."""
+    target = cpu.tvm_target()
+    passes, finalize, _ = _pipeline()
+    bound = t.BindTarget(target.with_host(target))(module)
+    lowered: IRModule = finalize()(passes(bound))
+    return lowered
+
+
+def write_object(lowered: IRModule, cpu: Cpu, file: Path) -> None:
+    """The object file of what `lower_module` returned.
+
+    Two calls into TVM that take long and leave Python's lock to others meanwhile.
+    """
+    codegen_build(lowered, cpu.tvm_target()).write_to_file(str(file), "o")
 
 
 def _lower_script(function: tirx.PrimFunc, module: IRModule, context: Any) -> tirx.PrimFunc:
