@@ -20,6 +20,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.proxy import TracerBase
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
+from graphwright.frontend.gradient_modes import without_idle_switches
 from graphwright.frontend.in_place_writes import CannotRewriteError, is_write, without_writes
 from graphwright.frontend.layer_markers import is_marker
 from graphwright.frontend.length_guards import (
@@ -140,7 +141,7 @@ def _export(
     if forward.takes_positions:
         args = (tokens, torch.arange(length))
     dynamic = tuple({0: Dim.DYNAMIC(min=rung.least)} for _ in args)
-    with torch.no_grad(), _quiet(), _lines_of_the_model():
+    with torch.no_grad(), without_idle_switches(), _quiet(), _lines_of_the_model():
         try:
             with (
                 floats_of_the_length() as floats,
