@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +13,7 @@ from torch.fx.node import map_arg
 from graphwright.ir.errors import PassError
 from graphwright.ir.program import Program
 
-__all__ = ["Interpreter", "WeightCache", "WeightSource", "run_program"]
+__all__ = ["Interpreter", "Step", "WeightCache", "WeightSource", "run_program", "steps_of"]
 
 
 class WeightSource(Protocol):
@@ -47,6 +48,34 @@ def run_program(
     return Interpreter(program).run(inputs, cache)
 
 
+@dataclass
+class Step:
+    """One node to evaluate, by what its op says; `dying` are values that nobody needs after it.
+
+    op: `placeholder`, `get_attr`, `call_function`, `output`, or `same`: the value is `args[0]`.
+    """
+
+    op: str
+    node: fx.Node
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    dying: list[fx.Node]
+
+    @property
+    def inputs(self) -> list[fx.Node]:
+        """The nodes whose values it reads."""
+        if self.op != "same":
+            return self.node.all_input_nodes
+        read: list[fx.Node] = []
+        map_arg(self.args, read.append)
+        return read
+
+    def explain(self, error: Exception) -> None:
+        """Notes on `error` where it came from."""
+        error.add_note(f"while running {self.node.format_node()}\n{self.node.stack_trace or ''}")
+
+
 class Interpreter:
     """`run_program` for several runs of a program that stays as it is.
 
@@ -56,55 +85,78 @@ class Interpreter:
 
     def __init__(self, program: Program, *, asserts: bool = True) -> None:
         self._program = program
-        ignored = () if asserts else (torch.ops.aten._assert_scalar.default,)
-        self._nodes = [node for node in program.graph.nodes if node.target not in ignored]
-        self._functions: list[Any] = [
-            program.module.get_submodule(str(node.target))
-            if node.op == "call_module"
-            else node.target
-            for node in self._nodes
-        ]
-        self._dying = _last_uses(self._nodes)
+        self._steps = steps_of(program, asserts=asserts)
 
     def run(
         self, inputs: Mapping[str, torch.Tensor], cache: WeightSource | None = None
     ) -> torch.Tensor:
         """The logits for `inputs`, as `run_program` has them. Values live until their last use."""
-        needed = [str(node.target) for node in self._nodes if node.op == "placeholder"]
-        missing = [name for name in needed if name not in inputs]
-        if missing:
-            raise PassError(f"the program needs inputs {needed}; {missing} are not given.")
+        check_inputs(self._steps, inputs)
         cache = cache or WeightCache()
         values: dict[fx.Node, Any] = {}
         with torch.no_grad():
-            for node, function, dying in zip(
-                self._nodes, self._functions, self._dying, strict=True
-            ):
+            for step in self._steps:
                 try:
-                    if node.op == "placeholder":
-                        values[node] = inputs[function]
-                    elif node.op == "get_attr":
-                        values[node] = cache.load(self._program, function)
-                    elif node.op == "output":
-                        result: Any = map_arg(node.args[0], values.__getitem__)
+                    if step.op == "call_function":
+                        args = map_arg(step.args, values.__getitem__)
+                        kwargs = map_arg(step.kwargs, values.__getitem__) if step.kwargs else {}
+                        values[step.node] = step.target(*args, **kwargs)
+                    elif step.op == "placeholder":
+                        values[step.node] = inputs[step.target]
+                    elif step.op == "get_attr":
+                        values[step.node] = cache.load(self._program, step.target)
                     else:
-                        args = map_arg(node.args, values.__getitem__)
-                        values[node] = function(*args, **map_arg(node.kwargs, values.__getitem__))
+                        values[step.node] = map_arg(step.args[0], values.__getitem__)
                 except Exception as error:
-                    error.add_note(f"while running {node.format_node()}\n{node.stack_trace or ''}")
+                    step.explain(error)
                     raise
-                for source in dying:
+                for source in step.dying:
                     del values[source]
-        logits: torch.Tensor = result[0] if isinstance(result, (tuple, list)) else result
-        return logits
+        return the_logits(values[self._steps[-1].node])
 
 
-def _last_uses(nodes: Sequence[fx.Node]) -> list[list[fx.Node]]:
-    """By node: the values that nobody needs once it has run."""
-    dying: list[list[fx.Node]] = []
+def check_inputs(steps: list[Step], inputs: Mapping[str, torch.Tensor]) -> None:
+    """Raises PassError when `inputs` lacks one that the program has."""
+    needed = [str(step.target) for step in steps if step.op == "placeholder"]
+    missing = [name for name in needed if name not in inputs]
+    if missing:
+        raise PassError(f"the program needs inputs {needed}; {missing} are not given.")
+
+
+def the_logits(result: Any) -> torch.Tensor:
+    """What a program returns, on its own or as the only one of several."""
+    logits: torch.Tensor = result[0] if isinstance(result, (tuple, list)) else result
+    return logits
+
+
+def steps_of(program: Program, *, asserts: bool = True) -> list[Step]:
+    """The nodes of `program` in order; those of its regions stand where the region is called."""
+    ignored = () if asserts else (torch.ops.aten._assert_scalar.default,)
+    steps = [step for step in _steps(program) if step.target not in ignored]
     seen: set[fx.Node] = set()
-    for node in reversed(nodes):
-        last = [source for source in node.all_input_nodes if source not in seen]
-        dying.append([] if node.op == "output" else last if node.users else [*last, node])
-        seen.update(last)
-    return dying[::-1]
+    for step in reversed(steps):
+        if step.op == "output":
+            seen.add(step.node)
+        step.dying = [source for source in step.inputs if source not in seen]
+        seen.update(step.dying)
+        if step.node not in seen:
+            step.dying.append(step.node)
+    return steps
+
+
+def _steps(program: Program) -> Iterator[Step]:
+    for node in program.graph.nodes:
+        if node.op != "call_module":
+            yield Step(node.op, node, node.target, node.args, node.kwargs, [])
+            continue
+        region = program.module.get_submodule(str(node.target))
+        assert isinstance(region, fx.GraphModule)
+        arguments = iter(node.args)
+        for inner in region.graph.nodes:
+            if inner.op == "placeholder":
+                yield Step("same", inner, None, (next(arguments),), {}, [])
+            elif inner.op == "output":
+                yield Step("same", node, None, (inner.args[0],), {}, [])
+            else:
+                assert inner.op == "call_function"
+                yield Step(inner.op, inner, inner.target, inner.args, inner.kwargs, [])
