@@ -1,6 +1,7 @@
 """What the matrix products leave open: their blocks for one row, for a few and for many.
 
-A block of r rows by t tiles is named ``rxt``, with an ``a`` where weights are prefetched. Integer
+A block of r rows by t tiles is named ``rxt``, with an ``a`` where weights are prefetched, and
+``st`` where a row that comes alone reads t tiles side by side. Integer
 products are exact whatever the blocks; of float32 ones the order of the additions may differ.
 """
 
@@ -19,7 +20,7 @@ BATCH, MANY = 8, 256  # rows at which blocks for a few and for many are measured
 WEIGHTS = {1: 1.0, MANY: 0.5, BATCH: 0.25}  # of choices: a token alone is what people wait for
 # Candidates by float32 lanes of a register (which say how many sums there is room for).
 _Candidates: TypeAlias = dict[int, tuple[str, ...]]
-_ONE: _Candidates = dict.fromkeys((8, 16), ("1x1a", "1x1", "1x2a", "1x4a"))
+_ONE: _Candidates = dict.fromkeys((8, 16), ("1x1as4", "1x1a", "1x1", "1x2a", "1x4a"))
 _FEW: _Candidates = {16: ("8x1a", "8x1", "4x1a", "4x2a"), 8: ("4x1a", "4x1", "2x1a", "2x2a")}
 _MANY: _Candidates = {
     16: ("8x2", "8x2a", "4x4", "8x1a", "12x2"),
@@ -93,8 +94,9 @@ def candidate_tilings(rows: int, name: str, default: Tilings) -> Tilings | None:
 
 
 def _tiling(name: str) -> Tiling:
-    rows, tiles = name.rstrip("a").split("x")
+    size, _, abreast = name.partition("s")
+    rows, tiles = size.rstrip("a").split("x")
     counts = [int(rows)]
     while counts[-1] > 1:
         counts.append(counts[-1] // 2)
-    return Tiling(tuple(counts), int(tiles), name.endswith("a"))
+    return Tiling(tuple(counts), int(tiles), size.endswith("a"), int(abreast or 1))

@@ -54,12 +54,12 @@ def test_picks_become_blocks() -> None:
         picks = Picks({choice.key: keys[rows] for rows, choice in choices.items() if rows in keys})
         return choose_tilings(picks, cpu, "w4g32", 64, 96, max_rows, default)
 
-    one = replace(few, rows=(1,), tiles=2)
-    batch = replace(few, rows=(2, 1))
+    one = replace(few, rows=(1,), tiles=2, abreast=1)
+    batch = replace(few, rows=(2, 1), abreast=1)
     assert chosen(8, r1="1x2a") == (one, few, 1)
     assert chosen(8, r8="2x1a") == (few, batch, 1)
     assert chosen(8, r1="1x2a", r8="2x1a") == (one, batch, 1)
-    assert chosen(8, r1="1x1a", r8=few.name) is None
+    assert chosen(8, r1="1x1as4", r8=few.name) is None
     assert chosen(512, r256="2x1") == (few, replace(many, rows=(2, 1)), limit)
     assert chosen(512, r256="9x9") is None, "no candidate: a record of another version"
 
@@ -71,7 +71,7 @@ def test_float_products_keep_three_kinds_of_blocks() -> None:
     assert limit < 8
     (choice,) = product_choices(cpu, "bf16", 64, 96, 8, default).values()
     picks = Picks({choice.key: "1x2a"})
-    wide = replace(few, rows=(2, 1), tiles=2)
+    wide = replace(few, rows=(2, 1), tiles=2, abreast=1)
     assert choose_tilings(picks, cpu, "bf16", 64, 96, 8, default) == (wide, many, limit)
 
 

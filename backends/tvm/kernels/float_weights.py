@@ -56,6 +56,10 @@ class FloatWeights:
         """Elements of storage in a tile of K input channels."""
         return self.lines(k) * self.line
 
+    def tile_bytes(self, k: int) -> int:
+        """Bytes of the same."""
+        return self.tile_size(k) * self.dtype.itemsize
+
     def vectors(self, weight: Expr, line: Expr, part: int, lanes: int, count: int) -> list[Expr]:
         """float32 channels [part, part + lanes) for the first `count` input channels of a line.
 

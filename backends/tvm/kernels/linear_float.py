@@ -14,6 +14,7 @@ from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define
 from graphwright.backends.tvm.kernels.loops import kernel_name, load, spread, store
 from graphwright.backends.tvm.kernels.matmul import (
     TILE,
+    Blocks,
     Epilogue,
     Tiling,
     Tilings,
@@ -63,7 +64,7 @@ def linear_float(
     def body(thread: Expr, threads: Expr, rows: Expr, x: Expr, weight: Expr, *rest: Expr) -> None:
         *operands, out = rest
 
-        def emit(tiling: Tiling) -> None:
+        def code(tiling: Tiling) -> Blocks:
             sums = stage(tiling.stage_size)
 
             def value(at: Expr, row: Expr, tile: Expr, lane: Expr, lanes: int) -> Expr:
@@ -71,10 +72,15 @@ def linear_float(
 
             def compute(row_numbers: list[Expr], tiles: list[Expr]) -> None:
                 offsets = [T.bind(row * x_stride) for row in row_numbers]
-                multiply_float(x, offsets, weight, tiles, sums, k, weights, cpu)
+                multiply_float(x, offsets, weight, tiles, sums, k, weights, cpu, tiling.ahead)
 
             write = write_block(n, tiling, epilogue, cpu.lanes, value, operands, out)
-            for_each_block(n, tiling, thread, threads, rows, compute, write)
+            return Blocks(tiling, compute, write)
+
+        def emit(tiling: Tiling) -> None:
+            lone = tiling.alone(weights.tile_bytes(k))
+            alone = code(lone) if lone else None
+            for_each_block(n, thread, threads, rows, code(tiling), alone)
 
         few_or_many(rows, limit, max_rows, lambda: emit(few), lambda: emit(many))
 
@@ -96,7 +102,7 @@ def float_tilings(cpu: Cpu, weights: FloatWeights) -> Tilings:
     """
     if cpu.lanes == 16:
         return Tiling((8, 4, 2, 1), 1), Tiling((8, 4, 2), 2), 8
-    return Tiling((4, 2, 1), 1), Tiling((5 if weights.paired else 6, 3, 1), 1), 4
+    return Tiling((4, 2, 1), 1, abreast=4), Tiling((5 if weights.paired else 6, 3, 1), 1), 4
 
 
 def multiply_float(
@@ -108,6 +114,7 @@ def multiply_float(
     k: int,
     weights: FloatWeights,
     cpu: Cpu,
+    ahead: bool,
 ) -> None:
     """sums[row][tile][channel] = Σ_k x[row][k] * weight[tile][k][channel].
 
@@ -135,7 +142,8 @@ def multiply_float(
                     store(register, 0, sum_, lanes)
 
     def step(line: Expr, number: int) -> None:
-        prefetch_ahead(weight, bases, line, weights.line, len(offsets))
+        if ahead:
+            prefetch_ahead(weight, bases, line, weights.line, len(offsets))
         multiply(line, number, depth)
 
     unrolled(k // depth, max(len(chains), 4) // depth, step)

@@ -9,6 +9,8 @@ from graphwright.backends.tvm.kernels.linear_w4 import ProductW4, w4_tilings
 from graphwright.backends.tvm.kernels.linear_w8 import ProductW8, w8_tilings
 from graphwright.backends.tvm.kernels.loops import kernel_name
 from graphwright.backends.tvm.kernels.matmul import (
+    TILE,
+    Blocks,
     Epilogue,
     Tiling,
     Tilings,
@@ -17,10 +19,11 @@ from graphwright.backends.tvm.kernels.matmul import (
     tilings_name,
     write_block,
 )
+from graphwright.backends.tvm.kernels.quantize_rows import padded
 from graphwright.backends.tvm.target import Cpu
 from graphwright.ir.schemes import Scheme
 
-__all__ = ["linear_quantized", "product_of", "tilings_of", "weight_pointers"]
+__all__ = ["linear_quantized", "product_of", "tile_bytes", "tilings_of", "weight_pointers"]
 
 Product: TypeAlias = ProductW8 | ProductW4
 
@@ -57,10 +60,15 @@ def linear_quantized(
         x, x_scale, *rest, out = buffers
         parts, operands = rest[: len(weights)], rest[len(weights) :]
 
-        def emit(tiling: Tiling, many_rows: bool) -> None:
+        def code(tiling: Tiling, many_rows: bool) -> Blocks:
             product = product_of(scheme, x, x_scale, parts, k, tiling, cpu, many_rows, threads)
             write = write_block(n, tiling, epilogue, cpu.lanes, product.value, operands, out)
-            for_each_block(n, tiling, thread, threads, rows, product.multiply, write, product.begin)
+            return Blocks(tiling, product.multiply, write, product.begin)
+
+        def emit(tiling: Tiling, many_rows: bool) -> None:
+            lone = tiling.alone(tile_bytes(k, scheme))
+            alone = code(lone, many_rows) if lone else None
+            for_each_block(n, thread, threads, rows, code(tiling, many_rows), alone)
 
         few_or_many(rows, limit, max_rows, lambda: emit(few, False), lambda: emit(many, True))
 
@@ -74,6 +82,11 @@ def weight_pointers(scheme: Scheme) -> list[tuple[str, str]]:
         return [("weight", "int8"), ("weight_scale", "float32")]
     zero = [("weight_zero", "uint8")] * scheme.zero
     return [("weight", "uint8"), ("weight_scale", "float16"), *zero]
+
+
+def tile_bytes(k: int, scheme: Scheme) -> int:
+    """Bytes of the values of one tile of a packed weight."""
+    return padded(k) * TILE * scheme.bits // 8
 
 
 def tilings_of(cpu: Cpu, scheme: Scheme) -> Tilings:

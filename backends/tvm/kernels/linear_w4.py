@@ -65,7 +65,7 @@ def w4_tilings(cpu: Cpu) -> tuple[Tiling, Tiling, int]:
         return Tiling((8, 4, 2, 1), 1), Tiling((4, 2), 4, ahead=False), 8
     if not nibble_dot_for(cpu).crowded:
         return Tiling((4, 2, 1), 1), Tiling((4, 2, 1), 1, ahead=False), 16
-    return Tiling((8, 6, 4, 2, 1), 1), Tiling((5, 3, 1), 1, ahead=False), 16
+    return Tiling((8, 6, 4, 2, 1), 1, abreast=4), Tiling((5, 3, 1), 1, ahead=False), 16
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def w8_tilings(cpu: Cpu, grouped: bool) -> tuple[Tiling, Tiling, int]:
     With groups, each sum needs a float32 register as well: smaller blocks, no slots for prefetches.
     """
     if not (cpu.vnni and cpu.lanes == 16):
-        return Tiling((4, 2, 1), 1), Tiling((4, 2, 1), 1), 16
+        return Tiling((4, 2, 1), 1, abreast=4), Tiling((4, 2, 1), 1), 16
     many = Tiling((4, 2), 4, ahead=False) if grouped else Tiling((8, 4, 2), 2)
     return Tiling((8, 4, 2, 1), 1), many, 8
 

@@ -15,11 +15,12 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.kernel import Expr, partition, registers
-from graphwright.backends.tvm.kernels.loops import store
+from graphwright.backends.tvm.kernels.loops import settle, store
 from graphwright.backends.tvm.kernels.vector import activate, constant, span
 
 __all__ = [
     "TILE",
+    "Blocks",
     "Epilogue",
     "Tiling",
     "Tilings",
@@ -38,24 +39,38 @@ __all__ = [
 ]
 
 TILE = 16  # output channels that lie side by side in packed weights
+LONG_TILE = 32 << 10  # bytes of one from which it pays to read several side by side
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Blocks are of `tiles` tiles by any of `rows` (descending): each has code of its own."""
+    """Blocks are of `tiles` tiles by any of `rows` (descending): each has code of its own.
+
+    abreast: tiles that are read side by side for a row that comes alone, without prefetches.
+    """
 
     rows: tuple[int, ...]
     tiles: int
     ahead: bool = True  # whether to prefetch weights
+    abreast: int = 1
 
     @property
     def stage_size(self) -> int:
         return self.rows[0] * self.tiles * TILE
 
+    def alone(self, tile_bytes: int) -> Tiling | None:
+        """The blocks of a row that comes alone, where it has others than the rest: with shorter
+        tiles the hardware's prefetches do not get going."""
+        if self.abreast == 1 or tile_bytes < LONG_TILE:
+            return None
+        return Tiling((1,), self.abreast, ahead=False)
+
     @property
     def name(self) -> str:
-        """Rows x tiles of the largest block, and an ``a`` where weights are prefetched."""
-        return f"{self.rows[0]}x{self.tiles}{'a' * self.ahead}"
+        """Rows x tiles of the largest block, an ``a`` where weights are prefetched, ``s`` and the
+        tiles abreast, if any."""
+        abreast = f"s{self.abreast}" if self.abreast > 1 else ""
+        return f"{self.rows[0]}x{self.tiles}{'a' * self.ahead}{abreast}"
 
 
 # For few rows, where memory is the limit, for many, where arithmetic is; up to where few.
@@ -123,28 +138,32 @@ def few_or_many(
             many()
 
 
-def for_each_block(
-    n: int,
-    tiling: Tiling,
-    thread: Expr,
-    threads: Expr,
-    rows: Expr,
-    compute: Callable[[list[Expr], list[Expr]], None],
-    write: Callable[[Expr, Expr, Expr], None],
-    begin: Callable[[list[Expr]], None] | None = None,
-) -> None:
-    """Emits this thread's share: compute(rows, tiles), then write(first row, rows, first tile).
+@dataclass(frozen=True)
+class Blocks:
+    """The code of the blocks of a tiling: compute(rows, tiles), then write(first row, how many,
+    first tile), and begin(tiles) before all blocks of the same tiles."""
 
-    `rows` are row numbers, as many as one of tiling.rows; `tiles` tile numbers, int64 as offsets
-    into weights may need it. Those behind the end of the matrix repeat the last one, are computed
-    and never written. `begin(tiles)` goes before the blocks of the same tiles.
+    tiling: Tiling
+    compute: Callable[[list[Expr], list[Expr]], None]
+    write: Callable[[Expr, Expr, Expr], None]
+    begin: Callable[[list[Expr]], None] | None = None
+
+
+def for_each_block(
+    n: int, thread: Expr, threads: Expr, rows: Expr, code: Blocks, alone: Blocks | None = None
+) -> None:
+    """Emits this thread's share of the blocks of `code`; `alone`: those of a row that comes alone.
+
+    Row numbers are as many as one of tiling.rows; tile numbers are int64, as offsets into weights
+    may need it. Those behind the end of the matrix repeat the last one, are computed and never
+    written.
 
     Threads divide (tiles x blocks of rows) evenly, in the order of the tiles, so that each reads
     one contiguous part of the weights, once, and keeps it in its cache for all rows.
     """
-    blocks = T.bind(block_count(rows, tiling))
-    first, last = partition(panel_count(n, tiling) * blocks, thread, threads)
-    share_of_blocks(n, tiling, rows, blocks, first, last, compute, write, begin)
+    blocks = T.bind(block_count(rows, code.tiling))
+    first, last = partition(panel_count(n, code.tiling) * blocks, thread, threads)
+    share_of_blocks(n, rows, blocks, first, last, code, alone)
 
 
 def panel_count(n: int, tiling: Tiling) -> int:
@@ -159,20 +178,21 @@ def block_count(rows: Expr, tiling: Tiling) -> Expr:
 
 def share_of_blocks(
     n: int,
-    tiling: Tiling,
     rows: Expr,
     blocks: Expr,
     first: Expr,
     last: Expr,
-    compute: Callable[[list[Expr], list[Expr]], None],
-    write: Callable[[Expr, Expr, Expr], None],
-    begin: Callable[[list[Expr]], None] | None = None,
+    code: Blocks,
+    alone: Blocks | None = None,
 ) -> None:
-    """The blocks [first, last) of panels x `blocks` of for_each_block, which says what is called.
+    """The blocks [first, last) of panels x `blocks` of for_each_block.
 
-    `blocks` is block_count(rows, tiling); they are counted along the rows first.
+    `blocks` is block_count(rows, code.tiling); they are counted along the rows first.
     """
-    tile_count, most = -(-n // TILE), tiling.rows[0]
+    if alone is not None:
+        assert code.tiling.tiles == 1, f"{code.tiling.tiles} tiles are no share to cut into strips"
+        first = _strips(rows, first, last, alone)
+    tiling, tile_count, most = code.tiling, -(-n // TILE), code.tiling.rows[0]
     panel_first = T.bind(T.truncdiv(first, blocks))
     panel_last = T.bind(T.truncdiv(last + blocks - 1, blocks))
 
@@ -181,8 +201,8 @@ def share_of_blocks(
             T.bind(tirx.Cast("int64", tirx.min(panel * tiling.tiles + i, tile_count - 1)))
             for i in range(tiling.tiles)
         ]
-        if begin is not None:
-            begin(tiles)
+        if code.begin is not None:
+            code.begin(tiles)
         start = T.bind(tirx.max(first - panel * blocks, 0))
         stop = T.bind(tirx.min(last - panel * blocks, blocks))
         with T.serial(start, stop) as block:
@@ -191,11 +211,31 @@ def share_of_blocks(
             _choose(
                 tiling.rows,
                 left,
-                lambda count: compute(
+                lambda count: code.compute(
                     [T.bind(tirx.min(first_row + i, rows - 1)) for i in range(count)], tiles
                 ),
             )
-            write(first_row, tirx.min(left, most), panel * tiling.tiles)
+            code.write(first_row, tirx.min(left, most), panel * tiling.tiles)
+
+
+def _strips(rows: Expr, first: Expr, last: Expr, alone: Blocks) -> Expr:
+    """What of tiles [first, last) a row that comes alone does side by side; the first tile left.
+
+    Zen 3 with two threads and weights in huge pages, in shares of a read-only loop in the same run,
+    with four tiles abreast and with one and prefetches: w8 0.83 and 0.70, bf16 and f16 0.90 and
+    0.75; in pages of 4 KB, as files are mapped, it is a few hundredths. Prefetches beside four
+    streams of the hardware's own are slower. What does not divide goes tile by tile.
+    """
+    abreast = alone.tiling.tiles
+    strips = settle(T.truncdiv(last - first, abreast) * tirx.Cast("int32", rows == 1), "int32")
+    with T.serial(0, strips) as strip:
+        tile = T.bind(first + strip * abreast)
+        tiles = [T.bind(tirx.Cast("int64", tile + i)) for i in range(abreast)]
+        if alone.begin is not None:
+            alone.begin(tiles)
+        alone.compute([T.bind(T.int32(0))], tiles)
+        alone.write(T.int32(0), T.int32(1), tile)
+    return T.bind(first + strips * abreast)
 
 
 def _choose(counts: tuple[int, ...], left: Expr, emit: Callable[[int], None]) -> None:

@@ -8,6 +8,7 @@ tile of an expert has a number among the tiles of all.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
@@ -17,6 +18,7 @@ from graphwright.backends.tvm.kernels.kernel import Expr, partition, registers
 from graphwright.backends.tvm.kernels.loops import load, quotient, settle
 from graphwright.backends.tvm.kernels.matmul import (
     TILE,
+    Blocks,
     Epilogue,
     Tiling,
     block_count,
@@ -26,10 +28,7 @@ from graphwright.backends.tvm.kernels.matmul import (
 )
 from graphwright.backends.tvm.kernels.routed_groups import Runs
 
-__all__ = ["for_each_routed_block", "pairs_of_an_expert"]
-
-Compute = Callable[[list[Expr], list[Expr]], None]
-Value = Callable[[Expr, Expr, Expr, Expr, int], Expr]
+__all__ = ["RoutedBlocks", "for_each_routed_block", "pairs_of_an_expert"]
 
 
 def pairs_of_an_expert(runs: Runs) -> Expr:
@@ -37,24 +36,34 @@ def pairs_of_an_expert(runs: Runs) -> Expr:
     return settle(quotient(runs.pairs, tirx.max(runs.count, 1)), "int32")
 
 
+@dataclass(frozen=True)
+class RoutedBlocks:
+    """The code of the blocks of a tiling: compute(pairs, tiles), with tiles numbered among those
+    of all experts, and value(…) of a staged block as write_block calls it."""
+
+    tiling: Tiling
+    compute: Callable[[list[Expr], list[Expr]], None]
+    value: Callable[[Expr, Expr, Expr, Expr, int], Expr]
+    begin: Callable[[list[Expr]], None] | None = None
+
+
 def for_each_routed_block(
     n: int,
-    tiling: Tiling,
     lanes: int,
     thread: Expr,
     threads: Expr,
     runs: Runs,
-    compute: Compute,
-    value: Value,
+    code: RoutedBlocks,
+    alone: RoutedBlocks | None,
     bias: Expr | None,
     out: Expr,
-    begin: Callable[[list[Expr]], None] | None = None,
 ) -> None:
-    """Emits this thread's share: compute(pairs, tiles), then out[pair] = value(…) + bias[expert].
+    """Emits this thread's share: out[pair] = value(…) + bias[expert] of all pairs.
 
-    As for_each_block and write_block, with pairs for rows and tiles numbered among those of all
-    experts. Threads divide (runs x tiles x blocks of pairs) evenly, in the order of the weights.
+    As for_each_block, with pairs for rows. Threads divide (runs x tiles x blocks of pairs) evenly,
+    in the order of the weights.
     """
+    tiling = code.tiling
     tiles, panels = -(-n // TILE), panel_count(n, tiling)
     done = registers(1, 1, "int32")[0]  # blocks of the runs so far
     total = _total_blocks(runs, tiling, done)
@@ -73,28 +82,38 @@ def for_each_routed_block(
         with T.If(begins < ends), T.Then():
             first_tile = settle(tirx.Cast("int64", runs.expert(run)) * tiles, "int64")
 
-            def of_all(numbers: list[Expr], first_tile: Expr = first_tile) -> list[Expr]:
-                return [T.bind(number + first_tile) for number in numbers]
+            def of_expert(
+                code: RoutedBlocks, run: Expr = run, start: Expr = start, base: Expr = first_tile
+            ) -> Blocks:
+                """`code` with rows and tiles numbered among those of one expert."""
 
-            def pairs(numbers: list[Expr], start: Expr = start) -> list[Expr]:
-                return [runs.pair(start + number) for number in numbers]
+                def pairs(numbers: list[Expr]) -> list[Expr]:
+                    return [runs.pair(start + number) for number in numbers]
 
-            def finished(at: Expr, pair: Expr, tile: Expr, lane: Expr, width: int) -> Any:
-                result = value(at, pair, tile + first_tile, lane, width)
-                if bias is None:
-                    return result
-                expert = settle(tirx.Cast("int64", runs.expert(run)) * n, "int64")
-                return result + load(bias, expert + tile * TILE + lane, width)
+                def of_all(numbers: list[Expr]) -> list[Expr]:
+                    return [T.bind(number + base) for number in numbers]
 
-            write = write_block(
-                n, tiling, Epilogue(), lanes, finished, [], out,
-                place=lambda number: pairs([number])[0],
-            )  # fmt: skip
+                def finished(at: Expr, pair: Expr, tile: Expr, lane: Expr, width: int) -> Any:
+                    result = code.value(at, pair, tile + base, lane, width)
+                    if bias is None:
+                        return result
+                    expert = settle(tirx.Cast("int64", runs.expert(run)) * n, "int64")
+                    return result + load(bias, expert + tile * TILE + lane, width)
+
+                begin = code.begin
+                return Blocks(
+                    code.tiling,
+                    lambda numbers, some: code.compute(pairs(numbers), of_all(some)),
+                    write_block(
+                        n, code.tiling, Epilogue(), lanes, finished, [], out,
+                        place=lambda number: pairs([number])[0],
+                    ),
+                    None if begin is None else lambda some: begin(of_all(some)),
+                )  # fmt: skip
+
             share_of_blocks(
-                n, tiling, rows, blocks, begins, ends,
-                lambda numbers, some: compute(pairs(numbers), of_all(some)), write,
-                None if begin is None else lambda some: begin(of_all(some)),
-            )  # fmt: skip
+                n, rows, blocks, begins, ends, of_expert(code), of_expert(alone) if alone else None
+            )
 
 
 def _total_blocks(runs: Runs, tiling: Tiling, total: Expr) -> Expr:

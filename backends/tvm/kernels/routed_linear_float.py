@@ -13,6 +13,7 @@ from graphwright.backends.tvm.kernels.linear_float import float_tilings, multipl
 from graphwright.backends.tvm.kernels.loops import kernel_name, load, quotient, vector_start
 from graphwright.backends.tvm.kernels.matmul import Tiling, few_or_many, stage
 from graphwright.backends.tvm.kernels.routed_blocks import (
+    RoutedBlocks,
     for_each_routed_block,
     pairs_of_an_expert,
 )
@@ -53,7 +54,7 @@ def routed_linear_float(
                 return quotient(pair, slots) * x_stride
             return vector_start(pair, k, x_stride, slots)
 
-        def emit(tiling: Tiling) -> None:
+        def code(tiling: Tiling) -> RoutedBlocks:
             sums = stage(tiling.stage_size)
 
             def value(at: Expr, pair: Expr, tile: Expr, lane: Expr, lanes: int) -> Expr:
@@ -61,11 +62,15 @@ def routed_linear_float(
 
             def compute(pairs: list[Expr], tiles: list[Expr]) -> None:
                 offsets = [T.bind(offset(pair)) for pair in pairs]
-                multiply_float(x, offsets, weight, tiles, sums, k, weights, cpu)
+                multiply_float(x, offsets, weight, tiles, sums, k, weights, cpu, tiling.ahead)
 
+            return RoutedBlocks(tiling, compute, value)
+
+        def emit(tiling: Tiling) -> None:
+            lone = tiling.alone(weights.tile_bytes(k))
             for_each_routed_block(
-                n, tiling, cpu.lanes, thread, threads, runs, compute, value,
-                biases[0] if bias else None, out,
+                n, cpu.lanes, thread, threads, runs, code(tiling),
+                code(lone) if lone else None, biases[0] if bias else None, out,
             )  # fmt: skip
 
         mean = pairs_of_an_expert(runs)

@@ -10,12 +10,14 @@ from tvm.tirx.script import builder as T
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define
 from graphwright.backends.tvm.kernels.linear_quantized import (
     product_of,
+    tile_bytes,
     tilings_of,
     weight_pointers,
 )
 from graphwright.backends.tvm.kernels.loops import kernel_name, quotient
 from graphwright.backends.tvm.kernels.matmul import Tiling, few_or_many
 from graphwright.backends.tvm.kernels.routed_blocks import (
+    RoutedBlocks,
     for_each_routed_block,
     pairs_of_an_expert,
 )
@@ -56,7 +58,7 @@ def routed_linear_quantized(
         def row_of(pair: Expr) -> Expr:
             return T.bind(quotient(pair, slots)) if shared else pair
 
-        def emit(tiling: Tiling, many_rows: bool) -> None:
+        def code(tiling: Tiling, many_rows: bool) -> RoutedBlocks:
             product = product_of(scheme, x, x_scale, parts, k, tiling, cpu, many_rows, threads)
 
             def compute(pairs: list[Expr], tiles: list[Expr]) -> None:
@@ -65,10 +67,14 @@ def routed_linear_quantized(
             def value(at: Expr, pair: Expr, tile: Expr, lane: Expr, lanes: int) -> Expr:
                 return product.value(at, row_of(pair), tile, lane, lanes)
 
+            return RoutedBlocks(tiling, compute, value, product.begin)
+
+        def emit(tiling: Tiling, many_rows: bool) -> None:
+            lone = tiling.alone(tile_bytes(k, scheme))
             for_each_routed_block(
-                n, tiling, cpu.lanes, thread, threads, runs, compute, value,
+                n, cpu.lanes, thread, threads, runs, code(tiling, many_rows),
+                code(lone, many_rows) if lone else None,
                 biases[0] if bias else None, out,
-                product.begin,
             )  # fmt: skip
 
         few_or_many(
