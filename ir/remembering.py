@@ -27,7 +27,7 @@ class _Call:
     written: list[fx.Node]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one call is not another that looks like it
 class _Postponed:
     """A known call that has not written to its states yet."""
 

@@ -27,11 +27,12 @@ class _Both:
         self.made: list[int] = []
         self.calls: list[int] = []
 
-    def remember(self, program: Program) -> None:
+    def remember(self, program: Program, last: int = 0) -> None:
         before = self.memory.made
         plain, remembering = Interpreter(program), RememberingInterpreter(program, self.memory)
         caches = [PagedCache(program), PagedCache(program)]
         tokens = torch.arange(12) * 5 % program.info.vocab_size
+        tokens[-1] = last
         steps = ((0, 5), (5, 6), (6, 12)) if program.level >= Level.CACHED else ((0, 12),)
         for cache in caches:
             cache.start()
@@ -75,6 +76,14 @@ def test_rolling_states_are_written_before_they_are_read() -> None:
     layers = (lambda: GatedConv(4, padding=3), SelfAttention, lambda: GatedConv(3, padding=2))
     _run(capture_module(decoder(*layers)), check)
     assert 0 < sum(check.made) < sum(check.calls)
+
+
+def test_what_known_calls_would_have_written_is_written_before_an_unknown_one_reads_it() -> None:
+    check = _Both()
+    program = _run(_llama().copy(), check)
+    before = check.memory.made
+    check.remember(program, last=1)  # the first steps are known, the last attends over their keys
+    assert before < check.memory.made < before + check.calls[-1] / 2
 
 
 def test_what_does_not_fit_into_the_memory_is_computed_again() -> None:
