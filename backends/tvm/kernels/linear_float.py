@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from tvm.tirx.script import builder as T
 
+from graphwright.backends.tvm.kernels.blocks import Blocks, for_each_block
 from graphwright.backends.tvm.kernels.float_weights import FLOAT32, FloatWeights
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define
 from graphwright.backends.tvm.kernels.loops import kernel_name, load, spread, store
 from graphwright.backends.tvm.kernels.matmul import (
     TILE,
-    Blocks,
     Epilogue,
     Tiling,
     Tilings,
     few_or_many,
-    for_each_block,
     prefetch_ahead,
     stage,
     tilings_name,

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+from graphwright.backends.tvm.kernels.blocks import Blocks, for_each_block
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define
 from graphwright.backends.tvm.kernels.linear_w4 import ProductW4, w4_tilings
 from graphwright.backends.tvm.kernels.linear_w8 import ProductW8, w8_tilings
 from graphwright.backends.tvm.kernels.loops import kernel_name
 from graphwright.backends.tvm.kernels.matmul import (
     TILE,
-    Blocks,
     Epilogue,
     Tiling,
     Tilings,
     few_or_many,
-    for_each_block,
     tilings_name,
     write_block,
 )

@@ -14,16 +14,18 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from graphwright.backends.tvm.kernels.blocks import (
+    Blocks,
+    block_count,
+    panel_count,
+    share_of_blocks,
+)
 from graphwright.backends.tvm.kernels.kernel import Expr, partition, registers
 from graphwright.backends.tvm.kernels.loops import load, quotient, settle
 from graphwright.backends.tvm.kernels.matmul import (
     TILE,
-    Blocks,
     Epilogue,
     Tiling,
-    block_count,
-    panel_count,
-    share_of_blocks,
     write_block,
 )
 from graphwright.backends.tvm.kernels.routed_groups import Runs
