@@ -17,7 +17,6 @@ from tvm.ir import IRModule
 from tvm.s_tir import transform as s_tir
 from tvm.tirx import compilation_pipeline
 from tvm.tirx import transform as t
-from tvm.tirx.build import codegen_build
 
 from graphwright.backends.tvm.kernels.kernel import PLAIN
 from graphwright.backends.tvm.target import Cpu
@@ -46,7 +45,8 @@ def write_object(lowered: IRModule, cpu: Cpu, file: Path) -> None:
 
     Two calls into TVM that take long and leave Python's lock to others meanwhile.
     """
-    codegen_build(lowered, cpu.tvm_target()).write_to_file(str(file), "o")
+    llvm = tvm.get_global_func("target.build.llvm")
+    llvm(lowered, cpu.tvm_target()).write_to_file(str(file), "o")
 
 
 def _lower_script(function: tirx.PrimFunc, module: IRModule, context: Any) -> tirx.PrimFunc:
