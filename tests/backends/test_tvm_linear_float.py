@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,20 +55,7 @@ def product(
     return standalone(kernel, ["float32", weights.storage, *floats], cpu_by_name(cpu))
 
 
-@settings(max_examples=24, deadline=None, derandomize=True)
-@given(
-    weights=st.sampled_from(NARROW),
-    n=st.integers(1, 70),
-    k=st.integers(1, 90),
-    rows=st.integers(1, 33),
-    threads=st.integers(1, 3),
-    bias=st.booleans(),
-    activation=st.sampled_from(["none", "silu", "gelu"]),
-    residual=st.booleans(),
-    max_rows=st.sampled_from([4, 512]),
-    cpu=st.sampled_from(HERE),
-)
-def test_a_product_of_any_size(
+def check_product(
     weights: FloatWeights, n: int, k: int, rows: int, threads: int, bias: bool, activation: str,
     residual: bool, max_rows: int, cpu: str,
 ) -> None:  # fmt: skip
@@ -86,6 +74,30 @@ def test_a_product_of_any_size(
     got = torch.from_numpy(out[: rows * n]).reshape(rows, n)
     scale = max(1.0, float(want.abs().max()))
     torch.testing.assert_close(got.double(), want, rtol=2e-6, atol=4e-6 * scale)
+
+
+@settings(max_examples=24, deadline=None, derandomize=True)
+@given(
+    weights=st.sampled_from(NARROW),
+    n=st.integers(1, 70),
+    k=st.integers(1, 90),
+    rows=st.integers(1, 33),
+    threads=st.integers(1, 3),
+    bias=st.booleans(),
+    activation=st.sampled_from(["none", "silu", "gelu"]),
+    residual=st.booleans(),
+    max_rows=st.sampled_from([4, 512]),
+    cpu=st.sampled_from(HERE),
+)
+def test_a_product_of_any_size(**case: Any) -> None:
+    check_product(**case)
+
+
+@pytest.mark.parametrize(("k", "weights"), [(515, FLOAT32), (1031, BFLOAT16), (1031, FLOAT16)])
+def test_a_row_that_comes_alone_by_long_tiles(k: int, weights: FloatWeights) -> None:
+    """Shares of threads with and without whole strips of tiles, and what is left of them."""
+    for rows, threads in ((1, 1), (1, 2), (1, 3), (1, 7), (2, 2)):
+        check_product(weights, 150, k, rows, threads, True, "silu", True, 4, host_cpu().name)
 
 
 @pytest.mark.parametrize("weights", NARROW, ids=lambda each: each.name)

@@ -114,6 +114,16 @@ def test_any_rows_and_threads(cpu: str, k: int, scheme: str) -> None:
             check(replace(case, rows=rows, threads=threads))
 
 
+@pytest.mark.parametrize(
+    ("k", "scheme"), [(2048, "w8"), (2080, "w8g32"), (4096, "w4g32"), (4224, "w4g128z")]
+)
+def test_a_row_that_comes_alone_by_long_tiles(k: int, scheme: str) -> None:
+    """Shares of threads with and without whole strips of tiles, and what is left of them."""
+    case = Case(150, k, host_cpu().name, max_rows=4, padding=3, scheme=scheme, **EPILOGUE)
+    for rows, threads in ((1, 1), (1, 2), (1, 3), (1, 7), (2, 2)):
+        check(replace(case, rows=rows, threads=threads))
+
+
 @settings(max_examples=16, deadline=None, derandomize=True)
 @given(
     st.builds(

@@ -58,7 +58,7 @@ class FloatWeights:
 
     def tile_bytes(self, k: int) -> int:
         """Bytes of the same."""
-        return self.tile_size(k) * self.dtype.itemsize
+        return self.tile_size(k) * np.dtype(self.storage).itemsize
 
     def vectors(self, weight: Expr, line: Expr, part: int, lanes: int, count: int) -> list[Expr]:
         """float32 channels [part, part + lanes) for the first `count` input channels of a line.
