@@ -17,6 +17,10 @@ triton = pytest.importorskip("triton")
 from triton_harness import batch_header, call, untouched  # noqa: E402
 
 from graphwright.backends.triton.kernels.argmax import argmax, argmax_scratch  # noqa: E402
+from graphwright.backends.triton.kernels.candidates import (  # noqa: E402
+    candidates,
+    candidates_scratch,
+)
 from graphwright.backends.triton.kernels.embedding import (  # noqa: E402
     embedding,
     quantized_embedding,
@@ -176,3 +180,35 @@ def test_the_best_token_is_the_lowest_of_equals_and_nan_is_noticed() -> None:
     call(argmax(width, stride=width), batch_header(7, rows=5), logits, *scratch, tokens)
     assert not counters.any()
     assert tokens.tolist() == [4097, -1, 0, 8999, 0, 77]
+
+
+@FEW
+@given(st.integers(1, 3), st.sampled_from([5, 64, 97, 1030, 4096, 4097, 9001]),
+       st.sampled_from([1, 8, 64]), st.integers(0, 2**31), st.data())  # fmt: skip
+def test_candidates_come_in_order_and_ties_by_token(
+    rows: int, width: int, k: int, seed: int, data: st.DataObject
+) -> None:
+    """Coarse values give ties within a part and between parts; few are left above -inf or none."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, width, generator=generator)
+    coarse = data.draw(st.sampled_from([0.0, 0.5, 4.0]))
+    if coarse:
+        logits = (logits / coarse).round() * coarse  # -0 among them
+    banned = data.draw(st.sampled_from([0.0, 0.5, 0.999, 1.0]))
+    logits[torch.rand(logits.shape, generator=generator) < banned] = -torch.inf
+    for special in data.draw(st.lists(st.sampled_from([torch.nan, torch.inf]), max_size=2)):
+        logits[0, data.draw(st.integers(0, width - 1))] = special
+    keys, counters = (
+        torch.zeros(size, dtype=torch.uint8) for size in candidates_scratch(width, k, rows)
+    )
+    out = untouched((rows + 1, 2, k), torch.int32)
+    scratch = (keys.view(torch.int64), counters.view(torch.int32))
+    kernel = candidates(width, k, stride=width)
+    call(kernel, batch_header(rows + 2, rows=rows), logits, *scratch, out)
+    want, tokens = torch.sort(logits, dim=1, descending=True, stable=True)
+    found = min(k, width)
+    values = out[:rows, 1].contiguous().view(torch.float32)[:, :found]
+    assert torch.equal(out[:rows, 0, :found].long(), tokens[:, :found])
+    assert torch.equal(values.nan_to_num(7.5), want[:, :found].nan_to_num(7.5))
+    assert not counters.any()
+    assert (out[rows] == 77).all()
