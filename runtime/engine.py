@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphwright.runtime.artifact import Artifact
+from graphwright.runtime.candidates import Candidates
 from graphwright.runtime.cuda.program import LAUNCHES
 from graphwright.runtime.dlpack import DeviceTensor, Exporter, is_on_gpu
 from graphwright.runtime.errors import RequestError
@@ -144,20 +145,16 @@ class Engine:
         step = self._scheduler.next_step()
         if step is None:
             return False
-        requests = [self._requests[chunk.sequence] for chunk in step.chunks]
-        largest = self._run(
+        requests = [self._requests[chunk.sequence] for chunk in step.chunks if chunk.rows]
+        known = self._run(
             step,
-            any(request.takes_largest for request in requests),
+            max((request.candidates for request in requests), default=0),
             any(request.reads_logits for request in requests),
         )
-        row = -1
-        for chunk, request in zip(step.chunks, requests, strict=True):
-            if chunk.rows:
-                row += chunk.rows
-                found = None if largest is None else int(largest[row])
-                request.accept(self._buffers.logits[row], found)
-                if request.finished:
-                    self.cancel(request)
+        for row, request in enumerate(requests):
+            request.accept(self._buffers.logits[row], None if known is None else known.row(row))
+            if request.finished:
+                self.cancel(request)
         self.statistics.count(step, time.perf_counter() - start)
         return True
 
@@ -205,9 +202,7 @@ class Engine:
             raise RequestError("token ids on a GPU need an artifact for GPUs; this one is not.")
         return self._library
 
-    def _run(
-        self, step: Step, largest: bool = False, logits: bool = True
-    ) -> NDArray[np.int32] | None:
+    def _run(self, step: Step, largest: int = 0, logits: bool = True) -> Candidates | None:
         _describe(step, self._buffers, self._blocks_each)
         found = self._library.run(step.entry, self._buffers, largest, logits)
         for chunk in step.chunks:

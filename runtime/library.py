@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphwright.runtime.artifact import Artifact
+from graphwright.runtime.candidates import Candidates
 from graphwright.runtime.errors import ArtifactError
 from graphwright.runtime.memory import ALIGNMENT, is_aligned
 from graphwright.runtime.step_code import StepCode, StepPool
@@ -50,13 +51,13 @@ class StepLibrary(Protocol):
     """What the engine needs from compiled code. `entry` is "decode" or "prefill"."""
 
     def run(
-        self, entry: str, buffers: StepBuffers, largest: bool = False, logits: bool = True
-    ) -> NDArray[np.int32] | None:
+        self, entry: str, buffers: StepBuffers, largest: int = 0, logits: bool = True
+    ) -> Candidates | None:
         """One step over the batch described in `buffers`.
 
-        largest: the id of the largest logit of each row is wanted, the lowest of equal ones, -1
-        where one is NaN. A library that finds them returns them, int32 [>= R]; only then nobody
-        reads the logits without `logits`.
+        largest: how many of the largest logits of each row are wanted. A library returns those
+        that it finds, perhaps fewer. Without `logits` nobody reads the logits of a step that
+        returned as many as were wanted.
         """
 
 
@@ -90,20 +91,21 @@ class NativeLibrary:
             code, threads, own_bytes=own_bytes, alone_rows=alone_rows, rows=rows, pin=pin
         )
         self._chosen = np.zeros(rows, np.int32)
+        self._found = Candidates(self._chosen[:, None])
         self._chosen_address = ctypes.c_void_p(self._chosen.ctypes.data)
         self._buffers: StepBuffers | None = None
         self._pointers = (ctypes.c_void_p * 0)()
 
     def run(
-        self, entry: str, buffers: StepBuffers, largest: bool = False, logits: bool = True
-    ) -> NDArray[np.int32] | None:
+        self, entry: str, buffers: StepBuffers, largest: int = 0, logits: bool = True
+    ) -> Candidates | None:
         """One native call. Raises RuntimeError when the code reports a failure."""
         if buffers is not self._buffers:
             self._bind(buffers)
         self.pool.run(
             entry + self._suffix, self._pointers, self._chosen_address if largest else None
         )
-        return self._chosen if largest else None
+        return self._found if largest else None
 
     def mark(self, marks: NDArray[np.int64] | None) -> None:
         """From now on steps write the clock, in ns, into `marks` [threads, 1 + 2 * phases]: at

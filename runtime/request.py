@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from graphwright.runtime.candidates import Candidates
 from graphwright.runtime.sampler import Sampler
 from graphwright.runtime.sampling_params import Sampling
 from graphwright.runtime.scheduler import Sequence
@@ -83,21 +84,21 @@ class Request:
         return self.sequence.tokens[self.sequence.prompt_length :]
 
     @property
-    def takes_largest(self) -> bool:
-        """Does it always take the token of the largest logit?"""
-        return self._sampler.takes_largest
+    def candidates(self) -> int:
+        """How many of the largest logits decide the next token; 0: all of them do."""
+        return self._sampler.candidates
 
     @property
     def reads_logits(self) -> bool:
-        """Does it look at logits even where the largest is known?"""
-        return self._logits is not None or not self.takes_largest
+        """Does it look at all logits even where the largest are known?"""
+        return self._logits is not None or not self.candidates
 
-    def accept(self, logits: NDArray[np.float32], largest: int | None = None) -> None:
+    def accept(self, logits: NDArray[np.float32], known: Candidates | None = None) -> None:
         """Chooses the next token from logits float32 [V] and says what follows from it.
 
-        largest: the id of the largest, -1 if one is NaN, where it is known. Raises RequestError.
+        known: the largest of them, where a step has found them. Raises RequestError.
         """
-        token = self._sampler.choose(logits, largest)
+        token = self._sampler.choose(logits, known)
         if self.first_token is None:
             self.first_token = time.perf_counter()
         if self._logits is not None:

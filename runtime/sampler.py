@@ -4,10 +4,12 @@ repetition penalty, temperature, top-k, top-p, min-p, draw."""
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from graphwright.runtime.candidates import Candidates
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.sampling_params import Sampling
 
@@ -20,7 +22,8 @@ class Sampler:
     """Chooses the tokens of one sequence. Its random numbers depend on the seed alone.
 
     `seen`: token ids of the prompt; chosen tokens are added for the repetition penalty
-    (Keskar et al., arXiv 1909.05858).
+    (Keskar et al., arXiv 1909.05858). candidates: how many of the largest logits decide, 0 when
+    all of them do.
     """
 
     def __init__(self, sampling: Sampling, vocab_size: int, seen: list[int]) -> None:
@@ -31,28 +34,38 @@ class Sampler:
             self._seen = np.zeros(vocab_size, np.bool_)
             self._seen[seen] = True
 
-        self.takes_largest = sampling.temperature == 0 and self._seen is None
+        self.candidates = 0
+        if self._seen is None:
+            few = sampling.top_k if sampling.top_k < vocab_size else 0
+            self.candidates = 1 if sampling.temperature == 0 else few
 
-    def choose(self, logits: NDArray[np.float32], largest: int | None = None) -> int:
+    def choose(self, logits: NDArray[np.float32], known: Candidates | None = None) -> int:
         """A token id for logits float32 [V]; of equal ones the lowest id comes first.
 
-        largest: the id of the largest, -1 if one is NaN, where it is known. Raises RequestError
-        when the logits hold NaN.
+        known: the largest of them, where a step has found them; if they are enough, the logits are
+        not read and the token is the same. Raises RequestError when the logits hold NaN.
         """
-        if largest is not None and self.takes_largest:
-            if largest < 0:
-                self._check(np.float32(np.nan))
-            return largest
+        if known is not None and 0 < self.candidates <= len(known):
+            return self._choose_among(known)
         if self._seen is not None:
             logits = self._penalized(logits, self._seen)
         if self._sampling.temperature == 0:
             token = int(logits.argmax())
             self._check(logits[token])
         else:
-            token = self._draw(logits)
+            token = self._draw(*self._candidates(logits))
         if self._seen is not None:
             self._seen[token] = True
         return token
+
+    def _choose_among(self, known: Candidates) -> int:
+        if known.has_nan:
+            self._check(np.float32(np.nan))
+        if self.candidates == 1 and self._sampling.temperature == 0:
+            return int(known.ids[0])
+        ids = known.ids[: self.candidates]
+        values = np.zeros(1, np.float32) if known.values is None else known.values[: len(ids)]
+        return self._draw(*self._kept(ids, self._weights(values, values[0])))
 
     def _penalized(
         self, logits: NDArray[np.float32], seen: NDArray[np.bool_]
@@ -64,31 +77,37 @@ class Sampler:
         result[ids] = np.where(values > 0, values / penalty, values * penalty)
         return result
 
-    def _draw(self, logits: NDArray[np.float32]) -> int:
-        ids, weights = self._candidates(logits)
+    def _draw(self, ids: NDArray[Any], weights: NDArray[np.float64]) -> int:
         total = np.cumsum(weights)
         index = int(np.searchsorted(total, self._random.random() * total[-1], side="right"))
         return int(ids[min(index, len(ids) - 1)])
 
-    def _candidates(
-        self, logits: NDArray[np.float32]
-    ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    def _candidates(self, logits: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.float64]]:
         """Token ids that may be drawn, most likely first, and their unnormalised probabilities."""
-        options = self._sampling
         top = logits.max()
         self._check(top)
-        scaled = (logits.astype(np.float64) - float(top)) / options.temperature
-        count = len(scaled)
-        if options.top_k:
-            count = min(count, options.top_k)
-        ids = _largest(scaled, count) if count < len(scaled) else None
-        total = np.exp(scaled if ids is None else scaled[ids]).sum()
-        if ids is None:
-            ids = self._sorted_until(scaled, total)
-        weights = np.exp(scaled[ids])
+        if 0 < self._sampling.top_k < len(logits):
+            ids = _largest(logits, self._sampling.top_k)
+            return self._kept(ids, self._weights(logits[ids], top))
+        weights = self._weights(logits, top)
+        total = float(weights.sum())
+        ids = self._sorted_until(logits, weights, total)
+        return self._kept(ids, weights[ids], total)
+
+    def _weights(self, logits: NDArray[np.float32], top: np.float32) -> NDArray[np.float64]:
+        """Unnormalised probabilities, those of the logit `top` being 1."""
+        scaled = (logits.astype(np.float64) - float(top)) / self._sampling.temperature
+        return np.asarray(np.exp(scaled))
+
+    def _kept(
+        self, ids: NDArray[Any], weights: NDArray[np.float64], total: float | None = None
+    ) -> tuple[NDArray[Any], NDArray[np.float64]]:
+        """What top-p and min-p leave of tokens in falling order; total: default their sum."""
+        options = self._sampling
         if options.top_p < 1:
             # The smallest set whose mass reaches top_p: the one that crosses it stays.
             before = np.cumsum(weights) - weights
+            total = float(weights.sum()) if total is None else total
             keep = max(1, int(np.count_nonzero(before < options.top_p * total)))
             ids, weights = ids[:keep], weights[:keep]
         if options.min_p > 0:
@@ -96,16 +115,18 @@ class Sampler:
             ids, weights = ids[:keep], weights[:keep]
         return ids, weights
 
-    def _sorted_until(self, scaled: NDArray[np.float64], total: float) -> NDArray[np.intp]:
+    def _sorted_until(
+        self, logits: NDArray[np.float32], weights: NDArray[np.float64], total: float
+    ) -> NDArray[np.intp]:
         """Ids in falling order: only the first ones when top-p or min-p ends among them anyway."""
-        options, size = self._sampling, len(scaled)
+        options, size = self._sampling, len(logits)
         if options.top_p == 1 and options.min_p == 0:
             return np.arange(size)  # nothing is cut off: the order does not matter
-        ids = _largest(scaled, min(size, _FIRST_CANDIDATES))
-        weights = np.exp(scaled[ids])
-        enough = weights.sum() >= options.top_p * total if options.top_p < 1 else False
-        enough = enough or weights[-1] < options.min_p * weights[0]
-        return ids if enough or len(ids) == size else _largest(scaled, size)
+        ids = _largest(logits, min(size, _FIRST_CANDIDATES))
+        first = weights[ids]
+        enough = first.sum() >= options.top_p * total if options.top_p < 1 else False
+        enough = enough or first[-1] < options.min_p * first[0]
+        return ids if enough or len(ids) == size else _largest(logits, size)
 
     def _check(self, top: np.float32) -> None:
         if np.isnan(top):
@@ -114,7 +135,7 @@ class Sampler:
             )
 
 
-def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     """Indices of the `count` largest values in falling order, lower index first among equals."""
     if count < len(values):
         least = np.partition(values, len(values) - count)[len(values) - count]

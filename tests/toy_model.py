@@ -44,9 +44,7 @@ class ToyLibrary:
     def __init__(self) -> None:
         self.steps: list[tuple[str, int, int, int]] = []
 
-    def run(
-        self, entry: str, buffers: StepBuffers, largest: bool = False, logits: bool = True
-    ) -> None:
+    def run(self, entry: str, buffers: StepBuffers, largest: int = 0, logits: bool = True) -> None:
         tokens, sequences, stride, rows = (int(each) for each in buffers.batch[:4])
         assert not buffers.batch[4:].any()
         limit = PLAN["entries"][entry]

@@ -21,7 +21,7 @@ from graphwright.backends.triton.fusions import Fusions
 from graphwright.backends.triton.kernels.kernel import Size, TritonKernel
 from graphwright.backends.triton.kv_layout import KvLayout
 from graphwright.backends.triton.launches import Launch
-from graphwright.backends.triton.lower.largest import largest_logits
+from graphwright.backends.triton.lower.largest import candidate_logits, largest_logits
 from graphwright.backends.triton.registry import LedgerEntry, lower_entry
 from graphwright.backends.tuning import Picks
 from graphwright.ir.errors import BackendError
@@ -56,7 +56,7 @@ class GpuOptions:
 class Bucket:
     """A list of launches for steps of `entry` with at most so many tokens and sampled rows.
 
-    largest: what finds the largest logit of each row, after all others.
+    After all others: largest finds the largest logit of each row, candidates CANDIDATES of them.
     """
 
     entry: str
@@ -65,6 +65,12 @@ class Bucket:
     arena_bytes: int
     launches: tuple[Launch, ...]
     largest: tuple[Launch, ...]
+    candidates: tuple[Launch, ...]
+
+    @property
+    def all_launches(self) -> tuple[Launch, ...]:
+        """Those of every kind of step."""
+        return (*self.launches, *self.largest, *self.candidates)
 
     @property
     def size(self) -> Size:
@@ -94,9 +100,7 @@ class LoweredProgram:
     def kernels(self) -> list[TritonKernel]:
         """Each kernel once, in the order of first use."""
         found = {
-            each.kernel.name: each.kernel
-            for bucket in self.buckets
-            for each in (*bucket.launches, *bucket.largest)
+            each.kernel.name: each.kernel for bucket in self.buckets for each in bucket.all_launches
         }
         return list(found.values())
 
@@ -138,9 +142,9 @@ def lower_program(
                 program.info.max_context or DEFAULT_CONTEXT, tokens, options.chips, picks,
             )  # fmt: skip
             launches, entries = lower_entry(context)
-            largest = largest_logits(context)
+            lists = (launches, largest_logits(context), candidate_logits(context))
             rows = min(tokens, plan.max_rows)
-            settled = [tuple(context.settled(each)) for each in (launches, largest)]
+            settled = [tuple(context.settled(each)) for each in lists]
             buckets.append(Bucket(name, tokens, rows, context.arena_bytes, *settled))
             counter_bytes = max(counter_bytes, context.counter_bytes)
             if tokens == plan.max_tokens:

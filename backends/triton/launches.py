@@ -9,7 +9,7 @@ from graphwright.backends.triton.kernels.kernel import TritonKernel
 __all__ = ["PARAMETERS", "Launch", "Operand"]
 
 # The regions of device memory that kernels work on, by the element type at their start. All but the
-# last two are what an entry of a CPU library takes; they lie where the runtime puts them.
+# last three are what an entry of a CPU library takes; they lie where the runtime puts them.
 PARAMETERS = {
     "batch": "int32",  # [8]: tokens T, sequences B, block-table stride M, sampled rows R, zeros
     "tokens": "int64",  # [T]
@@ -22,7 +22,8 @@ PARAMETERS = {
     "weights": "uint8",
     "kv": "uint8",
     "counters": "int32",  # zeros between launches
-    "chosen": "int32",  # [R]: the largest of each row of logits
+    "largest": "int32",  # [R]: the token of the largest logit of each row
+    "candidates": "int32",  # [R, 2, k]: the tokens of the k largest, and their logits' bits
 }
 
 

@@ -17,6 +17,7 @@ from graphwright.backends.triton.chips import Chip
 from graphwright.backends.triton.cubin import ALIGNMENT, Cubin, compile_cubin
 from graphwright.backends.triton.kernels.kernel import TritonKernel
 from graphwright.backends.triton.launches import Launch
+from graphwright.backends.triton.lower.largest import CANDIDATES
 from graphwright.backends.triton.registry import LedgerEntry
 from graphwright.runtime.variants import Variant
 
@@ -36,9 +37,10 @@ class GpuPackage:
     def launches(self) -> dict[str, Any]:
         """The content of launches.json.
 
-        `largest` of a bucket follow its launches where tokens are chosen greedily. counter_bytes:
-        the size of the region `counters`. A launch is [kernel, grid, [[region, offset], …]];
-        offsets are bytes, those of weights from the start of the region.
+        `largest` of a bucket follow its launches where tokens are chosen greedily, `candidates`
+        where they are drawn from few; the number of that name says from how many at most.
+        counter_bytes: the size of the region `counters`. A launch is [kernel, grid, [[region,
+        offset], …]]; offsets are bytes, those of weights from the start of the region.
         """
         blobs = self.lowered.blobs.offsets()
 
@@ -57,6 +59,7 @@ class GpuPackage:
                     "rows": bucket.rows,
                     "launches": [place(launch) for launch in bucket.launches],
                     "largest": [place(launch) for launch in bucket.largest],
+                    "candidates": [place(launch) for launch in bucket.candidates],
                 }
             )
         kernels = {
@@ -72,7 +75,7 @@ class GpuPackage:
         }  # fmt: skip
         return {
             "chips": [chip.name for chip in self.chips], "kernels": kernels, "entries": buckets,
-            "counter_bytes": self.lowered.counter_bytes,
+            "counter_bytes": self.lowered.counter_bytes, "candidates": CANDIDATES,
         }  # fmt: skip
 
     @property
@@ -141,7 +144,7 @@ def package(
     """Compiles every kernel for every chip. Raises BackendError."""
     variants: dict[str, tuple[TritonKernel, frozenset[str]]] = {}
     for bucket in lowered.buckets:
-        for launch in (*bucket.launches, *bucket.largest):
+        for launch in bucket.all_launches:
             variants[variant_name(launch)] = (launch.kernel, aligned_pointers(launch))
     say(f"compiling {len(variants)} kernels for {', '.join(chip.name for chip in chips)}")
     cubins = {

@@ -1,20 +1,21 @@
 """The step library of a GPU: weights and caches in its memory, a captured graph for each bucket.
 
-A step copies its small inputs in (one copy from pinned memory), replays the graph, copies the
-chosen tokens or the sampled rows of logits out, and waits for those. The engine's own arena and
-cache stay untouched and take no memory.
+A step copies its small inputs in (one copy from pinned memory), replays the graph, copies out what
+tokens are chosen from, and waits for it: the largest logits of each sampled row, or whole rows. The
+engine's own arena and cache stay untouched and take no memory.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphwright.runtime.artifact import Artifact
+from graphwright.runtime.candidates import Candidates
 from graphwright.runtime.cuda.driver import Driver
 from graphwright.runtime.cuda.program import Bucket, Program
 from graphwright.runtime.dlpack import DeviceTensor, Exporter, read_tensor
@@ -24,6 +25,7 @@ __all__ = ["CudaLibrary"]
 
 ALIGNMENT = 256  # of regions inside one allocation
 _STAGING = 32 << 20  # bytes of each of the two buffers that weights pass through
+Wanted: TypeAlias = Literal["largest", "candidates"] | None  # of a bucket's launches
 _INPUTS = ("batch", "tokens", "positions", "query_start", "block_table", "sample_rows")
 
 
@@ -42,9 +44,10 @@ class CudaLibrary:
         self._artifact = artifact
         self._capture = capture
         self._functions: dict[str, Any] = {}
-        self._graphs: dict[tuple[str, int, bool], Any] = {}
+        self._graphs: dict[tuple[str, int, Wanted], Any] = {}
         self._regions: dict[str, int] = {}
         self._pinned: dict[str, NDArray[Any]] = {}
+        self._found: dict[str, Candidates] = {}
         self._addresses: dict[str, int] = {}
         self._input_bytes = 0
         self._buffers: StepBuffers | None = None
@@ -63,10 +66,13 @@ class CudaLibrary:
         return dict(self._regions)
 
     def run(
-        self, entry: str, buffers: StepBuffers, largest: bool = False, logits: bool = True
-    ) -> NDArray[np.int32] | None:
+        self, entry: str, buffers: StepBuffers, largest: int = 0, logits: bool = True
+    ) -> Candidates | None:
         """One step over the batch described in `buffers`; what is wanted of it is there on return:
         its logits in `buffers`, unless nobody reads those, and the largest of each row.
+
+        More of the largest are wanted than the artifact's code finds: it gives what it does, and
+        the logits.
         """
         if self._buffers is None:
             self._place(buffers)
@@ -76,16 +82,19 @@ class CudaLibrary:
         for name in _INPUTS:
             np.copyto(self._pinned[name], getattr(buffers, name))
         self._driver.copy_in(self._regions["batch"], self._addresses["batch"], self._input_bytes)
-        largest = largest and rows > 0
-        self._start(entry, bucket, largest)
+        logits = logits or largest > self._program.candidates
+        wanted: Wanted = None
+        if rows and largest:
+            wanted = "largest" if largest == 1 else "candidates"
+        self._start(entry, bucket, wanted)
         if rows and logits:
-            self._fetch("logits", rows * buffers.logits.shape[1] * 4)
-        if largest:
-            self._fetch("chosen", rows * 4)
+            self._fetch("logits", rows)
+        if wanted:
+            self._fetch(wanted, rows)
         self._driver.wait()
         if logits:
             buffers.logits[:rows] = self._pinned["logits"][:rows]
-        return self._pinned["chosen"] if largest else None
+        return self._found[wanted] if wanted else None
 
     def token_ids(self, tensor: Exporter) -> list[int]:
         """The numbers of an int32 or int64 tensor on the GPU. Raises RequestError."""
@@ -104,24 +113,25 @@ class CudaLibrary:
         )
         self._driver.wait()
 
-    def _fetch(self, name: str, size: int) -> None:
+    def _fetch(self, name: str, rows: int) -> None:
+        size = self._pinned[name][:rows].nbytes
         self._driver.copy_out(self._addresses[name], self._regions[name], size)
 
-    def _start(self, entry: str, bucket: Bucket, largest: bool) -> None:
+    def _start(self, entry: str, bucket: Bucket, wanted: Wanted) -> None:
         if not self._capture or entry != "decode":
-            self._launch(bucket, largest)
+            self._launch(bucket, wanted)
             return
-        key = (entry, bucket.tokens, largest)
+        key = (entry, bucket.tokens, wanted)
         if key in self._graphs:
             self._driver.replay(self._graphs[key])
             return
-        self._launch(bucket, largest)  # which also loads the code: not possible while capturing
+        self._launch(bucket, wanted)  # which also loads the code: not possible while capturing
         self._driver.capture()
-        self._launch(bucket, largest)
+        self._launch(bucket, wanted)
         self._graphs[key] = self._driver.captured()
 
-    def _launch(self, bucket: Bucket, largest: bool) -> None:
-        for launch in (*bucket.launches, *(bucket.largest if largest else ())):
+    def _launch(self, bucket: Bucket, wanted: Wanted) -> None:
+        for launch in (*bucket.launches, *(getattr(bucket, wanted) if wanted else ())):
             code = self._program.kernels[launch.kernel]
             pointers = [self._regions[name] + offset for name, offset in launch.operands]
             pointers += [0] * code.scratch_pointers
@@ -143,10 +153,18 @@ class CudaLibrary:
             self._regions[name] = device + offset
         self._input_bytes = end
         rows = len(buffers.logits)
-        for name, like in (("logits", buffers.logits), ("chosen", np.empty(rows, np.int32))):
+        most = self._program.candidates
+        chosen, pairs = np.empty(rows, np.int32), np.empty((rows, 2, most), np.int32)
+        results = {"logits": buffers.logits, "largest": chosen, "candidates": pairs}
+        for name, like in results.items():
             self._addresses[name] = self._driver.allocate_pinned(like.nbytes)
             self._pinned[name] = _array(self._addresses[name], like.dtype, like.shape)
             self._regions[name] = self._driver.allocate(like.nbytes)
+        pairs = self._pinned["candidates"]
+        self._found = {
+            "largest": Candidates(self._pinned["largest"][:, None]),
+            "candidates": Candidates(pairs[:, 0], pairs[:, 1].view(np.float32)),
+        }
         for name in ("arena", "weights", "kv"):
             self._regions[name] = self._driver.allocate(getattr(buffers, name).nbytes)
         self._regions["counters"] = self._driver.allocate(self._program.counter_bytes)

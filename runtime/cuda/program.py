@@ -35,23 +35,27 @@ class Launch:
 @dataclass(frozen=True)
 class Bucket:
     """The launches of steps with at most so many tokens and sampled rows; `largest` go on to find
-    the largest logit of each row.
+    the largest logit of each row, `candidates` instead of them several.
     """
 
     tokens: int
     rows: int
     launches: tuple[Launch, ...]
     largest: tuple[Launch, ...]
+    candidates: tuple[Launch, ...]
 
 
 @dataclass(frozen=True)
 class Program:
-    """The part of launches.json that is for one chip. counter_bytes: of the region `counters`."""
+    """The part of launches.json that is for one chip. counter_bytes: of the region `counters`.
+    candidates: how many of the largest logits the launches of that name find.
+    """
 
     chip: str
     kernels: dict[str, KernelCode]
     entries: dict[str, tuple[Bucket, ...]]
     counter_bytes: int
+    candidates: int
 
     @classmethod
     def read(cls, artifact: Artifact, capability: int) -> Program:
@@ -79,12 +83,12 @@ class Program:
                 name: tuple(_bucket(each) for each in buckets)
                 for name, buckets in found["entries"].items()
             }
-            counter_bytes = int(found["counter_bytes"])
+            counter_bytes, most = int(found["counter_bytes"]), int(found["candidates"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(
                 f"{LAUNCHES} of {artifact.path} is incomplete: {error!r}."
             ) from error
-        return cls(chip, kernels, entries, counter_bytes)
+        return cls(chip, kernels, entries, counter_bytes, most)
 
     def bucket(self, entry: str, tokens: int, rows: int) -> Bucket:
         """The smallest bucket that such a step fits into."""
@@ -95,7 +99,7 @@ class Program:
 
 
 def _bucket(found: dict[str, Any]) -> Bucket:
-    launches, largest = (
+    launches, largest, candidates = (
         tuple(
             Launch(
                 str(kernel),
@@ -104,6 +108,6 @@ def _bucket(found: dict[str, Any]) -> Bucket:
             )
             for kernel, grid, operands in found[name]
         )
-        for name in ("launches", "largest")
+        for name in ("launches", "largest", "candidates")
     )
-    return Bucket(int(found["tokens"]), int(found["rows"]), launches, largest)
+    return Bucket(int(found["tokens"]), int(found["rows"]), launches, largest, candidates)

@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from graphwright.runtime.candidates import Candidates
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.sampler import Sampler
 from graphwright.runtime.sampling_params import SamplingParams
@@ -123,3 +126,45 @@ def test_stop_texts_may_be_one_or_several() -> None:
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
     with pytest.raises(RequestError, match="must not be empty"):
         SamplingParams(stop=["a", ""])
+
+
+SPECIAL = st.sampled_from([0.0, -0.0, 1e-30, 2e-30, -np.inf, 1.0, 1.5, -3.0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(SPECIAL | st.floats(-20, 20, width=32), min_size=6, max_size=40),
+    st.integers(1, 5), st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([0.5, 1.0]),
+    st.sampled_from([0.0, 0.2]), st.integers(0, 9), st.integers(0, 3),
+)  # fmt: skip
+def test_the_largest_are_enough_to_draw_the_same(
+    values: list[float], top_k: int, temperature: float, top_p: float, min_p: float, seed: int,
+    more: int,
+) -> None:  # fmt: skip
+    logits = np.array([*values, 0.5], np.float32)
+    order = np.argsort(-logits, kind="stable")[: top_k + more].astype(np.int32)
+    options: dict[str, Any] = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+    }  # fmt: skip
+    whole, few = (sampler(size=len(logits), seed=seed, **options) for _ in range(2))
+    nothing = np.full_like(logits, np.nan)  # must not be read
+    for _ in range(3):
+        token = few.choose(nothing, Candidates(order, logits[order] + 0.0))
+        assert token == whole.choose(logits)
+    ids = Candidates(order[:1])
+    if few.candidates == 1:
+        assert few.choose(nothing, ids) == whole.choose(logits)
+    else:
+        assert few.choose(logits, ids) == whole.choose(logits), "too few: the logits decide"
+
+
+def test_nan_is_noticed_among_candidates() -> None:
+    few = Candidates(np.array([3, 1], np.int32), np.array([np.nan, 2], np.float32))
+    for found, options in (
+        (few, {"top_k": 2}),
+        (few, {"temperature": 0.0}),
+        (Candidates(np.array([-1], np.int32)), {"temperature": 0.0}),
+        (Candidates(np.array([-1], np.int32)), {"top_k": 1}),
+    ):
+        with pytest.raises(RequestError, match="NaN"):
+            sampler(**options).choose(np.zeros(8, np.float32), found)

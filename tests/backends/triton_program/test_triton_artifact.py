@@ -26,6 +26,7 @@ from graphwright.runtime.cuda.library import CudaLibrary
 from graphwright.runtime.dlpack import DeviceTensor
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import ArtifactError, RequestError
+from graphwright.runtime.sampler import Sampler
 from graphwright.runtime.sampling_params import SamplingParams
 
 pytest.importorskip("triton")
@@ -101,7 +102,7 @@ def test_it_holds_code_launches_and_sources(artifact: Artifact) -> None:
     ends = {"batch": 32, "weights": len(artifact.view("weights.bin"))}
     for entry in launches["entries"].values():
         for bucket in entry:
-            for _, _, operands in bucket["launches"] + bucket["largest"]:
+            for _, _, operands in bucket["launches"] + bucket["largest"] + bucket["candidates"]:
                 assert all(o < ends.get(region, 1 << 62) for region, o in operands)
 
 
@@ -150,10 +151,49 @@ def test_greedy_decoding_fetches_the_chosen_tokens_only(
         tokens = torch.tensor([[5, 7, *output.token_ids]])
         want = eager(tokens, use_cache=False).logits[0, 1:-1].argmax(-1).tolist()
     assert output.token_ids == want
-    drawn = SamplingParams(temperature=1.0, seed=1, max_tokens=1, ignore_eos=True)
+
+
+def test_drawing_from_few_tokens_fetches_those_and_draws_the_same(
+    checkpoint: Path, artifact: Artifact, driver: FakeCuda
+) -> None:
+    """Greedy and drawn sequences in one batch: the tokens that the sampler takes of eager's rows,
+    and of our own rows where those are fetched, too."""
+    eager = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    engine = Engine(artifact, context=64, library=CudaLibrary(artifact, Driver(driver)))
+    common: dict[str, Any] = {"max_tokens": 3, "ignore_eos": True}
+    params = [
+        SamplingParams(temperature=0.0, **common),
+        SamplingParams(temperature=1.5, top_k=64, seed=7, **common),
+        SamplingParams(temperature=0.7, top_k=20, top_p=0.9, min_p=0.01, seed=8, **common),
+    ]
+    prompts = [[5, 7], [3], [11, 2, 9]]
     driver.copied.clear()
-    engine.generate([[5, 7], [3]], [params, drawn])
-    assert driver.copied[0] == 2 * 4 * engine.plan.vocab_size, "a drawn token needs all logits"
+    outputs = engine.generate(prompts, params)
+    assert driver.copied == [3 * 64 * 8] * 3, "64 tokens and their logits a sequence"
+    wholes = engine.generate(prompts, params, return_logits=True)
+    for prompt, each, output, whole in zip(prompts, params, outputs, wholes, strict=True):
+        with torch.no_grad():
+            tokens = torch.tensor([[*prompt, *output.token_ids]])
+            rows = eager(tokens, use_cache=False).logits[0, len(prompt) - 1 : -1].numpy()
+        assert whole.logits is not None
+        for logits in (rows, whole.logits):
+            sampler = Sampler(each.resolve({}), engine.plan.vocab_size, prompt)
+            assert [sampler.choose(row) for row in logits] == output.token_ids
+
+
+@pytest.mark.parametrize(
+    "options", [{"top_p": 0.9}, {"top_k": 65}, {"top_k": 5, "repetition_penalty": 1.2}], ids=str
+)
+def test_whole_rows_are_fetched_where_all_logits_count(
+    options: dict[str, Any], artifact: Artifact, driver: FakeCuda
+) -> None:
+    engine = Engine(artifact, context=64, library=CudaLibrary(artifact, Driver(driver)))
+    greedy = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+    drawn = SamplingParams(seed=1, max_tokens=1, ignore_eos=True, **options)
+    driver.copied.clear()
+    outputs = engine.generate([[5, 7], [3]], [greedy, drawn])
+    assert driver.copied[0] == 2 * 4 * engine.plan.vocab_size
+    assert outputs[0].token_ids == engine.generate([[5, 7]], greedy)[0].token_ids
 
 
 class OnGpu:
