@@ -146,13 +146,12 @@ class Engine:
         if step is None:
             return False
         requests = [self._requests[chunk.sequence] for chunk in step.chunks if chunk.rows]
-        known = self._run(
-            step,
-            max((request.candidates for request in requests), default=0),
-            any(request.reads_logits for request in requests),
-        )
+        most = self._library.candidates
+        wanted = [request.candidates(most) for request in requests]
+        logits = 0 in wanted or any(request.keeps_logits for request in requests)
+        known = self._run(step, max(wanted, default=0), logits)
         for row, request in enumerate(requests):
-            request.accept(self._buffers.logits[row], None if known is None else known.row(row))
+            request.accept(self._buffers.logits[row], known, row)
             if request.finished:
                 self.cancel(request)
         self.statistics.count(step, time.perf_counter() - start)

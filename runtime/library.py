@@ -50,14 +50,17 @@ class StepBuffers:
 class StepLibrary(Protocol):
     """What the engine needs from compiled code. `entry` is "decode" or "prefill"."""
 
+    @property
+    def candidates(self) -> int:
+        """How many of the largest logits of each row a step can find."""
+
     def run(
         self, entry: str, buffers: StepBuffers, largest: int = 0, logits: bool = True
     ) -> Candidates | None:
         """One step over the batch described in `buffers`.
 
-        largest: how many of the largest logits of each row are wanted. A library returns those
-        that it finds, perhaps fewer. Without `logits` nobody reads the logits of a step that
-        returned as many as were wanted.
+        largest: so many of the largest logits of each row are wanted, at most `candidates`; a
+        step may return more. Without `logits` nobody reads the logits in `buffers`.
         """
 
 
@@ -66,6 +69,8 @@ class NativeLibrary:
 
     Raises ArtifactError when the library does not load, RequestError without threads.
     """
+
+    candidates = 1  # its threads know the largest logit of each row when a step ends
 
     def __init__(
         self, artifact: Artifact, threads: int, *, own_bytes: int, alone_rows: int, rows: int,
@@ -102,6 +107,7 @@ class NativeLibrary:
         """One native call. Raises RuntimeError when the code reports a failure."""
         if buffers is not self._buffers:
             self._bind(buffers)
+        assert largest <= self.candidates, f"{largest} of the largest logits are wanted"
         self.pool.run(
             entry + self._suffix, self._pointers, self._chosen_address if largest else None
         )

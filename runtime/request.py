@@ -83,22 +83,24 @@ class Request:
         """The token ids chosen so far."""
         return self.sequence.tokens[self.sequence.prompt_length :]
 
-    @property
-    def candidates(self) -> int:
-        """How many of the largest logits decide the next token; 0: all of them do."""
-        return self._sampler.candidates
+    def candidates(self, most: int) -> int:
+        """How many of the largest logits decide the next token, where a step can find `most` of
+        them; 0: they are not enough."""
+        return self._sampler.candidates if self._sampler.candidates <= most else 0
 
     @property
-    def reads_logits(self) -> bool:
-        """Does it look at all logits even where the largest are known?"""
-        return self._logits is not None or not self.candidates
+    def keeps_logits(self) -> bool:
+        """Are all logits part of its output?"""
+        return self._logits is not None
 
-    def accept(self, logits: NDArray[np.float32], known: Candidates | None = None) -> None:
+    def accept(
+        self, logits: NDArray[np.float32], known: Candidates | None = None, row: int = 0
+    ) -> None:
         """Chooses the next token from logits float32 [V] and says what follows from it.
 
-        known: the largest of them, where a step has found them. Raises RequestError.
+        known: the largest of them in its `row`, where a step has found them. Raises RequestError.
         """
-        token = self._sampler.choose(logits, known)
+        token = self._sampler.choose(logits, known, row)
         if self.first_token is None:
             self.first_token = time.perf_counter()
         if self._logits is not None:

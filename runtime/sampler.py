@@ -23,7 +23,8 @@ class Sampler:
 
     `seen`: token ids of the prompt; chosen tokens are added for the repetition penalty
     (Keskar et al., arXiv 1909.05858). candidates: how many of the largest logits decide, 0 when
-    all of them do.
+    all of them do. A penalty may lift any token among the largest, and without top-k the mass of
+    all counts.
     """
 
     def __init__(self, sampling: Sampling, vocab_size: int, seen: list[int]) -> None:
@@ -33,23 +34,26 @@ class Sampler:
         if sampling.repetition_penalty != 1:
             self._seen = np.zeros(vocab_size, np.bool_)
             self._seen[seen] = True
-
+        self._takes_largest = sampling.temperature == 0 or sampling.top_k == 1
         self.candidates = 0
         if self._seen is None:
             few = sampling.top_k if sampling.top_k < vocab_size else 0
-            self.candidates = 1 if sampling.temperature == 0 else few
+            self.candidates = 1 if self._takes_largest else few
 
-    def choose(self, logits: NDArray[np.float32], known: Candidates | None = None) -> int:
+    def choose(
+        self, logits: NDArray[np.float32], known: Candidates | None = None, row: int = 0
+    ) -> int:
         """A token id for logits float32 [V]; of equal ones the lowest id comes first.
 
-        known: the largest of them, where a step has found them; if they are enough, the logits are
-        not read and the token is the same. Raises RequestError when the logits hold NaN.
+        known: the largest of them in its `row`, where a step has found them; if they are enough,
+        the logits are not read and the token is the same. Raises RequestError when the logits hold
+        NaN, or the largest is infinite and a token is to be drawn.
         """
-        if known is not None and 0 < self.candidates <= len(known):
-            return self._choose_among(known)
+        if known is not None and 0 < self.candidates <= known.count:
+            return self._choose_among(known, row)
         if self._seen is not None:
             logits = self._penalized(logits, self._seen)
-        if self._sampling.temperature == 0:
+        if self._takes_largest:
             token = int(logits.argmax())
             self._check(logits[token])
         else:
@@ -58,13 +62,15 @@ class Sampler:
             self._seen[token] = True
         return token
 
-    def _choose_among(self, known: Candidates) -> int:
-        if known.has_nan:
+    def _choose_among(self, known: Candidates, row: int) -> int:
+        token = known.largest(row)
+        if token < 0:
             self._check(np.float32(np.nan))
-        if self.candidates == 1 and self._sampling.temperature == 0:
-            return int(known.ids[0])
-        ids = known.ids[: self.candidates]
-        values = np.zeros(1, np.float32) if known.values is None else known.values[: len(ids)]
+        if self._takes_largest:
+            return token
+        assert known.values is not None, "several are known by their logits"
+        values = known.values[row, : self.candidates]
+        ids = known.ids[row, : self.candidates]
         return self._draw(*self._kept(ids, self._weights(values, values[0])))
 
     def _penalized(
@@ -90,12 +96,19 @@ class Sampler:
             ids = _largest(logits, self._sampling.top_k)
             return self._kept(ids, self._weights(logits[ids], top))
         weights = self._weights(logits, top)
+        if self._sampling.top_p == 1 and self._sampling.min_p == 0:
+            return np.arange(len(weights)), weights  # none is cut off: any order will do
         total = float(weights.sum())
         ids = self._sorted_until(logits, weights, total)
         return self._kept(ids, weights[ids], total)
 
     def _weights(self, logits: NDArray[np.float32], top: np.float32) -> NDArray[np.float64]:
-        """Unnormalised probabilities, those of the logit `top` being 1."""
+        """Unnormalised probabilities, those of the logit `top` being 1. Raises RequestError."""
+        if np.isinf(top):
+            raise RequestError(
+                f"the largest of the model's logits is {top} here, from which no token can be "
+                "drawn; its weights may be damaged, or its numbers too large for their type."
+            )
         scaled = (logits.astype(np.float64) - float(top)) / self._sampling.temperature
         return np.asarray(np.exp(scaled))
 
@@ -120,8 +133,6 @@ class Sampler:
     ) -> NDArray[np.intp]:
         """Ids in falling order: only the first ones when top-p or min-p ends among them anyway."""
         options, size = self._sampling, len(logits)
-        if options.top_p == 1 and options.min_p == 0:
-            return np.arange(size)  # nothing is cut off: the order does not matter
         ids = _largest(logits, min(size, _FIRST_CANDIDATES))
         first = weights[ids]
         enough = first.sum() >= options.top_p * total if options.top_p < 1 else False

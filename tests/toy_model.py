@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphwright.runtime.artifact import ArtifactWriter
+from graphwright.runtime.candidates import Candidates
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.library import StepBuffers
 from graphwright.runtime.variants import Variant
@@ -39,17 +40,25 @@ def toy_greedy(prompt: Sequence[int], count: int) -> list[int]:
 
 
 class ToyLibrary:
-    """A StepLibrary. `steps` records (entry, tokens, sequences, rows) of every call."""
+    """A StepLibrary. `steps` records (entry, tokens, sequences, rows) of every call, `asked`
+    (largest, logits). candidates: how many of the largest logits it finds.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, candidates: int = 0) -> None:
+        self.candidates = candidates
         self.steps: list[tuple[str, int, int, int]] = []
+        self.asked: list[tuple[int, bool]] = []
 
-    def run(self, entry: str, buffers: StepBuffers, largest: int = 0, logits: bool = True) -> None:
+    def run(
+        self, entry: str, buffers: StepBuffers, largest: int = 0, logits: bool = True
+    ) -> Candidates | None:
         tokens, sequences, stride, rows = (int(each) for each in buffers.batch[:4])
         assert not buffers.batch[4:].any()
         limit = PLAN["entries"][entry]
         assert 0 < tokens <= limit["max_tokens"] and rows <= limit["max_rows"]
         self.steps.append((entry, tokens, sequences, rows))
+        self.asked.append((largest, logits))
+        assert largest <= self.candidates
         cache = buffers.kv.view(np.int64).reshape(-1, BLOCK, 2)
         starts = buffers.query_start[: sequences + 1]
         assert starts[0] == 0 and starts[-1] == tokens and (np.diff(starts) > 0).all()
@@ -64,8 +73,17 @@ class ToyLibrary:
                 assert (seen[:, 1] == past).all()
                 found[t] = toy_logits(seen[:, 0].tolist())
         buffers.logits[:] = np.nan  # what was not asked for must not be read
-        for row, t in enumerate(buffers.sample_rows[:rows].tolist()):
-            buffers.logits[row] = found[t]
+        sampled = [found[t] for t in buffers.sample_rows[:rows].tolist()]
+        for row in range(rows if logits else 0):
+            buffers.logits[row] = sampled[row]
+        if not largest or not rows:
+            return None
+        values = np.stack(sampled)
+        ids = np.argsort(-values, axis=1, kind="stable").astype(np.int32)
+        if largest == 1:
+            return Candidates(ids[:, :1])
+        ids = ids[:, : self.candidates]
+        return Candidates(ids, np.take_along_axis(values, ids, axis=1))
 
 
 PLAN: dict[str, Any] = {
@@ -128,8 +146,8 @@ def write_toy(
     return path
 
 
-def toy_engine(folder: Path, **options: Any) -> tuple[Engine, ToyLibrary]:
+def toy_engine(folder: Path, candidates: int = 0, **options: Any) -> tuple[Engine, ToyLibrary]:
     """An engine over a toy artifact without tokenizer, and the library that records its steps."""
-    library = ToyLibrary()
+    library = ToyLibrary(candidates)
     path = write_toy(folder / "toy.gw")
     return Engine(path, library=library, **options), library

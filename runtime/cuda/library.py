@@ -61,6 +61,11 @@ class CudaLibrary:
         return self._program.chip
 
     @property
+    def candidates(self) -> int:
+        """How many of the largest logits of each row a step can find."""
+        return self._program.candidates
+
+    @property
     def regions(self) -> dict[str, int]:
         """Device addresses of the regions, once there was a step."""
         return dict(self._regions)
@@ -70,9 +75,6 @@ class CudaLibrary:
     ) -> Candidates | None:
         """One step over the batch described in `buffers`; what is wanted of it is there on return:
         its logits in `buffers`, unless nobody reads those, and the largest of each row.
-
-        More of the largest are wanted than the artifact's code finds: it gives what it does, and
-        the logits.
         """
         if self._buffers is None:
             self._place(buffers)
@@ -82,7 +84,7 @@ class CudaLibrary:
         for name in _INPUTS:
             np.copyto(self._pinned[name], getattr(buffers, name))
         self._driver.copy_in(self._regions["batch"], self._addresses["batch"], self._input_bytes)
-        logits = logits or largest > self._program.candidates
+        assert largest <= self.candidates, f"{largest} of the largest logits are wanted"
         wanted: Wanted = None
         if rows and largest:
             wanted = "largest" if largest == 1 else "candidates"
@@ -153,8 +155,7 @@ class CudaLibrary:
             self._regions[name] = device + offset
         self._input_bytes = end
         rows = len(buffers.logits)
-        most = self._program.candidates
-        chosen, pairs = np.empty(rows, np.int32), np.empty((rows, 2, most), np.int32)
+        chosen, pairs = np.empty(rows, np.int32), np.empty((rows, 2, self.candidates), np.int32)
         results = {"logits": buffers.logits, "largest": chosen, "candidates": pairs}
         for name, like in results.items():
             self._addresses[name] = self._driver.allocate_pinned(like.nbytes)

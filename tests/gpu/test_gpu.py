@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from graphwright.runtime.cuda.driver import Driver
 from graphwright.runtime.cuda.library import CudaLibrary
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import ArtifactError
+from graphwright.runtime.sampler import Sampler
 from graphwright.runtime.sampling_params import SamplingParams
 
 
@@ -83,6 +85,24 @@ def test_a_replayed_graph_gives_what_its_launches_do(tmp_path: Path) -> None:
         for capture in (True, False)
     ]
     assert outputs[0][0].token_ids == outputs[1][0].token_ids
+
+
+def test_drawing_from_few_tokens_is_drawing_from_their_row(tmp_path: Path) -> None:
+    """64 logits of each row come to the host, or all of them: the same tokens."""
+    engine = Engine(compiled(tmp_path, save_tiny("llama", tmp_path / "c"), "bf16"), context=64)
+    common: dict[str, Any] = {"max_tokens": 24, "ignore_eos": True}
+    params = [
+        SamplingParams(temperature=0.0, **common),
+        SamplingParams(temperature=2.0, top_k=64, seed=7, **common),
+        SamplingParams(temperature=1.5, top_k=20, top_p=0.9, min_p=0.01, seed=8, **common),
+    ]
+    prompts = [[5, 7], [3], [11, 2, 9]]
+    few = engine.generate(prompts, params)
+    whole = engine.generate(prompts, params, return_logits=True)
+    for prompt, each, drawn, output in zip(prompts, params, few, whole, strict=True):
+        assert drawn.token_ids == output.token_ids and output.logits is not None
+        sampler = Sampler(each.resolve({}), engine.plan.vocab_size, prompt)
+        assert [sampler.choose(row) for row in output.logits] == output.token_ids
 
 
 def test_compute_sanitizer_finds_nothing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +39,46 @@ def test_a_ragged_batch_with_chunked_prefill(tmp_path: Path) -> None:
     # A middle chunk of a long prompt asks for no logits of its own.
     assert any(rows < sequences for _, _, sequences, rows in library.steps)
     assert engine._pool.free == engine._pool.blocks
+
+
+@pytest.mark.parametrize("most", [1, 8])
+def test_steps_find_what_tokens_are_chosen_from(most: int, tmp_path: Path) -> None:
+    """As many of the largest logits as decide, if a step can find so many; whole rows only where
+    they do not suffice. The tokens are the same either way."""
+    drawn: dict[str, Any] = {"seed": 3, "max_tokens": 3}
+    greedy, eight, nine, penalised, all_logits = (
+        SamplingParams(temperature=0, max_tokens=3),
+        SamplingParams(temperature=2, top_k=8, top_p=0.9, min_p=0.01, **drawn),
+        SamplingParams(temperature=2, top_k=9, **drawn),
+        SamplingParams(top_k=2, repetition_penalty=1.3, **drawn),
+        SamplingParams(temperature=2, **drawn),
+    )
+    few = most == 8
+    plain, _ = toy_engine(tmp_path)
+    engine, library = toy_engine(tmp_path, most)
+    for params, largest, rows in (
+        ([greedy], 1, False),
+        ([eight], 8 if few else 0, not few),
+        ([greedy, eight], 8 if few else 1, not few),
+        ([nine], 0, True),
+        ([greedy, nine], 1, True),
+        ([eight, penalised, all_logits], 8 if few else 0, True),
+    ):
+        library.asked.clear()
+        many = prompts(3, 5, 2)[: len(params)]
+        outputs = engine.generate(many, params)
+        assert set(library.asked) == {(largest, rows)}
+        assert [each.token_ids for each in outputs] == [
+            each.token_ids for each in plain.generate(many, params)
+        ]
+    long = prompts(25)
+    library.asked.clear()
+    engine.generate(long, all_logits)
+    assert library.asked[0] == (0, False), "the chunk before the last: nothing is sampled"
+    [kept] = engine.generate(long, greedy, return_logits=True)
+    assert library.asked[-1] == (1, True)
+    assert kept.logits is not None
+    assert (kept.logits[0] == toy_logits(long[0])).all()
 
 
 def test_blocks_are_used_again_in_any_order(tmp_path: Path) -> None:

@@ -98,6 +98,24 @@ def test_infinities_are_fine_and_nan_is_not() -> None:
             sampler(size=3, temperature=temperature).choose(logits)
 
 
+@pytest.mark.parametrize("top", [np.inf, -np.inf])
+def test_nothing_is_drawn_where_the_largest_logit_is_infinite(top: float) -> None:
+    """Its probability would be NaN, and the last token always the one that is drawn."""
+    logits = np.array([-np.inf, top, -np.inf], np.float32)
+    known = Candidates(np.array([[1, 0]], np.int32), logits[None, [1, 0]])
+    drawn: list[dict[str, Any]] = [{"temperature": 1}, {"top_k": 2}, {"top_p": 0.5}]
+    for options in drawn:
+        with pytest.raises(RequestError, match=f"the largest of the model's logits is {top} here"):
+            sampler(size=3, **options).choose(logits)
+    with pytest.raises(RequestError, match="no token can be drawn"):
+        sampler(size=3, top_k=2).choose(logits, known)
+    taken: list[dict[str, Any]] = [{"temperature": 0}, {"top_k": 1}]
+    for options in taken:
+        one = sampler(size=3, **options)
+        assert one.choose(logits) == int(logits.argmax())
+        assert one.choose(logits, known) == 1
+
+
 def test_what_was_not_asked_for_comes_from_the_model() -> None:
     config = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_new_tokens": 7}
     chosen = SamplingParams(top_p=0.5).resolve(config)
@@ -148,23 +166,24 @@ def test_the_largest_are_enough_to_draw_the_same(
     }  # fmt: skip
     whole, few = (sampler(size=len(logits), seed=seed, **options) for _ in range(2))
     nothing = np.full_like(logits, np.nan)  # must not be read
+    rows = np.stack([order[::-1], order])  # the row that is not asked for would give others
     for _ in range(3):
-        token = few.choose(nothing, Candidates(order, logits[order] + 0.0))
+        token = few.choose(nothing, Candidates(rows, logits[rows] + 0.0), 1)
         assert token == whole.choose(logits)
-    ids = Candidates(order[:1])
+    ids = Candidates(rows[:, :1])
     if few.candidates == 1:
-        assert few.choose(nothing, ids) == whole.choose(logits)
+        assert few.choose(nothing, ids, 1) == whole.choose(logits)
     else:
-        assert few.choose(logits, ids) == whole.choose(logits), "too few: the logits decide"
+        assert few.choose(logits, ids, 1) == whole.choose(logits), "too few: the logits decide"
 
 
 def test_nan_is_noticed_among_candidates() -> None:
-    few = Candidates(np.array([3, 1], np.int32), np.array([np.nan, 2], np.float32))
+    few = Candidates(np.array([[3, 1]], np.int32), np.array([[np.nan, 2]], np.float32))
     for found, options in (
         (few, {"top_k": 2}),
         (few, {"temperature": 0.0}),
-        (Candidates(np.array([-1], np.int32)), {"temperature": 0.0}),
-        (Candidates(np.array([-1], np.int32)), {"top_k": 1}),
+        (Candidates(np.array([[-1]], np.int32)), {"temperature": 0.0}),
+        (Candidates(np.array([[-1]], np.int32)), {"top_k": 1}),
     ):
         with pytest.raises(RequestError, match="NaN"):
             sampler(**options).choose(np.zeros(8, np.float32), found)
