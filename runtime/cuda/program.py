@@ -63,6 +63,11 @@ class Program:
         generation, as cubins run on later minor versions only. Raises ArtifactError.
         """
         found = artifact.json(LAUNCHES)
+        if isinstance(found, dict) and "candidates" not in found:
+            raise ArtifactError(
+                f"{artifact.path} has no launches that find the largest logits, from which tokens "
+                "are drawn: an older graphwright wrote it. Compile it again."
+            )
         try:
             chips = {int(name.removeprefix("sm_")): name for name in found["chips"]}
             fitting = [a for a in chips if a <= capability and a // 10 == capability // 10]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from graphwright.passes.pipeline import PipelineOptions, pipeline
 from graphwright.runtime.artifact import Artifact
 from graphwright.runtime.cuda.driver import Driver
 from graphwright.runtime.cuda.library import CudaLibrary
+from graphwright.runtime.cuda.program import LAUNCHES
 from graphwright.runtime.dlpack import DeviceTensor
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import ArtifactError, RequestError
@@ -248,6 +250,33 @@ def test_what_cannot_run_it_is_one_sentence(artifact: Artifact, driver: FakeCuda
     broken.cuInit = lambda flags: (100,)
     with pytest.raises(ArtifactError, match=r"cuInit failed: 100"):
         Driver(broken)
+
+
+def test_a_file_from_before_tokens_were_drawn_from_few_is_refused(
+    artifact: Artifact, driver: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = artifact.json(LAUNCHES)
+    del old["candidates"]
+    for bucket in (*old["entries"]["decode"], *old["entries"]["prefill"]):
+        del bucket["candidates"]
+    monkeypatch.setattr(Artifact, "json", lambda self, name: old)
+    sentence = (
+        f"{artifact.path} has no launches that find the largest logits, from which tokens are "
+        "drawn: an older graphwright wrote it. Compile it again."
+    )
+    with pytest.raises(ArtifactError, match=f"^{re.escape(sentence)}$"):
+        CudaLibrary(artifact, Driver(driver))
+    old["candidates"] = 64
+    with pytest.raises(ArtifactError, match=r"is incomplete: KeyError\('candidates'\)"):
+        CudaLibrary(artifact, Driver(driver))
+
+
+def test_without_cuda_bindings_it_says_what_to_install(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)  # as if it were not installed
+    with pytest.raises(ArtifactError, match=r"needs the package cuda-bindings \(pip install 'gra"):
+        Engine(artifact)
 
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU")
