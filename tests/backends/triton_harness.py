@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import triton
 import triton.language as tl
 
+from graphwright.backends.triton.chips import chips_of
+from graphwright.backends.triton.cubin import compile_cubin
 from graphwright.backends.triton.interpret import prepare
-from graphwright.backends.triton.kernels.kernel import DTYPES, TritonKernel
+from graphwright.backends.triton.kernels.kernel import TritonKernel
 
 __all__ = ["batch_header", "call", "compile_all", "untouched"]
 
@@ -87,7 +86,8 @@ def compile_all(factory: str, arguments: Iterable[Any]) -> list[dict[str, Any]]:
     shared (bytes) and name.
     """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"TRITON_DEFAULT_FP_FUSION": "1"}
+    # Triton's own cache, which stays for the next run
+    environment.setdefault("TRITON_CACHE_DIR", str(Path.home() / ".triton" / "cache"))
     done = subprocess.run(
         [sys.executable, __file__, factory],
         input=json.dumps(list(arguments)), env=environment, capture_output=True, text=True,
@@ -98,29 +98,12 @@ def compile_all(factory: str, arguments: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 def _compile(kernel: TritonKernel, capability: int) -> dict[str, Any]:
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    names, types = list(kernel.function.arg_names), dict(kernel.pointers)
-    source = ASTSource(
-        fn=kernel.function,
-        signature={n: f"*{DTYPES[types[n]]}" if n in types else "constexpr" for n in names},
-        constexprs={(names.index(n),): value for n, value in kernel.constants.items()},
-        attrs={(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n in types},
-    )
-    options = {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = subprocess.run(
-            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    found = dict(re.findall(r"(REG|STACK):(\d+)", usage))
+    """With every pointer aligned, as those of a step are but for odd strides."""
+    [chip] = chips_of(f"cuda:sm_{capability}")
+    made = compile_cubin(kernel, chip, frozenset(name for name, _ in kernel.pointers))
     return {
-        "name": kernel.name, "registers": int(found["REG"]), "stack": int(found["STACK"]),
-        "shared": compiled.metadata.shared, "warps": kernel.num_warps,
+        "name": kernel.name, "registers": made.registers, "stack": made.stack,
+        "shared": made.shared, "warps": made.warps,
     }  # fmt: skip
 
 
