@@ -22,7 +22,9 @@ OK = 0
 
 
 class FakeCuda:
-    """cubins: the kernel that each cubin is of. capability: of the GPU, (8, 0)."""
+    """cubins: the kernel that each cubin is of. capability: of the GPU, (8, 0). interprets: are
+    launches run, or only recorded.
+    """
 
     CUdevice_attribute = SimpleNamespace(
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0,
@@ -38,6 +40,7 @@ class FakeCuda:
         self.copied: list[int] = []  # bytes of each copy to the host
         self.launches: list[tuple[str, tuple[int, int, int], int, int]] = []
         self.devices = 1
+        self.interprets = True
         self.elapsed: Callable[[list[tuple[str, tuple[int, int, int], int, int]]], float] = (
             lambda launches: 1.0 * len(launches)
         )
@@ -152,6 +155,8 @@ class FakeCuda:
     def _interpret(
         self, kernel: TritonKernel, grid: tuple[int, int, int], addresses: list[int]
     ) -> None:
+        if not self.interprets:
+            return
         named = {}
         for (name, dtype), address in zip(kernel.pointers, addresses, strict=True):
             kind = getattr(torch, dtype)
