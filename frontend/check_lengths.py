@@ -87,19 +87,21 @@ def check_positions(forward: StatelessForward, length: int) -> None:
 def _shapes(program: Program, length: int) -> Any:
     """The logits as a fake tensor: the graph is run on shapes only, at one concrete length."""
     mode, inference = FakeTensorMode(), Inference()
+    empty = torch.ops.aten.empty.memory_format
     values: dict[fx.Node, Any] = {}
     for node in program.graph.nodes:
         args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
         try:
             if node.op == "output":
                 return args[0]
-            with mode:
-                if node.op == "placeholder":
+            if node.op == "placeholder":
+                with mode:
                     values[node] = torch.zeros(length, dtype=torch.int64)
-                elif node.op == "get_attr":
-                    weight = program.weights[str(node.target)]
-                    values[node] = torch.empty(weight.shape, dtype=weight.dtype)
-            if node.op == "call_function":
+            elif node.op == "get_attr":
+                weight = program.weights[str(node.target)]
+                shape, dtype = tuple(weight.shape), {"dtype": weight.dtype}
+                values[node] = inference.call(empty, (shape,), dtype, mode)
+            else:
                 values[node] = inference.call(node.target, args, kwargs, mode)
         except Exception as error:
             lines = [line.strip() for line in (node.stack_trace or "").strip().splitlines()[-2:]]

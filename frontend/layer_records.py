@@ -7,12 +7,14 @@ Outside, a call of a layer is one entry, and what it returns is named after the 
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -45,8 +47,9 @@ class LayerRecord:
 class Recorder(TorchDispatchMode):
     """While active, records every op. Layers tell when they begin and end."""
 
-    def __init__(self) -> None:
+    def __init__(self, mode: FakeTensorMode) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._mode = mode
         self.outer: list[Hashable] = []
         self.layers: dict[str, LayerRecord] = {}
         self.leaks: list[str] = []
@@ -56,6 +59,7 @@ class Recorder(TorchDispatchMode):
         self._kept: list[Any] = []  # so that no id is used twice
         self._current: str | None = None
         self._lines: Counter[Hashable] = Counter()
+        self._known: dict[Hashable, tuple[Any, ...]] = {}  # what calls return, by types
 
     @property
     def repeats(self) -> bool:
@@ -110,11 +114,13 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        before = pytree.tree_leaves((args, kwargs))
+        if func is torch.ops.prim.device.default:  # as often as all others, and says nothing new
+            return func(*args, **kwargs)
+        before, structure = pytree.tree_flatten((args, kwargs))
         is_data = func is aten.lift_fresh.default
         name = self._outside if self._current is None else self._inside
-        described = tuple(_content(leaf) if is_data else name(leaf) for leaf in before)
-        result = func(*args, **kwargs)
+        described = tuple([_content(leaf) if is_data else name(leaf) for leaf in before])
+        result = self._result(func, args, kwargs, before, structure)
         steps, names = self.outer, self._names
         if self._current is not None:
             steps, names = self.layers[self._current].steps, self._inner
@@ -128,9 +134,28 @@ class Recorder(TorchDispatchMode):
         frame = model_frame()
         if frame is not None:
             self._lines[self._current, frame.f_code, frame.f_lineno] += 1
-        structure = str(pytree.tree_structure((args, kwargs)))
         steps.append((func, structure, described, tuple(map(_type, after))))
         self._kept += [*before, *after]
+        return result
+
+    def _result(
+        self, func: Any, args: Any, kwargs: Any, leaves: Sequence[Any], structure: Any
+    ) -> Any:
+        """What `func` returns. The layers are alike, so most calls were made before."""
+        key: Hashable = None
+        if _makes_one_tensor(func) and not any(map(_known_values, leaves)):
+            key = (func, str(structure), *map(_type, leaves))
+            if key in self._known:
+                dtype, device, shape, stride = self._known[key]
+                with torch._C._DisableTorchDispatch():
+                    meta = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+                return FakeTensor(self._mode, meta, device)
+        if any(map(_has_values, leaves)) and func is not aten.lift_fresh.default:
+            shapes = [self._mode.from_tensor(x) if _has_values(x) else x for x in leaves]
+            args, kwargs = pytree.tree_unflatten(shapes, structure)  # which torch remembers
+        result = func(*args, **kwargs)
+        if key is not None and type(result) is FakeTensor and result.constant is None:
+            self._known[key] = result.dtype, result.device, tuple(result.shape), result.stride()
         return result
 
     def _note_writes(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -166,6 +191,23 @@ def constant(value: Any) -> tuple[Any, Any]:
     if isinstance(value, torch.SymInt):
         return "symbol", value.node.expr
     return "object", id(value)
+
+
+@functools.cache
+def _makes_one_tensor(func: Any) -> bool:
+    """Does it return a tensor with memory of its own, and write to nothing?"""
+    schema = getattr(func, "_schema", None)
+    if schema is None or schema.is_mutable or func is aten._unsafe_view.default:
+        return False
+    return len(schema.returns) == 1 and schema.returns[0].alias_info is None
+
+
+def _has_values(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor)
+
+
+def _known_values(value: Any) -> bool:
+    return isinstance(value, FakeTensor) and value.constant is not None
 
 
 def _type(value: Any) -> Hashable:

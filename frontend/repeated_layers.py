@@ -114,6 +114,6 @@ def _record(
     stubs: StubbedLayers,
 ) -> Recorder:
     """Runs `forward` without values, as it runs while it is exported."""
-    recorder = Recorder()
+    recorder = Recorder(mode)
     recorder.finish(run_on_shapes(forward, inputs, mode, stubs.recording(recorder), recorder))
     return recorder

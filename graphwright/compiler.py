@@ -156,7 +156,7 @@ def compile(
 
     clock = time.perf_counter()
     progress.stage("capture")
-    with _without_collection():
+    with _one_thread(), _without_collection():
         program, files = _capture(model, example_tokens, trust_remote_code, context)
     clock = timed("capture", clock)
 

@@ -57,8 +57,9 @@ def row_axis(value: Any) -> int | None:
     """
     if not isinstance(value, torch.Tensor):
         return None
-    symbolic = [i for i, size in enumerate(value.shape) if isinstance(size, torch.SymInt)]
-    if len(symbolic) != 1 or any(size != 1 for size in value.shape[: symbolic[0]]):
+    shape = value.shape
+    symbolic = [i for i, size in enumerate(shape) if isinstance(size, torch.SymInt)]
+    if len(symbolic) != 1 or any(size != 1 for size in shape[: symbolic[0]]):
         return None
     return symbolic[0]
 
@@ -67,7 +68,11 @@ def row_size(value: torch.Tensor) -> int:
     """Elements in one row. `value` must have a row axis."""
     axis = row_axis(value)
     assert axis is not None
-    return math.prod(int(size) for size in value.shape[axis + 1 :])
+    return _elements(value, axis)
+
+
+def _elements(value: torch.Tensor, axis: int) -> int:
+    return math.prod([int(size) for size in value.shape[axis + 1 :]])
 
 
 def is_view(node: fx.Node) -> bool:
@@ -114,9 +119,11 @@ def row_view(node: fx.Node) -> RowView | None:
 
     None when the value has no row axis.
     """
-    if row_axis(node.meta.get("val")) is None:
+    value: Any = node.meta.get("val")
+    axis = row_axis(value)
+    if axis is None:
         return None
-    size = row_size(node.meta["val"])
+    size = _elements(value, axis)
     if not is_view(node):
         return RowView(node, 0, size, size)
     source: Any = node.args[0]

@@ -62,13 +62,17 @@ def format_graph(program: Program) -> str:
 def _format(module: fx.GraphModule, dims: dict[str, str], indent: str) -> str:
     names: dict[fx.Node, str] = {}
     counts: Counter[str] = Counter()
+    values: dict[int, str] = {}  # by identity: equal calls share what they return
     lines = []
     for node in module.graph.nodes:
         if node.op == "output":
             lines.append(f"{indent}return {_argument(node.args[0], names, dims)}")
             continue
         names[node] = _name(node, counts)
-        value = format_value(node.meta.get("val"), dims)
+        known = node.meta.get("val")
+        value = values.get(id(known))
+        if value is None:
+            value = values[id(known)] = format_value(known, dims)
         if node.op == "placeholder":
             lines.append(f"{indent}%{names[node]} : {value} = input")
         elif node.op == "get_attr":

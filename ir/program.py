@@ -105,27 +105,31 @@ class Program:
     def add_input(
         self, name: str, sizes: Iterable[int | str], dtype: torch.dtype, hint: int = 5
     ) -> fx.Node:
-        """A new placeholder after the existing ones. A size given as text is symbolic: a new
-        dimension of that name, or the existing one. `hint` is its value while tracing."""
-        sizes = list(sizes)
-        known = {public: symbol for symbol, public in self.dims.items()}
-        dynamic = [isinstance(size, str) for size in sizes]
-        real = torch.empty([hint + i if dynamic[i] else int(s) for i, s in enumerate(sizes)],
-                           dtype=dtype)  # fmt: skip
-        if any(isinstance(size, str) and size in known for size in sizes):
-            raise ValueError(f"input '{name}': give '{sizes}' new dimension names.")
-        context: Any = StatelessSymbolicContext(
-            dynamic_sizes=[DimDynamic.DYNAMIC if d else DimDynamic.STATIC for d in dynamic]
-        )
-        fake = self.fake_mode.from_tensor(real, symbolic_context=context)
-        for size, actual in zip(sizes, fake.shape, strict=True):
-            if isinstance(size, str):
-                self.dims[str(actual)] = size
+        """A new placeholder after the existing ones. A size given as text is symbolic: the
+        dimension of that name, made where there is none with `hint` as its value while tracing."""
+        shape: Any = [s if isinstance(s, int) else self._dimension(s, hint) for s in sizes]
+        with self.fake_mode:
+            fake = torch.empty(shape, dtype=dtype)
         last = [node for node in self.graph.nodes if node.op == "placeholder"][-1]
         with self.graph.inserting_after(last):
             node = self.graph.placeholder(name)
         node.meta["val"] = fake
         return node
+
+    def _dimension(self, name: str, hint: int) -> torch.SymInt:
+        symbols = {public: symbol for symbol, public in self.dims.items()}
+        if name in symbols:
+            for node in self.graph.nodes:
+                for size in getattr(node.meta.get("val"), "shape", ()):
+                    if str(size) == symbols[name]:
+                        assert isinstance(size, torch.SymInt)
+                        return size
+        context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+        fake = self.fake_mode.from_tensor(torch.empty(hint), symbolic_context=context)
+        made: Any = fake.shape[0]
+        assert isinstance(made, torch.SymInt)
+        self.dims[str(made)] = name
+        return made
 
     def add_weight(self, name: str, weight: Weight) -> fx.Node:
         """Registers `weight` (under a free name like `name`) and returns a get_attr node for it,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,20 +11,23 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from graphwright.ir.call_memory import CallMemory, call_parts
+from graphwright.ir.call_memory import CallMemory, Known, call_parts
 from graphwright.ir.interpreter import Step, WeightSource, check_inputs, steps_of, the_logits
 from graphwright.ir.program import Program
 
 __all__ = ["RememberingInterpreter"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Call:
-    """A call that is remembered: a name for all but its operands, and which states it writes."""
+    """A call that is remembered: a name for all but its operands, and which states it writes.
+
+    Nodes are given by the place of their step.
+    """
 
     name: int
-    operands: list[fx.Node]
-    written: list[fx.Node]
+    operands: tuple[int, ...]
+    written: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)  # one call is not another that looks like it
@@ -34,7 +37,7 @@ class _Postponed:
     function: Any
     args: Any
     kwargs: Any
-    states: frozenset[fx.Node]
+    states: frozenset[int]
 
 
 class RememberingInterpreter:
@@ -48,68 +51,83 @@ class RememberingInterpreter:
         self._program = program
         self._memory = memory
         self._steps = steps_of(program)
+        self._place = {step.node: place for place, step in enumerate(self._steps)}
+        self._dying = [[self._place[node] for node in step.dying] for step in self._steps]
         names = {name for state in program.states for name in state.inputs}
-        self._states: dict[fx.Node, Any] = {
-            step.node: None
-            for step in self._steps
+        self._states: dict[int, Any] = {
+            place: None
+            for place, step in enumerate(self._steps)
             if step.op == "placeholder" and step.target in names
         }
         self._calls = [self._call(step) for step in self._steps]
         self._postponed: list[_Postponed] = []
+        self._values: list[Any] = []
+        self._numbers: list[Any] = []
 
     def run(self, inputs: Mapping[str, torch.Tensor], weights: WeightSource) -> torch.Tensor:
         """The logits for `inputs`, among them in each run the same tensors for the states."""
         check_inputs(self._steps, inputs)
-        values: dict[fx.Node, Any] = {}
-        numbers: dict[fx.Node, Any] = {}
+        values = self._values = [None] * len(self._steps)
+        numbers = self._numbers = [None] * len(self._steps)
+        find = self._memory.find
         with torch.no_grad():
-            for step, call in zip(self._steps, self._calls, strict=True):
-                try:
-                    if call is not None:
-                        self._remembered(step, call, values, numbers)
-                    else:
-                        self._other(step, values, numbers, inputs, weights)
-                except Exception as error:
-                    step.explain(error)
-                    raise
-                for source in step.dying:
-                    del values[source], numbers[source]
-        return the_logits(values[self._steps[-1].node])
+            for place, (call, dying) in enumerate(zip(self._calls, self._dying, strict=True)):
+                if call is None:
+                    self._other(place, inputs, weights)
+                else:
+                    key = (call.name, *[numbers[i] for i in call.operands])
+                    known = find(key)
+                    if known is None:
+                        known = self._make(place, call, key)
+                    elif call.written:
+                        self._postpone(place, call)
+                    values[place], numbers[place] = known.value, known.number
+                    if call.written:
+                        for state, number in zip(call.written, known.after, strict=True):
+                            self._states[state] = numbers[state] = number
+                for source in dying:
+                    values[source] = None
+        logits = the_logits(values[-1])
+        self._values = []
+        return logits
 
     def _call(self, step: Step) -> _Call | None:
         if step.op != "call_function":
             return None
         parts = call_parts(step.target, step.args, step.kwargs)
-        written = _written(step)
-        if any(node not in self._states for node in written):
+        written = tuple(self._place[node] for node in _written(step))
+        if any(state not in self._states for state in written):
             raise AssertionError(f"{step.node.format_node()} writes to what is no state")
         if parts is None:
             assert not written
             return None
-        return _Call(self._memory.name(parts[0]), parts[1], written)
+        operands = tuple(self._place[node] for node in parts[1])
+        return _Call(self._memory.name(parts[0]), operands, written)
 
-    def _remembered(
-        self, step: Step, call: _Call, values: dict[fx.Node, Any], numbers: dict[fx.Node, Any]
-    ) -> None:
-        key: Hashable = (call.name, *[numbers[node] for node in call.operands])
-        known = self._memory.find(key)
-        if known is None:
-            self._catch_up(call.operands)
-            args, kwargs = map_arg((step.args, step.kwargs), values.__getitem__)
+    def _make(self, place: int, call: _Call, key: Hashable) -> Known:
+        self._catch_up(call.operands)
+        step = self._steps[place]
+        try:
+            args, kwargs = self._arguments(step)
             value = step.target(*args, **kwargs)
-            after = tuple([self._memory.fresh() for _ in call.written])
-            known = self._memory.keep(key, value, after)
-        elif call.written:
-            args, kwargs = map_arg((step.args, step.kwargs), values.__getitem__)
-            states = frozenset(node for node in call.operands if node in self._states)
-            self._postponed.append(_Postponed(step.target, args, kwargs, states))
-        values[step.node], numbers[step.node] = known.value, known.number
-        for node, number in zip(call.written, known.after, strict=True):
-            self._states[node] = numbers[node] = number
+        except Exception as error:
+            step.explain(error)
+            raise
+        after = tuple([self._memory.fresh() for _ in call.written])
+        return self._memory.keep(key, value, after)
 
-    def _catch_up(self, operands: Sequence[fx.Node]) -> None:
+    def _postpone(self, place: int, call: _Call) -> None:
+        step = self._steps[place]
+        args, kwargs = self._arguments(step)
+        states = frozenset(operand for operand in call.operands if operand in self._states)
+        self._postponed.append(_Postponed(step.target, args, kwargs, states))
+
+    def _arguments(self, step: Step) -> Any:
+        return map_arg((step.args, step.kwargs), lambda node: self._values[self._place[node]])
+
+    def _catch_up(self, operands: Sequence[int]) -> None:
         """Makes the postponed calls that the content of these states depends on, in order."""
-        needed = {node for node in operands if node in self._states}
+        needed = {operand for operand in operands if operand in self._states}
         if not needed or not self._postponed:
             return
         made: list[_Postponed] = []
@@ -121,43 +139,42 @@ class RememberingInterpreter:
             call.function(*call.args, **call.kwargs)
             self._postponed.remove(call)
 
-    def _other(
-        self,
-        step: Step,
-        values: dict[fx.Node, Any],
-        numbers: dict[fx.Node, Any],
-        inputs: Mapping[str, torch.Tensor],
-        weights: WeightSource,
-    ) -> None:
-        node = step.node
-        if step.op == "placeholder":
-            values[node] = inputs[step.target]
-            if node not in self._states:
-                numbers[node] = self._memory.number(values[node])
-                return
-            if self._states[node] is None:
-                self._states[node] = self._memory.number(values[node])
-            numbers[node] = self._states[node]
-        elif step.op == "get_attr":
-            values[node] = weights.load(self._program, step.target)
-            numbers[node] = self._memory.weight(values[node])
-        elif step.op == "call_function":
-            args, kwargs = map_arg((step.args, step.kwargs), values.__getitem__)
-            values[node] = step.target(*args, **kwargs)
-            if step.target is operator.getitem and isinstance(args[0], (tuple, list)):
-                numbers[node] = numbers[step.args[0]][args[1]]
+    def _other(self, place: int, inputs: Mapping[str, torch.Tensor], weights: WeightSource) -> None:
+        step, memory = self._steps[place], self._memory
+        number: Any
+        try:
+            if step.op == "placeholder":
+                value: Any = inputs[step.target]
+                if place not in self._states:
+                    number = memory.number(value)
+                else:
+                    if self._states[place] is None:
+                        self._states[place] = memory.number(value)
+                    number = self._states[place]
+            elif step.op == "get_attr":
+                value = weights.load(self._program, step.target)
+                number = memory.weight(value)
+            elif step.op == "call_function":
+                args, kwargs = self._arguments(step)
+                value = step.target(*args, **kwargs)
+                if step.target is operator.getitem and isinstance(args[0], (tuple, list)):
+                    number = self._numbers[self._place[step.args[0]]][args[1]]
+                else:
+                    number = memory.number(value)
             else:
-                numbers[node] = self._memory.number(values[node])
-        else:
-            values[node] = map_arg(step.args[0], values.__getitem__)
-            numbers[node] = _structure(step.args[0], numbers)
+                value = map_arg(step.args[0], lambda node: self._values[self._place[node]])
+                number = _structure(step.args[0], lambda node: self._numbers[self._place[node]])
+        except Exception as error:
+            step.explain(error)
+            raise
+        self._values[place], self._numbers[place] = value, number
 
 
-def _structure(value: Any, numbers: Mapping[fx.Node, Any]) -> Any:
+def _structure(value: Any, number: Callable[[fx.Node], Any]) -> Any:
     """The numbers of one node or of several."""
     if isinstance(value, (tuple, list)):
-        return tuple(_structure(item, numbers) for item in value)
-    return numbers[value]
+        return tuple(_structure(item, number) for item in value)
+    return number(value)
 
 
 def _written(step: Step) -> list[fx.Node]:

@@ -28,7 +28,8 @@ _Caches = dict[Any, tuple[fx.Node, fx.Node]]  # of keys and values, by where tho
 class InsertKvCache(Pass):
     """gw.attention  →  gw.cached_attention,   gw.conv_along_tokens  →  gw.causal_conv.
 
-    New inputs: query_start and block_table, shared by all, and the tensors of each state.
+    New inputs: query_start and block_table, shared by all, and the tensors of each state, all of N
+    blocks.
     Afterwards every other op is proven to work on each token alone: one that does not, or is not
     known to, is an error. Two nodes that attend to the same keys and values share a cache; the
     second gets None for both.
@@ -92,9 +93,7 @@ class InsertKvCache(Pass):
         number = len(program.states)
         state = ConvState(f"conv{number}", kept, int(value.shape[1]), value.dtype)
         program.states.append(state)
-        held = program.add_input(
-            state.name, [f"S{number}", kept, state.channels], state.dtype, hint=7
-        )
+        held = program.add_input(state.name, ["N", kept, state.channels], state.dtype, hint=7)
         positions = program.placeholder("positions")
         new = program.call(node, gw.causal_conv.default, x, weight, bias, held, positions, *batch)
         new.meta["stack_trace"] = node.meta.get("stack_trace")
@@ -115,8 +114,8 @@ class InsertKvCache(Pass):
         program.states.append(state)
         shapes = state.shapes(0, self.block_size)
         inputs = [
-            program.add_input(name, [f"{letter}{number}", *shape[1:]], state.dtype, hint=7)
-            for name, letter, shape in zip(state.inputs, "KV", shapes, strict=True)
+            program.add_input(name, ["N", *shape[1:]], state.dtype, hint=7)
+            for name, shape in zip(state.inputs, shapes, strict=True)
         ]
         return inputs[0], inputs[1]
 

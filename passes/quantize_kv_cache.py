@@ -60,18 +60,17 @@ class QuantizeKvCache(Pass):
                 for cache in caches:
                     cache.meta["val"] = cache.meta["val"].to(wanted)
             if new.scaled:
-                _add_scales(program, number, new, caches)
+                _add_scales(program, new, caches)
             count += 1
         return count
 
 
-def _add_scales(program: Program, number: int, state: KVState, caches: list[fx.Node]) -> None:
+def _add_scales(program: Program, state: KVState, caches: list[fx.Node]) -> None:
     """New inputs for the scales, and every attention over the caches takes them."""
     scales = []
-    for letter, name, cache in zip("KV", state.inputs[2:], caches, strict=True):
+    for name, cache in zip(state.inputs[2:], caches, strict=True):
         block_size = int(cache.meta["val"].shape[1])
-        sizes: list[int | str] = [f"{letter}S{number}", block_size, state.heads]
-        scales.append(program.add_input(name, sizes, torch.float32, hint=7))
+        scales.append(program.add_input(name, ["N", block_size, state.heads], torch.float32))
     for node in list(caches[0].users):
         assert node.target is gw.cached_attention.default
         args: Any = (*node.args[:10], *scales)

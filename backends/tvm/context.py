@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -37,8 +37,12 @@ class Kernels:
     def get(self, builder: Callable[..., Kernel], *args: Any, **options: Any) -> Kernel:
         """builder(*args, **options)."""
         key = (builder, args, tuple(sorted(options.items())))
+        return self.named(key, lambda: builder(*args, **options))
+
+    def named(self, key: Hashable, build: Callable[[], Kernel]) -> Kernel:
+        """build(), for a kernel of which `key` says all that makes its code."""
         if key not in self._built:
-            self._built[key] = builder(*args, **options)
+            self._built[key] = build()
             if self._on_kernel is not None:
                 self._on_kernel(self._built[key])
         return self._built[key]

@@ -34,14 +34,18 @@ def kernels_of(entries: Mapping[str, Sequence[Phase]]) -> list[Kernel]:
     Raises BackendError when two different ones have the same name.
     """
     found: dict[str, Kernel] = {}
+    compared: set[int] = set()
     for phases in entries.values():
         for phase in phases:
             kernel = phase.kernel
             known = found.setdefault(kernel.name, kernel)
-            if known is not kernel and not structural_equal(known.func, kernel.func):
+            if known is kernel or id(kernel) in compared:
+                continue
+            if not structural_equal(known.func, kernel.func):
                 raise BackendError(
                     f"step '{phase.step}': two different kernels are called '{kernel.name}'."
                 )
+            compared.add(id(kernel))
     return list(found.values())
 
 

@@ -39,8 +39,8 @@ def test_attention_gets_a_cache() -> None:
 %positions : i64[T] = input
 %query_start : i32[B1] = input
 %block_table : i32[B, M] = input
-%kv0_k : f32[K0, 16, 2, 8] = input
-%kv0_v : f32[V0, 16, 2, 8] = input
+%kv0_k : f32[N, 16, 2, 8] = input
+%kv0_v : f32[N, 16, 2, 8] = input
 """
     )
     begin, end = text.index("%cached_attention_1"), text.index("%reshape_4")

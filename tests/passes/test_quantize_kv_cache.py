@@ -37,10 +37,10 @@ def test_int8_keeps_a_scale_for_each_token_and_head() -> None:
     assert (
         text[begin:end]
         == """\
-%kv0_k : i8[K0, 16, 2, 8] = input
-%kv0_v : i8[V0, 16, 2, 8] = input
-%kv0_k_scale : f32[KS0, 16, 2] = input
-%kv0_v_scale : f32[VS0, 16, 2] = input
+%kv0_k : i8[N, 16, 2, 8] = input
+%kv0_v : i8[N, 16, 2, 8] = input
+%kv0_k_scale : f32[N, 16, 2] = input
+%kv0_v_scale : f32[N, 16, 2] = input
 """
     )
     assert "None, None, %kv0_k_scale, %kv0_v_scale, mask=" in text
@@ -50,7 +50,7 @@ def test_int8_keeps_a_scale_for_each_token_and_head() -> None:
 def test_floats_are_rounded(dtype: str, name: str) -> None:
     program = small_decoder(attend, kv_heads=KV_HEADS)
     assert check_decoder(program, *PASSES, QuantizeKvCache(dtype)) == [1, 1, 1]
-    assert f"%kv0_k : {name}[K0, 16, 2, 8]" in format_graph(program)
+    assert f"%kv0_k : {name}[N, 16, 2, 8]" in format_graph(program)
     assert program.states[0].bytes_per_token() == 2 * KV_HEADS * SIZE * 2
 
 

@@ -35,7 +35,7 @@ from graphwright.backends.tvm.target import Cpu
 from graphwright.ir.errors import BackendError
 from graphwright.ir.layout import row_axis
 
-__all__ = ["region"]
+__all__ = ["region", "region_name"]
 
 LONGEST = 512  # elements of the innermost loop: a longer row is shared by threads
 SHORTEST = 8  # a loop is not split into shorter ones
@@ -67,7 +67,7 @@ def region(module: fx.GraphModule, strides: Sequence[int], *, cpu: Cpu) -> Kerne
         for node, buffer in zip(outputs, buffers[len(inputs) :], strict=True):
             _write(_Output.of(node), buffer, places, thread, threads, rows)
 
-    return define(_name(module, strides, cpu), pointers, body)
+    return define(region_name(module, strides, cpu), pointers, body)
 
 
 def _row_counts(node: fx.Node) -> list[torch.SymInt]:
@@ -79,8 +79,9 @@ def _stored(node: fx.Node) -> str:
     return "int8" if dtype == "bool" else dtype
 
 
-def _name(module: fx.GraphModule, strides: Sequence[int], cpu: Cpu) -> str:
-    """From everything that makes the code: ops, arguments, shapes, dtypes, strides."""
+def region_name(module: fx.GraphModule, strides: Sequence[int], cpu: Cpu) -> str:
+    """The kernel's name, from everything that makes its code: ops, arguments, shapes, dtypes,
+    strides. Equal names mean equal kernels."""
     numbers = {node: f"%{i}" for i, node in enumerate(module.graph.nodes)}
     lines = [f"{tuple(strides)} {cpu.name}"]
     for node in module.graph.nodes:

@@ -7,6 +7,7 @@ from torch import fx
 from graphwright.backends.blobs import dense
 from graphwright.backends.tvm.context import LoweringContext
 from graphwright.backends.tvm.kernels.region import region as region_kernel
+from graphwright.backends.tvm.kernels.region import region_name
 from graphwright.backends.tvm.phases import Operand, Phase
 from graphwright.backends.tvm.registry import REGION, lowering
 from graphwright.ir.layout import row_size
@@ -32,7 +33,10 @@ def region(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
         else:
             strides.append(context.view(argument).row_stride)
             operands.append(context.value(argument))
-    kernel = region_kernel(module, tuple(strides), cpu=context.cpu)
+    name = region_name(module, strides, context.cpu)
+    kernel = context.kernels.named(
+        name, lambda: region_kernel(module, tuple(strides), cpu=context.cpu)
+    )
     operands.extend(context.results(node))
     elements = sum(row_size(value) for value in results(node).values())
     elements += sum(context.view(each).row_size for each in node.args if _is_value(context, each))
