@@ -16,6 +16,7 @@ from unittest import mock
 import torch
 from torch import fx
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.proxy import TracerBase
 from torch.utils._sympy.symbol import SymT, symbol_is_type
@@ -25,6 +26,7 @@ from graphwright.frontend.in_place_writes import CannotRewriteError, is_write, w
 from graphwright.frontend.layer_markers import is_marker
 from graphwright.frontend.length_guards import (
     AnotherPathError,
+    all_hold,
     branches_of_the_model,
     check_shorter,
     constants_differ,
@@ -79,12 +81,13 @@ class BranchError(FrontendError):
 class _NotDynamicError(Exception):
     """One rung's export worked, but not for every length.
 
-    broken: a length for which the model's own code goes another way than the trace.
+    broken: a length for which the model's own code goes another way than the trace. as_a_number:
+    the code takes the length for a number, as the end of a loop, which any export does likewise.
     """
 
-    def __init__(self, message: str, broken: int = 0) -> None:
+    def __init__(self, message: str, broken: int = 0, as_a_number: bool = False) -> None:
         super().__init__(message)
-        self.broken = broken
+        self.broken, self.as_a_number = broken, as_a_number
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def _export(
         try:
             with (
                 floats_of_the_length() as floats,
-                branches_of_the_model(place_of, length) as branches,
+                branches_of_the_model(place_of, rung.least, length) as branches,
                 _no_constant_length(),
             ):
                 exported = torch.export.export(
@@ -159,6 +162,10 @@ def _export(
                     f"its code takes another path for fewer than {least} tokens", 0, own=False
                 )
             most = longest_traced(exported, branches, least, most, length, place_of)
+        except _NotDynamicError as error:
+            if error.as_a_number and all_hold(branches, 2 * _LADDER[-1].least):
+                error.broken = _LADDER[-1].least  # the other rungs come to the same line
+            raise
         except AnotherPathError as error:
             reason = f"{error}, and one trace must serve every length."
             raise _NotDynamicError(reason, error.length if error.own else 0) from None
@@ -266,9 +273,12 @@ def _no_constant_length() -> Iterator[None]:
 
     def watch(env: Any, symbol: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         if getattr(value, "is_number", False) and symbol_is_type(symbol, SymT.SIZE):
-            place = place_of(list(traceback.extract_stack())[depth:])
+            frames = list(traceback.extract_stack())[depth:]
+            place = place_of(frames)
             if place:
-                raise _NotDynamicError(f"the number of tokens became a constant{place}.")
+                reason = f"the number of tokens became a constant{place}."
+                as_a_number = any(frame.name == SymNode.guard_int.__name__ for frame in frames)
+                raise _NotDynamicError(reason, as_a_number=as_a_number)
         return original(env, symbol, value, *args, **kwargs)
 
     if original is None:

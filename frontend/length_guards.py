@@ -26,7 +26,7 @@ from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.printers import PythonPrinter
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
-__all__ = ["AnotherPathError", "Branches", "branches_of_the_model", "check_shorter",
+__all__ = ["AnotherPathError", "Branches", "all_hold", "branches_of_the_model", "check_shorter",
            "constants_differ", "floats_of_the_length", "literals", "longest_traced"]  # fmt: skip
 
 aten = torch.ops.aten
@@ -119,18 +119,44 @@ def check_shorter(
             first = 1 if wanted > 2 else 2  # the graph is run for every length
         elif condition.inside_torch:
             continue
-        broken = [n for n in range(first, least) if not _holds(condition.expression, n)]
+        broken = _broken(condition.expression, first, least)
         if broken:
-            whole = len(broken) == broken[-1] + 1 - first
-            found.append((broken[-1], condition, "fewer than " * whole + str(broken[-1] + whole)))
+            found.append((broken[-1], condition, _shorter(broken, first)))
     if found:
         length, condition, which = max(found, key=lambda item: (not item[1].inside_torch, item[0]))
         where = condition.where or condition.text
-        reason = f"its code takes another path for {which} tokens{where}"
-        raise AnotherPathError(reason, length, own=not condition.inside_torch)
+        raise AnotherPathError(_another_path(which, where), length, own=not condition.inside_torch)
 
 
-def _another_path(length: int, where: str) -> str:
+def all_hold(branches: Branches, length: int) -> bool:
+    """Does the model's code go the same way for `length` tokens, as far as it was traced?"""
+    return all(len(c.free_symbols) == 1 and _holds(c, length) for c in branches)
+
+
+def _check_branch(condition: Any, where: str, least: int, length: int) -> None:
+    """Raises AnotherPathError when a branch of the model, traced with `length` tokens, goes another
+    way for `least` tokens or more that are no more than four times as many."""
+    longer = _first_broken(condition, length, 4 * length)
+    if longer:
+        raise AnotherPathError(_another_path(longer, where), longer, own=True)
+    shorter = _broken(condition, least, length)
+    if shorter:
+        which = _shorter(shorter, least)
+        raise AnotherPathError(_another_path(which, where), shorter[-1], own=True)
+
+
+def _broken(condition: Any, first: int, end: int) -> list[int]:
+    """The lengths from `first` up to `end`, without it, for which `condition` does not hold."""
+    return [n for n in range(first, end) if not _holds(condition, n)]
+
+
+def _shorter(broken: list[int], first: int) -> str:
+    """In words: one of `broken`, or all of them when they are the first ones."""
+    whole = len(broken) == broken[-1] + 1 - first
+    return "fewer than " * whole + str(broken[-1] + whole)
+
+
+def _another_path(length: int | str, where: str) -> str:
     return f"its code takes another path for {length} tokens{where}"
 
 
@@ -217,13 +243,14 @@ def _lengths(least: int, most: int | None) -> Iterator[int]:
 
 
 @contextmanager
-def branches_of_the_model(place: Place, length: int) -> Iterator[Branches]:
+def branches_of_the_model(place: Place, least: int, length: int) -> Iterator[Branches]:
     """While open, collects the branches that code outside torch takes on sizes.
 
     An export that defers its guards keeps no other trace of who asked. length: of the example. A
-    branch that goes another way for up to four times as many tokens raises AnotherPathError at
-    once, as `longest_traced` would afterwards. A plain bound, as of `assert length <= 64`, does
-    not: torch takes it for the longest length there is.
+    branch that goes another way for fewer tokens, from `least` on, or for up to four times as many
+    raises AnotherPathError at once, as `check_shorter` and `longest_traced` would afterwards. A
+    plain bound, as of `assert length <= 64`, does not: torch takes it for the longest length there
+    is.
     """
     found: Branches = {}
     original, own_files = SymNode.guard_bool, uninteresting_files()
@@ -240,10 +267,7 @@ def branches_of_the_model(place: Place, length: int) -> Iterator[Branches]:
             condition = asked if value else ~asked
             known = condition in found or _is_plain_bound(condition)
             if not known and len(condition.free_symbols) == 1:
-                broken = _first_broken(condition, length, 4 * length)
-                if broken:
-                    where = place([summary])
-                    raise AnotherPathError(_another_path(broken, where), broken, own=True)
+                _check_branch(condition, place([summary]), least, length)
             found.setdefault(condition, summary)
         return value
 

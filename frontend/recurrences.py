@@ -45,25 +45,25 @@ def refuse_recurrence(
     """Raises FrontendError when `forward` computes a state from the state before.
 
     stubs: layers that are copies of others are skipped. context: the longest sequence it takes.
-    Says nothing about a model whose forward does not run on shapes alone.
+    Of a forward that does not run on shapes alone, it sees what comes before the line that ends it.
     """
     run = _Runs(forward, stubs, tokens)
     long = _LONG if context is None else min(_LONG, context // _BLOCK * _BLOCK)
     short = run.lines(_SHORT)
     for length in (_MIDDLE, long):
-        if short is not None and length > _SHORT and (context is None or length <= context):
+        if short and length > _SHORT and (context is None or length <= context):
             _refuse_states(run, short, length)
 
 
 def _refuse_states(run: _Runs, short: list[Line], length: int) -> None:
     """Where steps become more and more: for `length` tokens more than for fewer, and for those more
     than for the fewest. Another path for longer sequences would be longer once."""
-    longer = run.lines(length) or []
+    longer = run.lines(length)
     fewer = Counter(short)
     growing = {line for line, count in Counter(longer).items() if count > fewer[line]}
     if not growing:
         return
-    steps = [run.chains(n, growing).steps for n in (_SHORT, max(length // 2, _SHORT + 3), length)]
+    steps = [run.steps(n, growing) for n in (_SHORT, max(length // 2, _SHORT + 3), length)]
     grown = [(count, place) for place, count in steps[-1].items()
              if count > steps[1][place] > steps[0][place] > 0]  # fmt: skip
     if not grown:
@@ -89,42 +89,49 @@ def _name(module: int, model: nn.Module) -> str:
 
 
 class _Runs:
-    """Runs of the forward on shapes, at any length. None: it does not run so."""
+    """Runs of the forward on shapes, at any length.
+
+    One that does not get to its end counts up to there, if it ends at the same line as the others:
+    else how often a line ran says nothing about the length.
+    """
 
     def __init__(
         self, forward: StatelessForward, stubs: StubbedLayers, tokens: torch.Tensor
     ) -> None:
         self.forward, self._stubs, self._tokens = forward, stubs, tokens
+        self._ends: set[Line | None] = set()
 
-    def lines(self, length: int) -> list[Line] | None:
+    def lines(self, length: int) -> list[Line]:
         """The model's lines that ops came from, in order."""
         watch = _Lines()
-        return watch.lines if self._run(length, watch) else None
+        return watch.lines if self._run(length, watch) else []
 
-    def chains(self, length: int, lines: set[Line]) -> _Chains:
-        """The longest chains of ops of `lines`."""
+    def steps(self, length: int, lines: set[Line]) -> Counter[tuple[Line, Sizes]]:
+        """The longest chains of ops of `lines`, by line and the sizes of a result."""
         watch = _Chains(lines)
-        self._run(length, watch)
-        return watch
+        return watch.steps if self._run(length, watch) else Counter()
 
     def _run(self, length: int, watch: _Watch) -> bool:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         tokens = self._tokens.repeat(-(-length // len(self._tokens)))[:length]
+        end = None
         with _unchanged(self.forward):
             try:
                 inputs = inputs_of_shape(self.forward, tokens, mode)
                 run_on_shapes(self.forward, inputs, mode, self._stubs.recording(watch), watch)
             except Exception as error:  # noqa: BLE001  (a model's own code, without values)
-                _LOG.info("loops over tokens are not looked for: %s", error)
-                return False
-        return True
+                end = watch.last
+                _LOG.info("loops over tokens are looked for up to '%s'", error)
+        self._ends.add(end)
+        return len(self._ends) == 1
 
 
 class _Watch(TorchDispatchMode):
-    """Sees every op. Calls of layers do not matter."""
+    """Sees every op. Calls of layers do not matter. last: the line of the latest op."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.last: Line | None = None
 
     def begin(self, layer: str, leaves: Any, spec: Any, own: Any) -> None:
         """A layer is called."""
@@ -144,7 +151,7 @@ class _Lines(_Watch):
         self.lines: list[Line] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        line = _line()
+        self.last = line = _line()
         if line is not None:
             self.lines.append(line)
         return func(*args, **(kwargs or {}))
@@ -162,7 +169,7 @@ class _Chains(_Watch):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        line = _line()
+        self.last = line = _line()
         before = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         given = {_memory(x) for x in before}
         result = func(*args, **kwargs)

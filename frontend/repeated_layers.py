@@ -74,9 +74,12 @@ def find_classes(forward: StatelessForward, tokens: torch.Tensor, stubs: Stubbed
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     inputs = inputs_of_shape(forward, tokens, mode)
+    full, stubbed = Recorder(mode), Recorder(mode)
     try:
-        full = _record(forward, inputs, mode, stubs)
-        stubs.repeats = full.repeats
+        try:
+            _record(forward, inputs, mode, stubs, full)
+        finally:  # a loop in a layer is one, also when a later layer needs values
+            stubs.repeats = full.repeats
         for first, layer in _pairs(full, stubs):
             if not full.layers[first.path].equals(full.layers[layer.path]):
                 continue
@@ -84,7 +87,7 @@ def find_classes(forward: StatelessForward, tokens: torch.Tensor, stubs: Stubbed
                 stubs.twins.setdefault(layer.number, first)
         if not stubs.twins:
             return False
-        stubbed = _record(forward, inputs, mode, stubs)
+        _record(forward, inputs, mode, stubs, stubbed)
     except Exception as error:  # noqa: BLE001  (a model's own code, on tensors without values)
         _LOG.info("every layer is traced: the forward does not run without values: %s", error)
         stubs.twins.clear()
@@ -112,8 +115,7 @@ def _record(
     inputs: Sequence[torch.Tensor],
     mode: FakeTensorMode,
     stubs: StubbedLayers,
-) -> Recorder:
+    recorder: Recorder,
+) -> None:
     """Runs `forward` without values, as it runs while it is exported."""
-    recorder = Recorder(mode)
     recorder.finish(run_on_shapes(forward, inputs, mode, stubs.recording(recorder), recorder))
-    return recorder

@@ -48,7 +48,7 @@ def long_enough(m: Model, h: Tensor) -> Tensor:
 REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "a loop": (loop, "another path for 2 tokens at"),
     "parity": (lambda m, h: h * 2 if h.shape[1] % 2 == 0 else h, "another path for 3 tokens at"),
-    "a limit": (long_enough, "another path for 2 tokens at"),
+    "a limit": (long_enough, "another path for fewer than 11 tokens at"),
     "a whole number": (lambda m, h: h * int(h.shape[1] / 3), "another path for 2 tokens at"),
     "an argument": (lambda m, h: F.layer_norm(h, (16,), eps=1 / h.shape[1]), "another path for 2"),
     "a scale": (
@@ -100,6 +100,50 @@ def test_a_rung_that_would_meet_the_same_branch_is_left_out() -> None:
         capture_module(Model(branch_at(20)))
     assert str(caught.value).splitlines()[1].startswith("  plain export: ")
     assert len(str(caught.value).splitlines()) == 2
+
+
+def test_an_export_ends_at_the_branch_that_no_such_export_gets_around(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Shorter texts go another way: what comes after the branch is not traced for nothing."""
+    reached = []
+
+    def not_for_five(m: Model, h: Tensor) -> Tensor:
+        h = branch_at(5)(m, h)
+        if isinstance(h.shape[1], torch.SymInt):
+            reached.append(h.shape[1])
+        return h
+
+    monkeypatch.setattr(export_ladder, "_LADDER", export_ladder._LADDER[:1])
+    with pytest.raises(FrontendError, match=r"plain export: .*path for 5 tokens at .*!= length"):
+        capture_module(Model(not_for_five))
+    assert not reached
+
+
+def tries(function: Callable[[Any, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The rungs that did not work, of one climb."""
+    lines: list[str] = []
+    monkeypatch.setattr(export_ladder._LOG, "info", lambda text, *args: lines.append(args[0]))
+    try:
+        export_ladder.export_dynamic(StatelessForward(Model(function)), torch.arange(12) % 8)
+    except FrontendError:
+        lines.append("refused")
+    return lines
+
+
+def test_a_loop_over_the_tokens_is_a_loop_on_every_rung(monkeypatch: pytest.MonkeyPatch) -> None:
+    def each(m: Model, h: Tensor) -> Tensor:
+        for place in range(h.shape[1]):
+            h = h + m.places[place]
+        return h
+
+    assert tries(each, monkeypatch) == ["plain export", "refused"]
+    # Only short texts loop, in numbers that a trace of longer ones has too: a later rung's trace.
+    few = lambda m, h: each(m, h) if h.shape[1] < 13 else h  # noqa: E731
+    assert tries(few, monkeypatch) == ["plain export", DEFERRED]
+    # The example is as long as a table is by chance, and longer ones are not.
+    chance = lambda m, h: h * 2 if h.shape[1] == len(m.places[:12]) else h  # noqa: E731
+    assert len(tries(chance, monkeypatch)) > 1
 
 
 def test_a_trace_for_long_texts_is_compared_at_every_shorter_length() -> None:
