@@ -106,7 +106,7 @@ def test_an_export_ends_at_the_branch_that_no_such_export_gets_around(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Shorter texts go another way: what comes after the branch is not traced for nothing."""
-    reached = []
+    reached: list[Any] = []
 
     def not_for_five(m: Model, h: Tensor) -> Tensor:
         h = branch_at(5)(m, h)
