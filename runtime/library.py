@@ -90,7 +90,6 @@ class NativeLibrary:
                     f"{_COMPILE_AGAIN}"
                 ) from error
         self._code = code
-        self._suffix = ""
         self._marks: NDArray[np.int64] | None = None
         self.pool = StepPool(
             code, threads, own_bytes=own_bytes, alone_rows=alone_rows, rows=rows, pin=pin
@@ -108,19 +107,16 @@ class NativeLibrary:
         if buffers is not self._buffers:
             self._bind(buffers)
         assert largest <= self.candidates, f"{largest} of the largest logits are wanted"
-        self.pool.run(
-            entry + self._suffix, self._pointers, self._chosen_address if largest else None
-        )
+        self.pool.run(entry, self._pointers, self._chosen_address if largest else None)
         return self._found if largest else None
 
     def mark(self, marks: NDArray[np.int64] | None) -> None:
         """From now on steps write the clock, in ns, into `marks` [threads, 1 + 2 * phases]: at
         their start, and of each phase when its kernel and its barrier are done. None: no more.
 
-        Raises ArtifactError for a library without the entries that do.
+        Raises ArtifactError for a library that cannot.
         """
         self._marks = marks
-        self._suffix = "" if marks is None else "_profile"
         try:
             self._code.mark(marks)
         except AttributeError as error:

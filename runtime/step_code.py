@@ -48,9 +48,7 @@ class StepCode:
 
     def mark(self, marks: NDArray[np.int64] | None) -> None:
         """See NativeLibrary.mark. Raises AttributeError."""
-        for name in ("decode_profile", "prefill_profile"):
-            self.entries[name] = ctypes.cast(getattr(self.library, name), ctypes.c_void_p)
-        set_marks = self.library.gw_marks
+        set_marks = self.library.gw_clock
         set_marks.restype, set_marks.argtypes = None, (ctypes.c_void_p, ctypes.c_int32)
         set_marks(*((None, 0) if marks is None else (marks.ctypes.data, marks.shape[1])))
 

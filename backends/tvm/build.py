@@ -16,8 +16,8 @@ from graphwright.backends.blobs import BlobTable
 from graphwright.backends.tuning import Picks
 from graphwright.backends.tvm import lower as lower  # registers the lowerings
 from graphwright.backends.tvm.context import Kernels, LoweringContext
-from graphwright.backends.tvm.emit import emit_entries, kernels_of
-from graphwright.backends.tvm.emit_profile import emit_profile_entries
+from graphwright.backends.tvm.emit import kernels_of
+from graphwright.backends.tvm.entries import entry_source
 from graphwright.backends.tvm.kernels.kernel import Kernel
 from graphwright.backends.tvm.kv_layout import KvLayout
 from graphwright.backends.tvm.link import link
@@ -35,7 +35,7 @@ from graphwright.runtime.variants import Variant
 __all__ = ["BuiltProgram", "build", "build_variants", "lower_program"]
 
 Progress = Callable[[str], None]
-_SOURCES = tuple(Path(__file__).parent / name for name in ("step_pool.c", "step_profile.c"))
+_POOL = Path(__file__).parent / "step_pool.c"
 
 
 @dataclass(frozen=True)
@@ -86,15 +86,17 @@ def build(
     vocabulary = int(program.output.meta["val"].shape[-1])
     with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
         with Objects(Path(folder), cpu) as objects:
-            for source in _SOURCES:
-                objects.add_source(source, _pool_macros(vocabulary))
+            objects.add_source(_POOL, _pool_macros(vocabulary))
             say("lowering")
             phases, ledger = lower_program(program, cpu, kv, blobs, picks, objects.add_kernel)
             meetings: dict[str, Meetings] = {}
             for name, each in phases.items():
                 meetings[name] = plan_meetings(each, program.plans[name])
                 verify_meetings(each, program.plans[name], meetings[name])
-            parts = _compile(phases, meetings, blobs.offsets(), objects, say)
+            entries = Path(folder) / "entries.c"
+            entries.write_text(entry_source(phases, meetings, blobs.offsets()))
+            objects.add_source(entries)
+            parts = _compile(phases, objects, say)
         say("linking")
         file = Path(folder) / "step.so"
         link(parts, file, cpu.mtriple)
@@ -155,23 +157,13 @@ def lower_program(
     return phases, ledger
 
 
-def _compile(
-    phases: Mapping[str, Sequence[Phase]],
-    meetings: Mapping[str, Meetings],
-    blobs: Mapping[str, int],
-    objects: Objects,
-    say: Progress,
-) -> list[Path]:
-    """The object files of the kernels, of the entries that call them, of those with a clock, and of
-    the C sources."""
+def _compile(phases: Mapping[str, Sequence[Phase]], objects: Objects, say: Progress) -> list[Path]:
+    """The object files of the kernels, of the entries that call them, and of the pool."""
     kernels = kernels_of(phases)
-    say(f"compiling {len(kernels)} kernels and {sum(map(len, phases.values()))} phases")
+    say(f"compiling {len(kernels)} kernels for {sum(map(len, phases.values()))} phases")
     for kernel in kernels:
         objects.add_kernel(kernel)
-    objects.add_module("entries", emit_entries(phases, meetings, blobs))
-    objects.add_module("profile", emit_profile_entries(phases, meetings, blobs))
-    sources = (source.name for source in _SOURCES)
-    return objects.files([*(kernel.name for kernel in kernels), "entries", "profile", *sources])
+    return objects.files([*(kernel.name for kernel in kernels), "entries.c", _POOL.name])
 
 
 def _pool_macros(vocabulary: int) -> dict[str, str]:

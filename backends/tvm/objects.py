@@ -68,7 +68,7 @@ class Objects:
         if kernel.name not in self._made:  # kernels_of compares those of one name
             self.add_module(kernel.name, emit_kernels([kernel]))
 
-    def add_source(self, source: Path, macros: Mapping[str, str]) -> None:
+    def add_source(self, source: Path, macros: Mapping[str, str] | None = None) -> None:
         """A C source, called by the name of its file."""
         self._add(source.name, lambda file: compile_source(source, file, self._cpu.mtriple, macros))
 

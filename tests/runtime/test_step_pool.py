@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphwright.backends.tvm.build import _SOURCES, _pool_macros
+from graphwright.backends.tvm.build import _POOL, _pool_macros
 from graphwright.backends.tvm.link import compile_source, link
 from graphwright.backends.tvm.phases import PARAMETERS
 from graphwright.runtime.step_code import StepCode, StepPool
@@ -52,7 +52,7 @@ VOCABULARY = 1003
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pool")
     (folder / "entries.c").write_text(ENTRIES)
-    for source in (folder / "entries.c", _SOURCES[0]):
+    for source in (folder / "entries.c", _POOL):
         compile_source(source, folder / f"{source.stem}.o", macros=_pool_macros(VOCABULARY))
     link([folder / "entries.o", folder / "step_pool.o"], folder / "step.so")
     return folder / "step.so"

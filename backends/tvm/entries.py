@@ -1,0 +1,84 @@
+"""The entries of a library as C source: tables of phases, which step_phases.c walks.
+
+Every thread of the pool (step_pool.c) runs an entry: phase by phase it calls the phase's kernel
+with its number, and waits for the others where it must (meetings.py). A table takes the same time
+to compile for a hundred layers as for one, where calls written out took seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from graphwright.backends.tvm.meetings import Meetings
+from graphwright.backends.tvm.phases import PARAMETERS, Operand, Phase
+
+__all__ = ["entry_source"]
+
+_WALK = Path(__file__).parent / "step_phases.c"
+_ROWS_IN_BATCH = {"T": 0, "R": 3}
+_BASES = {name: number for number, name in enumerate(PARAMETERS)}
+_OWN = len(_BASES)
+
+
+def entry_source(
+    entries: Mapping[str, Sequence[Phase]],
+    meetings: Mapping[str, Meetings],
+    blobs: Mapping[str, int],
+) -> str:
+    """C source with one function per entry, what step_pool.c calls `Entry`.
+
+    blobs: offsets in the weights region, by name.
+    """
+    every = [phase for phases in entries.values() for phase in phases]
+    counts = sorted({len(phase.operands) for phase in every})
+    kernels = dict.fromkeys(phase.kernel.name for phase in every)
+    lines = [f"#define MOST {max(counts, default=1)}", f"#define BATCH {_BASES['batch']}"]
+    lines.append(_WALK.read_text())
+    lines += [f"extern Kernel {name};" for name in kernels]
+    lines += [_caller(count) for count in counts]
+    for name, phases in entries.items():
+        lines += _entry(name, phases, meetings[name], blobs)
+    return "\n".join(lines) + "\n"
+
+
+def _caller(count: int) -> str:
+    types = "".join(", void *" for _ in range(count))
+    given = "".join(f", pointers[{number}]" for number in range(count))
+    return (
+        f"static int32_t call_{count}(Kernel *kernel, int32_t thread, int32_t threads, "
+        "int32_t rows, void **pointers) {\n"
+        f"  typedef int32_t Function(int32_t, int32_t, int32_t{types});\n"
+        f"  return ((Function *)kernel)(thread, threads, rows{given});\n}}"
+    )
+
+
+def _entry(
+    name: str, phases: Sequence[Phase], meetings: Meetings, blobs: Mapping[str, int]
+) -> list[str]:
+    operands: list[str] = []
+    rows: list[str] = []
+    for phase, meet in zip(phases, meetings.after, strict=True):
+        count = len(phase.operands)
+        row = (len(operands), count, _ROWS_IN_BATCH[phase.rows], phase.replicated, meet)
+        numbers = ", ".join(str(int(number)) for number in row)
+        rows.append(f"  {{{phase.kernel.name}, call_{count}, {numbers}}},")
+        operands += [_operand(each, meetings.own, blobs) for each in phase.operands]
+    parameters = "".join(f", void *p{number}" for number in range(_OWN))
+    bases = ", ".join([*(f"p{number}" for number in range(_OWN)), "own"])
+    return [
+        f"static const Operand {name}_operands[] = {{", *operands, "};",
+        f"static const Phase {name}_phases[] = {{", *rows, "};",
+        f"EXPORTED int32_t {name}(int32_t thread, int32_t threads, int32_t alone, Pool *pool, "
+        f"void *own{parameters}) {{",
+        f"  char *bases[] = {{{bases}}};",
+        f"  return run_phases({name}_phases, {len(rows)}, {name}_operands, thread, threads, alone, "
+        "pool, bases);",
+        "}",
+    ]  # fmt: skip
+
+
+def _operand(operand: Operand, own: frozenset[str], blobs: Mapping[str, int]) -> str:
+    base = _OWN if operand.buffer in own else _BASES[operand.parameter]
+    offset = operand.offset + (blobs[operand.blob] if operand.blob else 0)
+    return f"  {{{base}, {offset}}},"

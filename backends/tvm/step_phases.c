@@ -1,0 +1,73 @@
+/* How a thread runs an entry, which is a table of phases: kernels, where their operands lie, and
+   whether threads meet afterwards. The tables follow behind this text (entries.py).
+
+   The compiler defines MOST, the most operands of a phase, and BATCH, the base that holds the batch
+   header. */
+
+#include <stdint.h>
+#include <time.h>
+
+#define EXPORTED __attribute__((visibility("default")))
+
+typedef struct Pool Pool;
+typedef void Kernel(void); /* (thread, threads, rows, pointers...), as many as a Caller passes */
+typedef int32_t Caller(Kernel *kernel, int32_t thread, int32_t threads, int32_t rows,
+                       void **pointers);
+
+typedef struct {
+  int32_t base; /* a parameter of the entry, or behind them the memory of the thread itself */
+  int64_t offset;
+} Operand;
+
+typedef struct {
+  Kernel *kernel;
+  Caller *call;
+  int32_t first, operands; /* its place among the operands of the entry, and how many */
+  int32_t rows;            /* which number of the batch header says for how many rows */
+  int32_t replicated;      /* in a small step each thread does all of it */
+  int32_t meet;            /* threads meet after it in a small step too */
+} Phase;
+
+int32_t gw_barrier(Pool *pool);
+
+static int64_t *marks;
+static int32_t row_length;
+
+/* Where steps write the clock, in ns of CLOCK_MONOTONIC, a row of `length` for each thread: the
+   start of its entry, then after each phase when its kernel was done and when the others were. 0:
+   nowhere. Not while a step runs. */
+EXPORTED void gw_clock(int64_t *buffer, int32_t length) {
+  marks = buffer;
+  row_length = length;
+}
+
+static inline void mark(int32_t thread, int32_t number) {
+  if (!marks || number >= row_length) return;
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  marks[(int64_t)thread * row_length + number] = now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+static int32_t run_phases(const Phase *phases, int32_t count, const Operand *operands,
+                          int32_t thread, int32_t threads, int32_t alone, Pool *pool,
+                          char *const *bases) {
+  const int32_t *batch = (const int32_t *)bases[BATCH];
+  int32_t status = 0;
+  mark(thread, 0);
+  for (int32_t i = 0; i < count; i++) {
+    const Phase *phase = phases + i;
+    int32_t rows = batch[phase->rows], all = alone && phase->replicated;
+    if (rows > 0) { /* a step may sample no row */
+      void *pointers[MOST];
+      for (int32_t k = 0; k < phase->operands; k++) {
+        const Operand *operand = operands + phase->first + k;
+        pointers[k] = bases[operand->base] + operand->offset;
+      }
+      status |= phase->call(phase->kernel, all ? 0 : thread, all ? 1 : threads, rows, pointers);
+    }
+    mark(thread, 2 * i + 1);
+    if (i + 1 < count && (phase->meet || !alone)) gw_barrier(pool);
+    mark(thread, 2 * i + 2);
+  }
+  return status;
+}
