@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Hashable
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx
@@ -22,6 +22,7 @@ __all__ = ["CallMemory", "Known", "call_parts"]
 LIMIT_BYTES = 256 * 2**20
 """Of one program's evaluation, results of no more bytes than this are kept for the next."""
 
+_Parts: TypeAlias = tuple[Hashable, list[fx.Node]] | None
 _OPERAND = "operand"
 _NOT_IN_NUMPY = {torch.bfloat16, torch.complex32}
 _CONSTANTS = (int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format,
@@ -59,6 +60,7 @@ class CallMemory:
         self._seen: list[Hashable] = []  # contents that this program's evaluation came across
         self._names: dict[Hashable, int] = {}
         self._weights: dict[int, tuple[torch.Tensor, int]] = {}
+        self._parts: dict[fx.Node, tuple[tuple[Any, Any, Any], _Parts]] = {}
         self.made = 0
 
     def next_program(self) -> None:
@@ -73,6 +75,15 @@ class CallMemory:
     def name(self, parts: Hashable) -> int:
         """A short name for what a call is besides its operands."""
         return self._names.setdefault(parts, len(self._names))
+
+    def parts(self, node: fx.Node, function: Any, args: Any, kwargs: Any) -> _Parts:
+        """`call_parts` of the call that `node` makes, which passes leave as it is more often than
+        not."""
+        known = self._parts.get(node)
+        now = function, args, kwargs
+        if known is None or any(x is not y for x, y in zip(known[0], now, strict=True)):
+            known = self._parts[node] = now, call_parts(*now)
+        return known[1]
 
     def fresh(self) -> int:
         """The number of a content that was not looked at."""
@@ -138,7 +149,7 @@ def _nbytes(value: Any) -> int:
     return sum(map(_nbytes, value)) if isinstance(value, (tuple, list)) else 0
 
 
-def call_parts(function: Any, args: Any, kwargs: Any) -> tuple[Hashable, list[fx.Node]] | None:
+def call_parts(function: Any, args: Any, kwargs: Any) -> _Parts:
     """What a call is besides its operands, and the operands.
 
     None when it may return something else the next time, or has arguments that cannot be compared.

@@ -21,7 +21,7 @@ _CONSTANTS = (int, float, str, torch.dtype, torch.device, torch.layout, type(Non
 
 
 class Inference:
-    """What calls return under one fake mode. Equal calls share one fake tensor; nobody writes to
+    """What calls return under one fake mode. Equal calls share what they return; nobody writes to
     it."""
 
     def __init__(self) -> None:
@@ -74,8 +74,10 @@ def _freeze(value: Any) -> Hashable:
 
 
 def _can_be_shared(value: Any) -> bool:
-    """A single tensor without sizes or values of its own."""
-    return (
+    """A tensor without sizes or values of its own, several, or nothing."""
+    if isinstance(value, (tuple, list)):
+        return all(map(_can_be_shared, value))
+    return value is None or (
         isinstance(value, FakeTensor)
         and value.constant is None
         and not free_unbacked_symbols(value)

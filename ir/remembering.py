@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from graphwright.ir.call_memory import CallMemory, Known, call_parts
+from graphwright.ir.call_memory import CallMemory, Known
 from graphwright.ir.interpreter import Step, WeightSource, check_inputs, steps_of, the_logits
 from graphwright.ir.program import Program
 
@@ -94,7 +94,7 @@ class RememberingInterpreter:
     def _call(self, step: Step) -> _Call | None:
         if step.op != "call_function":
             return None
-        parts = call_parts(step.target, step.args, step.kwargs)
+        parts = self._memory.parts(step.node, step.target, step.args, step.kwargs)
         written = tuple(self._place[node] for node in _written(step))
         if any(state not in self._states for state in written):
             raise AssertionError(f"{step.node.format_node()} writes to what is no state")
