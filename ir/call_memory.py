@@ -20,7 +20,8 @@ from torch import fx
 __all__ = ["CallMemory", "Known", "call_parts"]
 
 LIMIT_BYTES = 256 * 2**20
-"""Of one program's evaluation, results of no more bytes than this are kept for the next."""
+"""Results of more bytes than this are only kept from one program's evaluation to the next, and of
+one program no more than these."""
 
 _Parts: TypeAlias = tuple[Hashable, list[fx.Node]] | None
 _OPERAND = "operand"
@@ -44,7 +45,7 @@ class Known:
 
 
 class CallMemory:
-    """Results of the calls of the program that is evaluated, and of the one before it.
+    """Results of the calls of the program that is evaluated, and of those before it.
 
     A number stands for one content (dtype, sizes, strides, bytes) and is never given twice.
     made: how many calls were not known.
@@ -64,12 +65,14 @@ class CallMemory:
         self.made = 0
 
     def next_program(self) -> None:
-        """The evaluation of a program has ended: what it did not use is dropped."""
-        used = {key: call for key, call in self._calls.items() if call.program == self._program}
-        contents = set(self._seen).union(*(call.contents for call in used.values()))
-        self._numbers = {each: self._numbers[each] for each in contents}
-        self._calls, self._seen = used, []
-        self._bytes = sum(_nbytes(call.value) for call in used.values())
+        """The evaluation of a program has ended: where much is kept, what it did not use goes."""
+        if self._bytes > self._limit:
+            used = {key: call for key, call in self._calls.items() if call.program == self._program}
+            contents = set(self._seen).union(*(call.contents for call in used.values()))
+            self._numbers = {each: self._numbers[each] for each in contents}
+            self._calls = used
+            self._bytes = sum(_nbytes(call.value) for call in used.values())
+        self._seen = []
         self._program += 1
 
     def name(self, parts: Hashable) -> int:

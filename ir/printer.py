@@ -5,6 +5,7 @@ Names are given anew by op and order, so that two runs of the same pipeline prin
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from typing import Any
 
@@ -90,12 +91,14 @@ def _format(module: fx.GraphModule, dims: dict[str, str], indent: str) -> str:
 
 
 def _target(node: fx.Node) -> str:
-    if node.op == "call_module":
-        return "region"
-    if isinstance(node.target, torch._ops.OpOverload):
-        name = str(node.target)
-        return name[: -len(".default")] if name.endswith(".default") else name
-    return getattr(node.target, "__name__", str(node.target))
+    return "region" if node.op == "call_module" else _called(node.target)
+
+
+@functools.cache
+def _called(target: Any) -> str:
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target).removesuffix(".default")
+    return getattr(target, "__name__", str(target))
 
 
 def _name(node: fx.Node, counts: Counter[str]) -> str:

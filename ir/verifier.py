@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 
@@ -30,6 +31,7 @@ _SIZES = frozenset({
 })  # fmt: skip
 
 
+@functools.cache
 def allowed_at(level: Level, target: object) -> bool:
     """May a call of `target` stand in a program of `level`?"""
     if target is operator.getitem:
