@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -24,21 +25,28 @@ __all__ = ["routed_blocks"]
 _LOG = logging.getLogger("graphwright.frontend")
 _CHOOSES = {"topk", "argmax", "max", "sort", "argsort", "one_hot", "where", "nonzero", "argwhere"}
 _TOKENS = 41  # of the run that shows what each block is called with: no likely other size
+_CONSTANTS = (bool, int, float, str, type(None))
 _TRIED_TOKENS = (41, 164, 656)  # a proof needs every expert to be hit
 
 
 @dataclass
 class _Block:
-    """A module that may loop over `count` experts; calls: what its forward was called with."""
+    """A module that may loop over `count` experts; call: what its forward was called with."""
 
     name: str
     module: nn.Module
     lists: list[nn.ModuleList]
     stacks: list[str]
     count: int
-    is_loop: bool = False
     call: Any = None
-    key: Any = field(default=None)
+
+    @cached_property
+    def kind(self) -> Hashable:
+        """Equal for blocks that do the same with weights of their own."""
+        shapes = tuple((k, tuple(p.shape)) for k, p in self.module.named_parameters())
+        held = vars(self.module).items()
+        constants = tuple((k, type(v), v) for k, v in held if isinstance(v, _CONSTANTS))
+        return type(self.module), shapes, constants
 
     def loop(self) -> ExpertLoop:
         """A mode over the weights the module has now."""
@@ -70,7 +78,7 @@ def routed_blocks(model: nn.Module, run: Callable[[torch.Tensor], Any]) -> Itera
     blocks = _candidates(model)
     if blocks:
         blocks = _loops(blocks, run)
-        for block in {block.key: block for block in reversed(blocks)}.values():
+        for block in {b.kind: b for b in reversed(blocks) if b.call is not None}.values():
             _prove(block)
             _LOG.info("%s: its loop over %d experts is run once", block.name, block.count)
     with _replaced(blocks, lambda block, forward, *args, **kw: block.run(forward, *args, **kw)[0]):
@@ -128,32 +136,42 @@ def _names(kind: type) -> set[str]:
     return found
 
 
+class _EnoughError(Exception):
+    """A block of each kind has been seen."""
+
+
 def _loops(blocks: list[_Block], run: Callable[[torch.Tensor], Any]) -> list[_Block]:
-    """Those of `blocks` that loop over their experts, with what they are called with."""
+    """Those of `blocks` that loop over their experts; one of each kind with what it is called with.
+
+    A loop that is missed here cannot be traced: it is refused, and not compiled wrong.
+    """
+    kinds = {block.kind for block in blocks}
+    is_loop: dict[Hashable, bool] = {}
 
     def watched(block: _Block, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        block.call = (args, kwargs)
+        if block.kind not in is_loop:
+            block.call = (args, kwargs)
         try:
             result, loop = block.run(forward, *args, **kwargs)
         except CannotRouteError as reason:
             raise _refusal(block, str(reason)) from reason
-        block.is_loop = loop.ids is not None
+        is_loop[block.kind] = is_loop.get(block.kind, False) or loop.ids is not None
+        if is_loop.keys() == kinds:
+            raise _EnoughError
         return result
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with _replaced(blocks, watched), mode, torch.no_grad():
         try:
             run(torch.zeros(_TOKENS, dtype=torch.int64))
+        except _EnoughError:
+            _LOG.debug("a block of each kind was seen")
         except FrontendError:
             raise
         except Exception as error:  # noqa: BLE001  (whatever the model raises; tracing will say)
             _LOG.info("the run that looks for loops over experts failed: %s", error)
             return []
-    found = [block for block in blocks if block.is_loop]
-    for block in found:
-        shapes = tuple((k, tuple(p.shape)) for k, p in block.module.named_parameters())
-        block.key = (type(block.module), shapes)
-    return found
+    return [block for block in blocks if is_loop.get(block.kind)]
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from expert_models import LOOPS, ExpertDecoder, Loop
+from expert_models import LOOPS, ExpertDecoder, Loop, MaskOfEach
 from torch import nn
 
 from graphwright.frontend.capture import capture_module
@@ -62,6 +62,35 @@ def test_nothing_is_replaced_in_a_model_without_loops() -> None:
     forward = StatelessForward(model)
     with float32_parameters(model), traceable_experts(forward):
         assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_one_block_of_each_kind_shows_what_the_others_do() -> None:
+    ran: list[int] = []
+
+    class Sometimes(MaskOfEach):
+        """A loop, or all experts, as an attribute says; blocks are alike but for that."""
+
+        def mix(self, x: torch.Tensor) -> torch.Tensor:
+            ran.append(id(self))
+            if self.chosen == self.count:
+                return torch.stack([expert(x) for expert in self.experts]).mean(0)
+            return super().mix(x)
+
+    model = ExpertDecoder(Sometimes)
+    model.layers.extend(copy.deepcopy(model.layers))
+    dense, loop, *same = [layer.get_submodule("block") for layer in model.layers]
+    assert isinstance(dense, Loop)
+    dense.chosen = dense.count
+    run = StatelessForward(model)
+    with traceable_experts(run):
+        watched = list(dict.fromkeys(ran))
+        ran.clear()
+        run(torch.arange(9))
+    assert watched == [id(dense), id(loop)]
+    assert ran == [id(block) for block in (dense, loop, *same)]
+    products = [str(node.target) for node in capture_module(model).graph.nodes]
+    assert products.count("gw.routed_linear.default") == 3 * 3
+    assert not any("nonzero" in target for target in products)
 
 
 class Numbered(Loop):
