@@ -71,7 +71,7 @@ def run(
     logits = (ctypes.c_float * 8)()
     regions["tokens"][0] = 5
     regions["weights"][(16 + 8) // 8] = weight
-    given = {**regions, "batch": batch, "logits": logits}
+    given: dict[str, Any] = {**regions, "batch": batch, "logits": logits}
     pointers = (ctypes.c_void_p * len(PARAMETERS))(*[ctypes.addressof(x) for x in given.values()])
     pool = StepPool(code, THREADS, own_bytes=256, alone_rows=2, rows=4)
     pool.run("decode", pointers)
