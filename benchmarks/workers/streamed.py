@@ -39,11 +39,11 @@ def serve_streamed(load: Callable[[], tuple[Generate, int, int | None]], version
         answer(load_s=seconds, total_s=time.perf_counter() - start)
         return
     answer(ready=True, load_s=round(seconds, 3), version=version, weight_bytes=weight_bytes)
-    for line in sys.stdin:
+    for number, line in enumerate(sys.stdin):
         command = json.loads(line)
         if command["op"] == "quit":
             break
-        prompt = prompt_tokens(command["prompt"], vocab)
+        prompt = prompt_tokens(command["prompt"], vocab, number)  # which none remembers
         start = time.perf_counter()
         if command["op"] == "prefill":
             tps = len(prompt) / (generate(prompt, 1)[0] - start)
