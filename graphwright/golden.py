@@ -3,6 +3,7 @@ compiled code. An artifact carries them so that it can test itself anywhere."""
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from graphwright.ir.program import Program
 __all__ = ["GOLDEN_LENGTH", "golden_tokens"]
 
 GOLDEN_LENGTH = 12  # fits into one block of the cache
+_TRIM_EVERY = 16  # weights
 
 
 class _Ahead:
@@ -24,12 +26,24 @@ class _Ahead:
         self._order = [str(n.target) for n in program.graph.nodes if n.op == "get_attr"]
         self._loaded = ahead(lambda name: program.weights[name].load(), self._order)
         self._next = iter(self._order)
+        self._count = 0
 
     def load(self, program: Program, name: str) -> torch.Tensor:
+        self._count += 1
+        if self._count % _TRIM_EVERY == 0:
+            _give_back_memory()
         expected = next(self._next, None)
         if name != expected:
             raise RuntimeError(f"weight '{name}' is read where '{expected}' was expected.")
         return next(self._loaded)
+
+
+def _give_back_memory() -> None:
+    """What threads have freed goes back to the system: glibc keeps it for each of them, which
+    comes to some hundred MB with weights of a billion."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # another C library has none
+        trim(0)
 
 
 def golden_tokens(program: Program) -> dict[str, Any]:
