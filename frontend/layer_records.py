@@ -144,7 +144,7 @@ class Recorder(TorchDispatchMode):
         """What `func` returns. The layers are alike, so most calls were made before."""
         key: Hashable = None
         if _makes_one_tensor(func) and not any(map(_known_values, leaves)):
-            key = (func, str(structure), *map(_type, leaves))
+            key = (func, structure, *map(_type, leaves))
             if key in self._known:
                 dtype, device, shape, stride = self._known[key]
                 with torch._C._DisableTorchDispatch():

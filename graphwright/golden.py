@@ -16,7 +16,7 @@ from graphwright.ir.program import Program
 __all__ = ["GOLDEN_LENGTH", "golden_tokens"]
 
 GOLDEN_LENGTH = 12  # fits into one block of the cache
-_TRIM_EVERY = 16  # weights
+_TRIM_EVERY = 256 * 2**20  # bytes of loaded weights
 
 
 class _Ahead:
@@ -26,16 +26,18 @@ class _Ahead:
         self._order = [str(n.target) for n in program.graph.nodes if n.op == "get_attr"]
         self._loaded = ahead(lambda name: program.weights[name].load(), self._order)
         self._next = iter(self._order)
-        self._count = 0
+        self._bytes = 0  # loaded since memory was given back
 
     def load(self, program: Program, name: str) -> torch.Tensor:
-        self._count += 1
-        if self._count % _TRIM_EVERY == 0:
-            _give_back_memory()
         expected = next(self._next, None)
         if name != expected:
             raise RuntimeError(f"weight '{name}' is read where '{expected}' was expected.")
-        return next(self._loaded)
+        loaded = next(self._loaded)
+        self._bytes += loaded.nbytes
+        if self._bytes > _TRIM_EVERY:
+            _give_back_memory()
+            self._bytes = 0
+        return loaded
 
 
 def _give_back_memory() -> None:

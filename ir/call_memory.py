@@ -20,8 +20,8 @@ from torch import fx
 __all__ = ["CallMemory", "Known", "call_parts"]
 
 LIMIT_BYTES = 256 * 2**20
-"""Results of more bytes than this are only kept from one program's evaluation to the next, and of
-one program no more than these."""
+"""Once more bytes of results than this are kept, those that a program did not use are dropped after
+it; more than twice as many are never kept."""
 
 _Parts: TypeAlias = tuple[Hashable, list[fx.Node]] | None
 _OPERAND = "operand"
@@ -125,7 +125,7 @@ class CallMemory:
         number = self.number(value)
         known = Known(value, number, after, self._seen[before:], self._program)
         more = _nbytes(value)
-        if self._bytes + more <= 2 * self._limit:  # of two programs
+        if self._bytes + more <= 2 * self._limit:
             self._calls[key] = known
             self._bytes += more
         return known

@@ -117,13 +117,14 @@ class Program:
         return node
 
     def _dimension(self, name: str, hint: int) -> torch.SymInt:
-        symbols = {public: symbol for symbol, public in self.dims.items()}
-        if name in symbols:
-            for node in self.graph.nodes:
+        """The size of that name: that of an input, or a new one."""
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
                 for size in getattr(node.meta.get("val"), "shape", ()):
-                    if str(size) == symbols[name]:
-                        assert isinstance(size, torch.SymInt)
+                    if isinstance(size, torch.SymInt) and self.dims.get(str(size)) == name:
                         return size
+        if name in self.dims.values():
+            raise ValueError(f"no input has the dimension '{name}', though there is one.")
         context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
         fake = self.fake_mode.from_tensor(torch.empty(hint), symbolic_context=context)
         made: Any = fake.shape[0]

@@ -72,19 +72,22 @@ class RememberingInterpreter:
         find = self._memory.find
         with torch.no_grad():
             for place, (call, dying) in enumerate(zip(self._calls, self._dying, strict=True)):
-                if call is None:
-                    self._other(place, inputs, weights)
-                else:
-                    key = (call.name, *[numbers[i] for i in call.operands])
-                    known = find(key)
-                    if known is None:
-                        known = self._make(place, call, key)
-                    elif call.written:
-                        self._postpone(place, call)
-                    values[place], numbers[place] = known.value, known.number
-                    if call.written:
+                try:
+                    if call is None:
+                        self._other(place, inputs, weights)
+                    else:
+                        key = (call.name, *[numbers[i] for i in call.operands])
+                        known = find(key)
+                        if known is None:
+                            known = self._make(place, call, key)
+                        elif call.written:
+                            self._postpone(place, call)
+                        values[place], numbers[place] = known.value, known.number
                         for state, number in zip(call.written, known.after, strict=True):
                             self._states[state] = numbers[state] = number
+                except Exception as error:
+                    self._steps[place].explain(error)
+                    raise
                 for source in dying:
                     values[source] = None
         logits = the_logits(values[-1])
@@ -107,12 +110,8 @@ class RememberingInterpreter:
     def _make(self, place: int, call: _Call, key: Hashable) -> Known:
         self._catch_up(call.operands)
         step = self._steps[place]
-        try:
-            args, kwargs = self._arguments(step)
-            value = step.target(*args, **kwargs)
-        except Exception as error:
-            step.explain(error)
-            raise
+        args, kwargs = self._arguments(step)
+        value = step.target(*args, **kwargs)
         after = tuple([self._memory.fresh() for _ in call.written])
         return self._memory.keep(key, value, after)
 
@@ -141,32 +140,29 @@ class RememberingInterpreter:
 
     def _other(self, place: int, inputs: Mapping[str, torch.Tensor], weights: WeightSource) -> None:
         step, memory = self._steps[place], self._memory
+        value: Any
         number: Any
-        try:
-            if step.op == "placeholder":
-                value: Any = inputs[step.target]
-                if place not in self._states:
-                    number = memory.number(value)
-                else:
-                    if self._states[place] is None:
-                        self._states[place] = memory.number(value)
-                    number = self._states[place]
-            elif step.op == "get_attr":
-                value = weights.load(self._program, step.target)
-                number = memory.weight(value)
-            elif step.op == "call_function":
-                args, kwargs = self._arguments(step)
-                value = step.target(*args, **kwargs)
-                if step.target is operator.getitem and isinstance(args[0], (tuple, list)):
-                    number = self._numbers[self._place[step.args[0]]][args[1]]
-                else:
-                    number = memory.number(value)
+        if step.op == "placeholder":
+            value = inputs[step.target]
+            if place not in self._states:
+                number = memory.number(value)
             else:
-                value = map_arg(step.args[0], lambda node: self._values[self._place[node]])
-                number = _structure(step.args[0], lambda node: self._numbers[self._place[node]])
-        except Exception as error:
-            step.explain(error)
-            raise
+                if self._states[place] is None:
+                    self._states[place] = memory.number(value)
+                number = self._states[place]
+        elif step.op == "get_attr":
+            value = weights.load(self._program, step.target)
+            number = memory.weight(value)
+        elif step.op == "call_function":
+            args, kwargs = self._arguments(step)
+            value = step.target(*args, **kwargs)
+            if step.target is operator.getitem and isinstance(args[0], (tuple, list)):
+                number = self._numbers[self._place[step.args[0]]][args[1]]
+            else:
+                number = memory.number(value)
+        else:
+            value = map_arg(step.args[0], lambda node: self._values[self._place[node]])
+            number = _structure(step.args[0], lambda node: self._numbers[self._place[node]])
         self._values[place], self._numbers[place] = value, number
 
 

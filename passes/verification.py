@@ -33,14 +33,15 @@ to 0.05 on random tiny models. For 4-bit weights in groups of 32: under 0.1 on a
 260,000 parameters, 0.31 on a random one of 15 million. Logits that have nothing to do with each
 other differ by 1.4."""
 
-# Tokens that each sequence takes in each step: prefill of 33, decoding on its cache, and three
-# sequences in ragged steps, one of which begins with a single token. Before there are caches, each
-# sequence is evaluated whole.
+# Tokens that each sequence takes in each step: prefill of 1, 7 and 33, decoding on the cache of the
+# last, and a ragged step in which one sequence goes on, one decodes and one begins. Before there
+# are caches, each sequence is evaluated whole.
 _STEPS: tuple[tuple[int, ...], ...] = (
-    (33, 0, 0),
-    (1, 0, 0),
-    (1, 10, 1),
-    (1, 5, 6),
+    (1, 0, 0, 0),
+    (0, 7, 0, 0),
+    (0, 0, 33, 0),
+    (0, 0, 1, 0),
+    (0, 5, 1, 10),
 )
 
 

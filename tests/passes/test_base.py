@@ -45,6 +45,18 @@ def small_program() -> Program:
     return program
 
 
+def test_sizes_of_one_name_are_one_size() -> None:
+    program = small_program()
+    first = program.add_input("first", ["N", 16], torch.float32)
+    second = program.add_input("second", ["M", "N"], torch.int8)
+    (n, _), (m, same) = first.meta["val"].shape, second.meta["val"].shape
+    assert str(same) == str(n) != str(m)
+    assert sorted(program.dims.values()) == ["M", "N", "T"]
+    program.dims["s999"] = "gone"
+    with pytest.raises(ValueError, match="no input has the dimension 'gone'"):
+        program.add_input("third", ["gone"], torch.int8)
+
+
 @dataclass(frozen=True)
 class DropDoubleNegation(Pass):
     """-(-x) → x. Leaves a single negation."""
