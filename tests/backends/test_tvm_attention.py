@@ -231,6 +231,8 @@ ENDS = [(15, 1), (16, 1), (63, 1), (64, 1), (255, 1), (256, 1), (700, 1), (2100,
 def test_tokens_that_come_alone_are_cut_into_segments() -> None:
     check(Case(4, 2, 16, 16, [*ENDS, (300, 7)], sinks=True, split=True))
     check(Case(3, 1, 8, 8, ENDS[-3:], mask="causal & (window(500) | first(3))", split=True))
+    # Of three items two take turns at each chunk, then the third; threads get parts of a segment.
+    check(Case(6, 3, 64, 64, ENDS[-2:], split=True))
 
 
 @pytest.mark.parametrize("batch", [[(0, 1)], [(650, 33)], [(1, 1)] * 8,

@@ -3,8 +3,9 @@
 The queries of one sequence are cut into tiles of consecutive tokens. Tokens behind a sequence's
 last whole tile, and those of sequences that decode, are tiles of one token; where `split`, their
 keys are cut into segments (Flash-Decoding, Dao et al., 2023), which `attention_combine.py` puts
-together. A tile, a run of heads and a segment are one unit. Units differ in cost by the keys they
-see, so threads get contiguous runs of equal cost. `attention_tile.py` computes a unit.
+together. A tile, an item (some heads) and a segment are one unit. Units differ in cost by the keys
+they see, so threads get contiguous ranges of equal cost, segment by segment. Units of one token and
+segment are computed together, as runs, by `attention_tile.py`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.append_kv import advance, block_name
-from graphwright.backends.tvm.kernels.attention_shape import AttentionShape, Operands, Tile
-from graphwright.backends.tvm.kernels.attention_tile import compute
+from graphwright.backends.tvm.kernels.attention_shape import (
+    AttentionShape,
+    Operands,
+    Tile,
+    segment_start,
+)
+from graphwright.backends.tvm.kernels.attention_tile import Run, compute
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define, registers
 from graphwright.backends.tvm.kernels.kv_values import KvBlock
-from graphwright.backends.tvm.kernels.loops import kernel_name, quotient, remainder, settle
+from graphwright.backends.tvm.kernels.loops import kernel_name, quotient, settle
 from graphwright.backends.tvm.target import Cpu
 from graphwright.ir.errors import BackendError
 from graphwright.ir.masks import Mask
@@ -67,12 +73,12 @@ def _for_each_share(
     T.buffer_store(before, T.int64(0), [0])
 
     def measure(tile: Tile) -> tuple[Expr, Expr, Expr, Expr]:
-        """Its blocks, those of a segment, its units, and what each of them costs."""
+        """Its blocks, its segments, its units, and what each of them costs."""
         blocks = settle(tile.count_blocks(shape.mask), "int32")
-        segment = settle(tile.segment_blocks(shape), "int32")
-        units = settle(quotient(blocks + segment - 1, segment) * shape.items, "int32")
-        cost = settle(tirx.Cast("int64", tirx.min(segment, blocks) * tile.tokens), "int64")
-        return blocks, segment, units, cost
+        segments = settle(tile.segments(shape), "int32")
+        units = settle(segments * shape.items, "int32")
+        size = quotient(blocks + segments - 1, segments)
+        return blocks, segments, units, settle(tirx.Cast("int64", size * tile.tokens), "int64")
 
     def count(tile: Tile) -> None:
         _, _, units, cost = measure(tile)
@@ -83,15 +89,20 @@ def _for_each_share(
     high = T.bind(quotient(total[0] * (thread + 1), threads))
 
     def share(tile: Tile) -> None:
-        blocks, segment, units, cost = measure(tile)
+        blocks, segments, units, cost = measure(tile)
         first = settle(_started(low - before[0], cost, units), "int32")
         last = settle(_started(high - before[0], cost, units), "int32")
         T.buffer_store(before, before[0] + cost * tirx.Cast("int64", units), [0])
-        segments = settle(quotient(units, shape.items), "int32")
-        with T.serial(first, last) as unit:
-            item, number = T.bind(quotient(unit, segments)), T.bind(remainder(unit, segments))
-            begin = T.bind(number * segment)
-            compute(shape, given, tile, item, number, begin, tirx.min(begin + segment, blocks))
+        items, run = shape.items, shape.run_items if tile.tokens == 1 else 1
+        with T.serial(quotient(first, items), quotient(last + items - 1, items)) as number:
+            begin = settle(segment_start(number, segments, blocks), "int32")
+            end = settle(segment_start(number + 1, segments, blocks), "int32")
+            low_item = settle(tirx.max(first - number * items, T.int32(0)), "int32")
+            high_item = settle(tirx.min(last - number * items, T.int32(items)), "int32")
+            with T.serial(0, quotient(high_item - low_item + run - 1, run)) as turn:
+                start = T.bind(low_item + turn * run)
+                count = settle(tirx.min(high_item - start, T.int32(run)), "int32")
+                compute(shape, given, tile, Run(start, count, run), number, begin, end)
 
     for_each_tile(shape, given, rows, share)
 

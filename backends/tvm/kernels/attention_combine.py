@@ -13,7 +13,6 @@ from graphwright.backends.tvm.kernels.kv_values import KvBlock
 from graphwright.backends.tvm.kernels.loops import (
     kernel_name,
     load,
-    quotient,
     settle,
     spread,
     store,
@@ -46,9 +45,7 @@ def attention_combine(heads: int, block: KvBlock, *, mask: Mask, cpu: Cpu) -> Ke
         def combine(tile: Tile) -> None:
             if not tile.split(shape):
                 return
-            blocks = tile.count_blocks(mask)
-            size = settle(tile.segment_blocks(shape), "int32")
-            segments = settle(quotient(blocks + size - 1, size), "int32")
+            segments = settle(tile.segments(shape), "int32")
             first, last = partition(T.int32(heads), thread, threads)
             with T.serial(first, last) as head:
                 _combine_head(shape, given, tile, segments, head)

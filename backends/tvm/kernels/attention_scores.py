@@ -11,7 +11,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.attention_shape import largest_divisor
-from graphwright.backends.tvm.kernels.attention_work import Chunk, Pass
+from graphwright.backends.tvm.kernels.attention_work import Chunk, Pass, lines_of
 from graphwright.backends.tvm.kernels.kernel import Expr, registers
 from graphwright.backends.tvm.kernels.kv_values import BLOCK_SIZE, load_values
 from graphwright.backends.tvm.kernels.loops import (
@@ -42,16 +42,20 @@ def score(work: Pass, chunk: Chunk, scores: Sequence[Expr]) -> None:
     lanes, vectors, dim = shape.lanes, shape.vectors, shape.dim
     rows = [work.q_at(r) for r in range(work.rows)]
     ways = largest_divisor(dim, max(1, 8 // (work.rows * vectors)))
+    turns = dim // ways
+    together = largest_divisor(
+        turns, max(1, work.total * dim // (lines_of(dim, shape.block) * ways))
+    )
     with T.serial(0, chunk.count) as b:
-        chunk.fetch_ahead(work, b)
-        keys = settle(chunk.keys[b], "int64")
+        keys = settle(chunk.starts[b] + work.unit.keys_start, "int64")
         sums = [registers(vectors, lanes) for _ in range(work.rows * ways)]
         for each in sums:
             for part in each:
                 store(part, 0, constant(0.0, lanes), lanes)
-        with T.serial(0, dim // ways) as turn:
+
+        def turn(number: Expr) -> None:
             for way in range(ways):
-                d = T.bind(turn * ways + way)
+                d = T.bind(number * ways + way)
                 first = keys + d * BLOCK_SIZE
                 key = [
                     T.bind(load_values(given.k_cache, first + v * lanes, lanes, shape.block.dtype))
@@ -61,10 +65,15 @@ def score(work: Pass, chunk: Chunk, scores: Sequence[Expr]) -> None:
                     query = T.bind(spread(given.q[row + d], lanes))
                     for v, part in enumerate(sums[r * ways + way]):
                         store(part, 0, fma(query, key[v], load(part, 0, lanes), lanes), lanes)
+
+        with T.serial(0, turns // together) as i:
+            chunk.fetch_keys(work, b, i, turns // together)
+            with T.serial(0, together) as j:
+                turn(T.bind(i * together + j))
         for v in range(vectors):
             factor = constant(shape.scale * (1 if shape.softcap else LOG2_E), lanes)
             if shape.block.scaled:
-                at = settle(chunk.scales[b], "int64") + v * lanes
+                at = settle(chunk.scales[b] + work.unit.scales_start, "int64") + v * lanes
                 factor = T.bind(load(given.k_scale, at, lanes) * factor)
             for r in range(work.rows):
                 parts = [load(sums[r * ways + way][v], 0, lanes) for way in range(ways)]
@@ -91,7 +100,7 @@ def weigh(work: Pass, chunk: Chunk, scores: Sequence[Expr]) -> None:
 
     _each_vector(work, chunk, raise_tops)
     for r in rows:
-        row = T.bind(work.first + r)
+        row = T.bind(work.state_at(r))
         top = settle(horizontal(load(highest[r], 0, lanes), lanes, tirx.max), "float32")
         with T.If(top > unit.tops[row]), T.Then():
             factor = settle(vexp2_of_negative(unit.tops[row] - top, 1), "float32")
@@ -104,7 +113,7 @@ def weigh(work: Pass, chunk: Chunk, scores: Sequence[Expr]) -> None:
 
 
 def _exponentiate(work: Pass, chunk: Chunk, r: int, scores: Expr) -> None:
-    unit, lanes, row = work.unit, work.unit.shape.lanes, T.bind(work.first + r)
+    unit, lanes, row = work.unit, work.unit.shape.lanes, T.bind(work.state_at(r))
     top = T.bind(spread(unit.tops[row], lanes))
     (total,) = registers(1, lanes)
     store(total, 0, constant(0.0, lanes), lanes)
@@ -113,7 +122,7 @@ def _exponentiate(work: Pass, chunk: Chunk, r: int, scores: Expr) -> None:
         weight = T.bind(vexp2_of_negative(load(scores, at, lanes) - top, lanes))
         store(total, 0, load(total, 0, lanes) + weight, lanes)
         if unit.shape.block.scaled:
-            start = settle(chunk.scales[b], "int64") + v * lanes
+            start = settle(chunk.scales[b] + work.unit.scales_start, "int64") + v * lanes
             weight = weight * load(unit.given.v_scale, start, lanes)
         store(scores, at, weight, lanes)
 

@@ -13,10 +13,12 @@ from graphwright.backends.tvm.kernels.loops import quotient
 from graphwright.ir.masks import Mask
 from graphwright.ir.memory import ATTENTION_SEGMENTS
 
-__all__ = ["CHUNK", "AttentionShape", "Operands", "Tile", "largest_divisor"]
+__all__ = ["CHUNK", "AttentionShape", "Operands", "Tile", "largest_divisor", "segment_start"]
 
 CHUNK = 4  # blocks whose scores a pass holds: the maximum is looked for once in 64 keys
 SEGMENT_BLOCKS = 16  # blocks of the shortest segment; a segment is a whole number of chunks
+RUN_BYTES = 64 << 10  # of a chunk's keys and values, that items take in turn while it is in L2
+RUN_ROWS = 128  # query rows whose states a run holds
 TILE_ROWS = 24  # query rows of a whole tile: four passes for AVX2
 
 
@@ -66,6 +68,14 @@ class AttentionShape:
     def items(self) -> int:
         """Items a tile is made of."""
         return self.heads // self.item_heads
+
+    @property
+    def run_items(self) -> int:
+        """Items of a token that take their turns at each chunk: in a block keys of one head follow
+        those of another, and short pieces from many places are read at half the speed."""
+        block = (self.dim + self.value_dim) * BLOCK_SIZE * self.block.itemsize
+        most = min(RUN_BYTES // (CHUNK * block), RUN_ROWS // self.item_heads)
+        return min(self.items, max(1, most))
 
     @property
     def tile_tokens(self) -> int:
@@ -162,12 +172,16 @@ class Tile:
         """May the keys be cut into segments?"""
         return shape.split and self.tokens == 1
 
-    def segment_blocks(self, shape: AttentionShape) -> Expr:
-        """Blocks of a segment (the last one may have fewer)."""
-        blocks = self.count_blocks(shape.mask)
+    def segments(self, shape: AttentionShape) -> Expr:
+        """How many segments the keys are cut into."""
         if not self.split(shape):
-            return blocks
-        size = CHUNK * ATTENTION_SEGMENTS
-        return tirx.max(
-            T.int32(SEGMENT_BLOCKS), quotient(blocks + (size - 1), size) * T.int32(CHUNK)
-        )
+            return T.int32(1)
+        blocks = self.count_blocks(shape.mask)
+        most = quotient(blocks + (SEGMENT_BLOCKS - 1), SEGMENT_BLOCKS)
+        return tirx.min(most, T.int32(ATTENTION_SEGMENTS))
+
+
+def segment_start(number: Expr, segments: Expr, blocks: Expr) -> Expr:
+    """The first block of segment `number`: whole chunks, shared as evenly as they divide."""
+    chunks = quotient(blocks + (CHUNK - 1), CHUNK)
+    return tirx.min(quotient(number * chunks, segments) * CHUNK, blocks)

@@ -1,15 +1,18 @@
-"""Attention of one unit: the tokens of a tile, heads that share a key head, a segment of the keys.
+"""Attention of units: the tokens of a tile, heads that share a key head, a segment of the keys.
 
 Online softmax (Milakov and Gimelshein, 2018; Dao et al., FlashAttention, 2022) over chunks of 64
-keys. A pass holds a few query rows (a row is one head of one token), as many as the registers have
-room for sums: a key or value that is loaded, and converted to float32, serves all of them. The
-passes over a chunk follow each other while it is in the cache. The row of the result itself is the
-accumulator. It is rescaled only when a chunk raises the row's maximum.
+keys. The units of a run share a segment and go through it together, chunk by chunk: what lies side
+by side in a block is then read at about the same time. A pass holds a few query rows (a row is one
+head of one token), as many as the registers have room for sums: a key or value that is loaded, and
+converted to float32, serves all of them. The passes over a chunk follow each other while it is in
+the cache. The row of the result itself is the accumulator. It is rescaled only when a chunk raises
+the row's maximum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
@@ -29,21 +32,28 @@ from graphwright.backends.tvm.kernels.loops import (
 )
 from graphwright.backends.tvm.kernels.vector import constant, fma
 
-__all__ = ["compute"]
+__all__ = ["Run", "compute"]
 
 LOWEST = -1e30  # the maximum before the first key: finite, so that (masked - maximum) is no NaN
 
 
+@dataclass(frozen=True)
+class Run:
+    """`count` items from `first` on, at most `most`, that take turns at each chunk of keys."""
+
+    first: Expr
+    count: Expr
+    most: int
+
+
 def compute(
-    shape: AttentionShape, given: Operands, tile: Tile, item: Expr, segment: Expr, begin: Expr,
+    shape: AttentionShape, given: Operands, tile: Tile, run: Run, segment: Expr, begin: Expr,
     end: Expr,
 ) -> None:  # fmt: skip
-    """Emits the computation of one unit: `item` counts runs of heads; the tile's blocks `begin` to
-    `end` are the segment with number `segment`."""
-    head = T.bind(item * shape.item_heads)
-    kv_head = T.bind(quotient(head, shape.group))
-    states = registers(2, tile.tokens * shape.item_heads)
-    unit = Unit(shape, given, tile, head, segment, *states)
+    """Emits the computation of the units of a run: the tile's blocks `begin` to `end` are the
+    segment with number `segment`."""
+    rows = tile.tokens * shape.item_heads
+    states = registers(2, rows * run.most)
     blocks = tuple(
         settle(each, "int32")
         for each in (
@@ -52,12 +62,18 @@ def compute(
             tile.low_block(shape.mask),
         )
     )
-    unit.each_pass(_begin)
+
+    def each_item(body: Callable[[Unit], None]) -> None:
+        with T.serial(0, run.count) as i:
+            head = T.bind((run.first + i) * shape.item_heads)
+            body(Unit(shape, given, tile, head, segment, T.bind(i * rows), *states))
+
+    each_item(lambda unit: unit.each_pass(_begin))
     memory = Chunk.memory()
     with T.serial(0, quotient(end - begin + (CHUNK - 1), CHUNK)) as number:
         first = T.bind(begin + number * CHUNK)
         count = settle(tirx.min(end - first, T.int32(CHUNK)), "int32")
-        chunk = Chunk.look_up(unit, kv_head, first, count, blocks, memory)
+        chunk = Chunk.look_up(shape, given, tile, first, count, blocks, memory)
 
         def attend(work: Pass) -> None:
             scores = registers(work.rows, CHUNK * BLOCK_SIZE)
@@ -65,8 +81,9 @@ def compute(
             weigh(work, chunk, scores)
             _accumulate(work, chunk, scores)
 
-        unit.each_pass(attend)
-    unit.each_pass(_leave if unit.split else _finish)
+        each_item(lambda unit: unit.each_pass(attend))
+    finish = _leave if tile.split(shape) else _finish
+    each_item(lambda unit: unit.each_pass(finish))
 
 
 def _begin(work: Pass) -> None:
@@ -80,8 +97,8 @@ def _begin(work: Pass) -> None:
                 first = unit.segment == 0
                 top = tirx.Select(first, top, T.float32(LOWEST))
                 total = tirx.Select(first, total, T.float32(0))
-        T.buffer_store(unit.tops, top, [work.first + r])
-        T.buffer_store(unit.sums, total, [work.first + r])
+        T.buffer_store(unit.tops, top, [work.state_at(r)])
+        T.buffer_store(unit.sums, total, [work.state_at(r)])
         start = work.out_at(r)
 
         def clear(first: Expr, width: int, start: Expr = start) -> None:
@@ -94,13 +111,15 @@ def _accumulate(work: Pass, chunk: Chunk, weights: Sequence[Expr]) -> None:
     """out += weights · values, over the keys that were written: others may hold anything."""
     shape, rows = work.unit.shape, [work.out_at(r) for r in range(work.rows)]
 
-    def columns(first: Expr, width: int, vectors: int) -> None:
-        sums = [registers(vectors, width) for _ in rows]
-        for row, parts in zip(rows, sums, strict=True):
-            for v, part in enumerate(parts):
-                store(part, 0, load(work.out, row + first + v * width, width), width)
+    def columns(first: Expr, width: int, vectors: int, part: Expr = 0, parts: int = 0) -> None:
+        totals = [registers(vectors, width) for _ in rows]
+        for row, sums in zip(rows, totals, strict=True):
+            for v, each in enumerate(sums):
+                store(each, 0, load(work.out, row + first + v * width, width), width)
         with T.serial(0, chunk.count) as b:
-            values = settle(chunk.values[b] + first, "int64")
+            if parts:
+                chunk.fetch_values(work, b, part, parts)
+            values = settle(chunk.starts[b] + work.unit.values_start + first, "int64")
             valid = tirx.min(chunk.valid - b * BLOCK_SIZE, T.int32(BLOCK_SIZE))
             with T.serial(0, valid) as j:
                 at = T.bind(values + j * shape.value_dim)
@@ -112,26 +131,26 @@ def _accumulate(work: Pass, chunk: Chunk, weights: Sequence[Expr]) -> None:
                     )
                     for v in range(vectors)
                 ]
-                for r, parts in enumerate(sums):
+                for r, sums in enumerate(totals):
                     weight = T.bind(spread(weights[r][b * BLOCK_SIZE + j], width))
-                    for v, part in enumerate(parts):
-                        total = fma(weight, value[v], load(part, 0, width), width)
-                        store(part, 0, total, width)
-        for row, parts in zip(rows, sums, strict=True):
-            for v, part in enumerate(parts):
-                store(work.out, row + first + v * width, load(part, 0, width), width)
+                    for v, each in enumerate(sums):
+                        total = fma(weight, value[v], load(each, 0, width), width)
+                        store(each, 0, total, width)
+        for row, sums in zip(rows, totals, strict=True):
+            for v, each in enumerate(sums):
+                store(work.out, row + first + v * width, load(each, 0, width), width)
 
     lanes, together = shape.lanes, max(2, shape.vectors)
     wide = shape.value_dim // (lanes * together)
     with T.serial(0, wide) as i:
-        columns(i * (lanes * together), lanes, together)
+        columns(i * (lanes * together), lanes, together, i, wide)
     done = wide * lanes * together
     vector_loop(shape.value_dim - done, lanes, lambda first, width: columns(done + first, width, 1))
 
 
 def _finish(work: Pass) -> None:
     for r in range(work.rows):
-        total = T.bind(work.unit.sums[work.first + r])
+        total = T.bind(work.unit.sums[work.state_at(r)])
         factor = tirx.Select(total > T.float32(0), T.float32(1) / total, T.float32(0))
         scale_output(work, r, settle(factor, "float32"))
 
@@ -142,5 +161,5 @@ def _leave(work: Pass) -> None:
     start = T.bind(unit.tile.first * shape.partial_stride)
     for r in range(work.rows):
         at = T.bind(start + shape.partial_state(unit.segment, work.head_at(r)))
-        T.buffer_store(unit.given.partial, unit.tops[work.first + r], [at])
-        T.buffer_store(unit.given.partial, unit.sums[work.first + r], [at + 1])
+        T.buffer_store(unit.given.partial, unit.tops[work.state_at(r)], [at])
+        T.buffer_store(unit.given.partial, unit.sums[work.state_at(r)], [at + 1])

@@ -10,10 +10,10 @@ from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.attention_shape import CHUNK, AttentionShape, Operands, Tile
 from graphwright.backends.tvm.kernels.kernel import Expr, registers
-from graphwright.backends.tvm.kernels.kv_values import BLOCK_SIZE
+from graphwright.backends.tvm.kernels.kv_values import BLOCK_SIZE, KvBlock
 from graphwright.backends.tvm.kernels.loops import quotient, remainder, settle
 
-__all__ = ["LINE", "Chunk", "Pass", "Unit"]
+__all__ = ["Chunk", "Pass", "Unit", "lines_of"]
 
 LINE = 64  # bytes of a cache line
 
@@ -22,7 +22,7 @@ LINE = 64  # bytes of a cache line
 class Unit:
     """The rows of a tile and of heads from `head` on, against segment `segment` of the keys.
 
-    tops, sums: of every row the maximum and the sum of the weights so far.
+    tops, sums: of every row the maximum and the sum of the weights so far, from `state` on.
     """
 
     shape: AttentionShape
@@ -30,6 +30,7 @@ class Unit:
     tile: Tile
     head: Expr
     segment: Expr
+    state: Expr
     tops: Expr
     sums: Expr
 
@@ -42,6 +43,26 @@ class Unit:
     def split(self) -> bool:
         """Does the result go into `partial`?"""
         return self.tile.split(self.shape)
+
+    @property
+    def kv_head(self) -> Expr:
+        """The head of its keys and values."""
+        return quotient(self.head, self.shape.group)
+
+    @property
+    def keys_start(self) -> Expr:
+        """Elements from a block's keys to those of its head."""
+        return self.kv_head * (self.shape.dim * BLOCK_SIZE)
+
+    @property
+    def values_start(self) -> Expr:
+        """The same of values."""
+        return self.kv_head * (self.shape.value_dim * BLOCK_SIZE)
+
+    @property
+    def scales_start(self) -> Expr:
+        """The same of scales."""
+        return self.kv_head * BLOCK_SIZE
 
     def each_pass(self, body: Callable[[Pass], None]) -> None:
         """Emits body for all rows, pass by pass."""
@@ -91,6 +112,10 @@ class Pass:
         """The position of row r's token."""
         return self.unit.tile.position + self._place(r)[0]
 
+    def state_at(self, r: int) -> Expr:
+        """Where row r's maximum and sum are."""
+        return self.unit.state + self.first + r
+
     def _place(self, r: int) -> tuple[Expr, Expr]:
         row, heads = self.first + r, self.unit.shape.item_heads
         if self.unit.tile.tokens == 1:
@@ -100,61 +125,48 @@ class Pass:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Up to four blocks: where each one's keys, values and scales for one key head start, and its
-    first key's position; and where those of the chunk after it are, to ask for them early.
+    """Up to four blocks: where each one's keys, values and scales start, and its first key's
+    position; and where those of the chunk after it are, to ask for them early.
 
     `count` blocks, of whose keys `valid` have been written.
     """
 
-    keys: Expr
-    values: Expr
+    starts: Expr
     scales: Expr
     first_keys: Expr
-    keys_ahead: Expr
-    values_ahead: Expr
+    ahead: Expr
     count: Expr
     valid: Expr
 
     @staticmethod
-    def look_up(unit: Unit, kv_head: Expr, first: Expr, count: Expr, blocks: tuple[Expr, ...],
-                memory: list[Expr]) -> Chunk:  # fmt: skip
+    def look_up(shape: AttentionShape, given: Operands, tile: Tile, first: Expr, count: Expr,
+                blocks: tuple[Expr, ...], memory: list[Expr]) -> Chunk:  # fmt: skip
         """Blocks `first` to `first + count` of the tile's; `blocks` are their number, how many are
         kept from the start, and the first of the others; `memory` is `Chunk.memory()`."""
-        shape, given, tile = unit.shape, unit.given, unit.tile
         block, (total, kept, low) = shape.block, blocks
-        keys, values, scales, first_keys, keys_ahead, values_ahead = memory
+        starts, scales, ahead, first_keys = memory
 
-        def number(step: Expr) -> Expr:
-            return settle(tirx.Select(step < kept, step, low + step - kept), "int32")
-
-        def starts(step: Expr) -> tuple[Expr, Expr, Expr, Expr]:
-            found = number(step)
-            entry = settle(tirx.Cast("int64", given.block_table[tile.table + found]), "int64")
-            start = entry * T.int64(block.stride)
-            return (
-                start + kv_head * (block.dim * BLOCK_SIZE),
-                start + kv_head * (block.value_dim * BLOCK_SIZE),
-                entry * T.int64(block.scale_stride) + kv_head * BLOCK_SIZE,
-                found * BLOCK_SIZE,
-            )
+        def look_up(step: Expr) -> tuple[Expr, Expr]:
+            number = settle(tirx.Select(step < kept, step, low + step - kept), "int32")
+            entry = tirx.Cast("int64", given.block_table[tile.table + number])
+            return number, settle(entry, "int64")
 
         with T.serial(0, count) as b:
-            found = starts(first + b)
-            for target, value in zip((keys, values, scales, first_keys), found, strict=True):
-                T.buffer_store(target, value, [b])
-            ahead = starts(tirx.min(first + b + CHUNK, total - 1))
-            T.buffer_store(keys_ahead, ahead[0], [b])
-            T.buffer_store(values_ahead, ahead[1], [b])
+            number, entry = look_up(first + b)
+            T.buffer_store(starts, entry * T.int64(block.stride), [b])
+            T.buffer_store(scales, entry * T.int64(block.scale_stride), [b])
+            T.buffer_store(first_keys, number * BLOCK_SIZE, [b])
+            _, entry = look_up(tirx.min(first + b + CHUNK, total - 1))
+            T.buffer_store(ahead, entry * T.int64(block.stride), [b])
         last = first_keys[count - 1]
         written = tirx.min(tile.position + tile.tokens - last, T.int32(BLOCK_SIZE))
         valid = settle((count - 1) * BLOCK_SIZE + written, "int32")
-        return Chunk(keys, values, scales, first_keys, keys_ahead, values_ahead, count, valid)
+        return Chunk(starts, scales, first_keys, ahead, count, valid)
 
     @staticmethod
     def memory() -> list[Expr]:
         """Room for what a chunk looks up."""
-        places = [registers(1, CHUNK, "int64")[0] for _ in range(5)]
-        return [*places[:3], *registers(1, CHUNK, "int32"), *places[3:]]
+        return [registers(1, CHUNK, dtype)[0] for dtype in ("int64", "int64", "int64", "int32")]
 
     def visible_to_all(self, unit: Unit) -> Expr:
         """Do all rows of the unit see every key?"""
@@ -168,20 +180,44 @@ class Chunk:
             conditions.append(first >= quotient(newest, mask.chunk) * mask.chunk)
         return tirx.all(*conditions) if len(conditions) > 1 else conditions[0]
 
-    def fetch_ahead(self, work: Pass, b: Expr) -> None:
-        """Asks for a pass's share of the block that comes `CHUNK` blocks after block b."""
-        block, given = work.unit.shape.block, work.unit.given
-        places = ((given.k_cache, self.keys_ahead, block.dim),
-                  (given.v_cache, self.values_ahead, block.value_dim))  # fmt: skip
-        for buffer, starts, channels in places:
-            lines = -(-channels * BLOCK_SIZE * block.itemsize // LINE)
-            start = settle(starts[b], "int64")
-            first = T.bind(quotient(work.number * lines, work.total))
-            with T.serial(first, quotient((work.number + 1) * lines, work.total)) as line:
-                at = start + line * (LINE // block.itemsize)
-                T.evaluate(
-                    T.call_llvm_intrin(
-                        "void", "llvm.prefetch.p0", T.address_of(buffer[at]), T.int32(0),
-                        T.int32(2), T.int32(1),
-                    )
-                )  # fmt: skip
+    def fetch_keys(self, work: Pass, b: Expr, part: Expr, parts: int) -> None:
+        """Asks for part `part` of `parts` of this pass's share of the keys of the block that comes
+        `CHUNK` blocks after block b."""
+        unit = work.unit
+        self._fetch(unit.given.k_cache, unit.keys_start, unit.shape.dim, work, b, part, parts)
+
+    def fetch_values(self, work: Pass, b: Expr, part: Expr, parts: int) -> None:
+        """The same of values."""
+        unit = work.unit
+        self._fetch(
+            unit.given.v_cache, unit.values_start, unit.shape.value_dim, work, b, part, parts
+        )
+
+    def _fetch(
+        self, buffer: Expr, start: Expr, channels: int, work: Pass, b: Expr, part: Expr, parts: int
+    ) -> None:
+        block = work.unit.shape.block
+        lines, shares = lines_of(channels, block), work.total * parts
+        share = T.bind(work.number * parts + part)
+        where = settle(self.ahead[b] + start, "int64")
+
+        def ask(line: Expr) -> None:
+            at = where + line * (LINE // block.itemsize)
+            T.evaluate(
+                T.call_llvm_intrin(
+                    "void", "llvm.prefetch.p0", T.address_of(buffer[at]), T.int32(0),
+                    T.int32(2), T.int32(1),
+                )
+            )  # fmt: skip
+
+        if lines % shares == 0:
+            for number in range(lines // shares):
+                ask(share * (lines // shares) + number)
+            return
+        with T.serial(quotient(share * lines, shares), quotient((share + 1) * lines, shares)) as i:
+            ask(i)
+
+
+def lines_of(channels: int, block: KvBlock) -> int:
+    """Cache lines of one head's keys, or values, in a block."""
+    return -(-channels * BLOCK_SIZE * block.itemsize // LINE)
