@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.node import map_arg
@@ -38,7 +39,8 @@ class Inference:
         key = _key(target, args, kwargs)
         if key is not None and key in self._known:
             return self._known[key]
-        with mode, torch.no_grad():
+        # in torch 2.11 composite operators of C++ do not take symbolic sizes; Python's do
+        with mode, torch.no_grad(), enable_python_dispatcher():
             value = target(*args, **kwargs)
         if key is not None and _can_be_shared(value):
             self._known[key] = value

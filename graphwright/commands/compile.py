@@ -69,7 +69,7 @@ def command(
 
     if tune_budget is not None and not tune:
         raise click.UsageError("--tune-budget says how long to tune; it goes with --tune.")
-    require_compiler()
+    require_compiler(target)
     from graphwright.compiler import compile
     from graphwright.runtime.artifact import check_writable
 
