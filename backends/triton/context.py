@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx
@@ -97,8 +97,8 @@ class LoweringContext:
                 raise BackendError(
                     f"'{node.name}' reads input '{name}', which a step does not have."
                 )
-            return Operand(name, start)
-        return self._place(buffer_name(view.base), start)
+            return Operand(name, start, dtype=self.types.of(node))
+        return replace(self._place(buffer_name(view.base), start), dtype=self.types.of(node))
 
     def dtype(self, node: Any) -> str:
         """The element type of an argument in memory."""
@@ -106,7 +106,10 @@ class LoweringContext:
 
     def results(self, step: fx.Node) -> tuple[Operand, ...]:
         """Where a step writes its results."""
-        return tuple(self._place(name, 0) for name in results(step))
+        return tuple(
+            replace(self._place(name, 0), dtype=dtype)
+            for name, dtype in zip(results(step), self.result_dtypes(step), strict=True)
+        )
 
     def result_dtypes(self, step: fx.Node) -> tuple[str, ...]:
         """The element types of a step's results in memory."""
@@ -172,7 +175,7 @@ class LoweringContext:
         def place(operand: Operand) -> Operand:
             if operand.parameter != "arena" or operand.offset < _SCRATCH:
                 return operand
-            return Operand("arena", operand.offset - _SCRATCH + self._kept_end)
+            return replace(operand, offset=operand.offset - _SCRATCH + self._kept_end)
 
         return [
             Launch(each.step, each.kernel, tuple(place(operand) for operand in each.operands))

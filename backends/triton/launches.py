@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graphwright.backends.triton.kernels.kernel import TritonKernel
+from graphwright.ir.errors import BackendError
 
 __all__ = ["PARAMETERS", "Launch", "Operand"]
 
@@ -29,11 +30,15 @@ PARAMETERS = {
 
 @dataclass(frozen=True)
 class Operand:
-    """`offset` bytes behind the start of region `parameter`; in `weights`, of the blob `blob`."""
+    """`offset` bytes behind the start of region `parameter`; in `weights`, of the blob `blob`.
+
+    dtype: the element type of a value of the program that lies there, None for anything else.
+    """
 
     parameter: str
     offset: int = 0
     blob: str | None = None
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         assert self.parameter in PARAMETERS, self.parameter
@@ -53,3 +58,9 @@ class Launch:
         assert len(self.operands) == expected, (
             f"{self.step}: {len(self.operands)} operands for {self.kernel.pointers}"
         )
+        for (name, dtype), operand in zip(self.kernel.pointers, self.operands, strict=True):
+            if operand.dtype not in (None, dtype):
+                raise BackendError(
+                    f"'{self.kernel.name}' takes '{name}' as {dtype}, and step '{self.step}' gives "
+                    f"it {operand.dtype}."
+                )

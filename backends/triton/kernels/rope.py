@@ -105,25 +105,25 @@ def rope_append_kernel(
     elif tile < QUERY_TILES + KV_TILES:
         if k is not None:
             head = (tile - QUERY_TILES) * TILE + tl.arange(0, TILE)
-            value = rotated(
+            key = rotated(
                 k, k_norm, cos, sin, token, head, KV_HEADS, K_STRIDE, ANGLE_STRIDE, DIM, ROTARY,
                 INTERLEAVED, K_EPS, BLOCK,
             )  # fmt: skip
             # what the graph's value would hold, had it been written out
-            value = value.to(k.dtype.element_ty).to(tl.float32)
+            key = key.to(k.dtype.element_ty).to(tl.float32)
             put_in_cache(
-                value, k_cache, k_scales, tl.load(slots + token), head, KV_HEADS, DIM, BLOCK_SIZE,
+                key, k_cache, k_scales, tl.load(slots + token), head, KV_HEADS, DIM, BLOCK_SIZE,
                 BLOCK_STRIDE, SCALE_STRIDE, BLOCK,
             )  # fmt: skip
     else:
         if v is not None:
             head = (tile - QUERY_TILES - KV_TILES) * TILE + tl.arange(0, TILE)
-            value = rotated(
+            kept = rotated(
                 v, None, cos, sin, token, head, KV_HEADS, V_STRIDE, 0, VALUE_DIM, 0, False, 0.0,
                 VALUE_BLOCK,
             )  # fmt: skip
             put_in_cache(
-                value, v_cache, v_scales, tl.load(slots + token), head, KV_HEADS, VALUE_DIM,
+                kept, v_cache, v_scales, tl.load(slots + token), head, KV_HEADS, VALUE_DIM,
                 BLOCK_SIZE, BLOCK_STRIDE, SCALE_STRIDE, VALUE_BLOCK,
             )  # fmt: skip
 

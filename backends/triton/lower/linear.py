@@ -137,7 +137,7 @@ def product(
         kernel = context.kernel(
             gemv, outputs, inputs, format, splits, residual=residual is not None, **options
         )
-        sizes = gemv_scratch(outputs, splits, dtype)
+        sizes = gemv_scratch(outputs, format, splits, dtype)
     else:
         tiles = pick_tiles(shape, context.chips, context.picks, integer=integer)
         if residual is not None:
@@ -147,6 +147,8 @@ def product(
             **options,
         )  # fmt: skip
         sizes = tiles.scratch_bytes(bucket, outputs)
+    if residual is not None:
+        kernel = with_dtype(kernel, "residual", context.dtype(residual))
     if sizes[1]:
         extra += [*context.scratch(sizes[0]), context.counters(sizes[1])]
     operands = (BATCH, *x, *weights_of(context, given), *extra, *context.results(step))

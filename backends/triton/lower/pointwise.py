@@ -9,6 +9,7 @@ from torch import fx
 
 from graphwright.backends.triton.context import LoweringContext, arguments
 from graphwright.backends.triton.kernels.gated_act import gated_act as gated_act_kernel
+from graphwright.backends.triton.kernels.kernel import with_dtype
 from graphwright.backends.triton.kernels.norms import norm as norm_kernel
 from graphwright.backends.triton.kernels.rope import rope as rope_kernel
 from graphwright.backends.triton.launches import Launch, Operand
@@ -53,8 +54,11 @@ def norm(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
         residual_stride=None if residual is None else context.view(residual).row_stride,
         weight=None if weight is None else "float32", bias=None if bias is None else "float32",
         eps=float(given["eps"]), groups=context.view(x).row_size // width,
-        dtype=context.dtype(x), rows=context.rows(node), **options,
+        dtype=context.types.activations, rows=context.rows(node), **options,
     )  # fmt: skip
+    kernel = with_dtype(kernel, "x", context.dtype(x))
+    if residual is not None:
+        kernel = with_dtype(kernel, "residual", context.dtype(residual))
     values = [context.value(each) for each in (x, residual) if each is not None]
     weights += [context.weight(each) for each in (weight, bias) if each is not None]
     return (Launch(node.name, kernel, (BATCH, *values, *weights, *context.results(node))),)

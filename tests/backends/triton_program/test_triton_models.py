@@ -26,6 +26,8 @@ from graphwright.backends.triton.arena import check_arena, plan_arena
 from graphwright.backends.triton.build import GpuOptions, lower_program
 from graphwright.backends.triton.dtypes import StoredTypes
 from graphwright.backends.triton.fusions import Fusions
+from graphwright.backends.triton.kernels.argmax import argmax
+from graphwright.backends.triton.launches import Launch, Operand
 
 ALIKE = ["qwen2", "mistral", "falcon-old"]  # what they have, others here have: slow tests
 MODELS = [
@@ -75,6 +77,25 @@ def test_a_decode_layer_takes_few_launches(name: str, recipe: str, most: int) ->
         if bucket.entry == "decode":
             assert appends[1] - appends[0] <= most
         assert len(bucket.largest) == len(bucket.candidates) == 1
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_embedded_positions_are_added_as_they_lie_in_memory(name: str) -> None:
+    """What depends on positions alone stays float32 beside float16 activations."""
+    model: Any = tiny_model(name, num_layers=1)
+    lowered = lower_program(planned(name, num_layers=1), GpuOptions("f16"))
+    text = random_tokens(9, seed=4).tolist()
+    with torch.no_grad():
+        want = model(torch.tensor([text]), use_cache=False).logits[0]
+    error = (InterpretedProgram(lowered).step([(0, text)]) - want).abs().amax()
+    assert float(error) <= 0.02 * float(want.std())
+
+
+def test_a_launch_that_takes_another_element_type_is_refused() -> None:
+    kernel = argmax(64, stride=64)
+    operands = tuple(Operand("logits", dtype="float16") for _ in kernel.pointers)
+    with pytest.raises(BackendError, match="and step 'x' gives it float16"):
+        Launch("x", kernel, operands)
 
 
 def test_the_arena_holds_real_element_sizes() -> None:
