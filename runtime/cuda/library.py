@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -17,14 +19,16 @@ from numpy.typing import NDArray
 from graphwright.runtime.artifact import Artifact
 from graphwright.runtime.candidates import Candidates
 from graphwright.runtime.cuda.driver import Driver
-from graphwright.runtime.cuda.program import Bucket, Program
+from graphwright.runtime.cuda.program import Bucket, Launch, Program
 from graphwright.runtime.dlpack import DeviceTensor, Exporter, read_tensor
 from graphwright.runtime.library import StepBuffers
 
 __all__ = ["CudaLibrary"]
 
 ALIGNMENT = 256  # of regions inside one allocation
-_STAGING = 32 << 20  # bytes of each of the two buffers that weights pass through
+_STAGING = 16 << 20  # bytes of each of the buffers that weights pass through
+_LOADERS = 8  # such buffers, and threads that fill them: one reads some 3 GB/s of a mapped file
+_PINNED_ROWS = 64  # of logits; of more, which a prompt may have, memory is not kept for this
 Wanted: TypeAlias = Literal["largest", "candidates"] | None  # of a bucket's launches
 _INPUTS = ("batch", "tokens", "positions", "query_start", "block_table", "sample_rows")
 
@@ -56,6 +60,16 @@ class CudaLibrary:
             self._functions[name] = self._driver.load(cubin, code.symbol, code.shared)
 
     @property
+    def driver(self) -> Driver:
+        """The GPU that it runs on."""
+        return self._driver
+
+    @property
+    def program(self) -> Program:
+        """The launches of its steps."""
+        return self._program
+
+    @property
     def chip(self) -> str:
         """The chip whose code runs."""
         return self._program.chip
@@ -79,22 +93,27 @@ class CudaLibrary:
         if self._buffers is None:
             self._place(buffers)
         assert buffers is self._buffers, "a library serves one set of buffers"
-        tokens, _, _, rows = (int(each) for each in buffers.batch[:4])
+        tokens, sequences, blocks, rows = (int(each) for each in buffers.batch[:4])
         bucket = self._program.bucket(entry, tokens, rows)
-        for name in _INPUTS:
-            np.copyto(self._pinned[name], getattr(buffers, name))
+        used = (8, tokens, tokens, sequences + 1, sequences * blocks, rows)
+        for name, count in zip(_INPUTS, used, strict=True):
+            self._pinned[name][:count] = getattr(buffers, name)[:count]
         self._driver.copy_in(self._regions["batch"], self._addresses["batch"], self._input_bytes)
         assert largest <= self.candidates, f"{largest} of the largest logits are wanted"
         wanted: Wanted = None
         if rows and largest:
             wanted = "largest" if largest == 1 else "candidates"
         self._start(entry, bucket, wanted)
-        if rows and logits:
+        direct = rows > len(self._pinned["logits"])
+        if rows and logits and direct:
+            size = buffers.logits[:rows].nbytes
+            self._driver.copy_out(buffers.logits.ctypes.data, self._regions["logits"], size)
+        elif rows and logits:
             self._fetch("logits", rows)
         if wanted:
             self._fetch(wanted, rows)
         self._driver.wait()
-        if logits:
+        if rows and logits and not direct:
             buffers.logits[:rows] = self._pinned["logits"][:rows]
         return self._found[wanted] if wanted else None
 
@@ -120,20 +139,26 @@ class CudaLibrary:
         self._driver.copy_out(self._addresses[name], self._regions[name], size)
 
     def _start(self, entry: str, bucket: Bucket, wanted: Wanted) -> None:
-        if not self._capture or entry != "decode":
-            self._launch(bucket, wanted)
-            return
+        """A step's launches: one by one the first time, which also loads their code, and captured
+        the second time.
+        """
         key = (entry, bucket.tokens, wanted)
-        if key in self._graphs:
-            self._driver.replay(self._graphs[key])
+        if not self._capture or key not in self._graphs:
+            self._launch(bucket, wanted)
+            self._graphs[key] = None
             return
-        self._launch(bucket, wanted)  # which also loads the code: not possible while capturing
-        self._driver.capture()
-        self._launch(bucket, wanted)
-        self._graphs[key] = self._driver.captured()
+        if self._graphs[key] is None:
+            self._driver.capture()
+            self._launch(bucket, wanted)
+            self._graphs[key] = self._driver.captured()
+        self._driver.replay(self._graphs[key])
 
     def _launch(self, bucket: Bucket, wanted: Wanted) -> None:
-        for launch in (*bucket.launches, *(getattr(bucket, wanted) if wanted else ())):
+        self.launch((*bucket.launches, *(getattr(bucket, wanted) if wanted else ())))
+
+    def launch(self, launches: Sequence[Launch]) -> None:
+        """Some launches of a step, in the stream; memory is there once there was a step."""
+        for launch in launches:
             code = self._program.kernels[launch.kernel]
             pointers = [self._regions[name] + offset for name, offset in launch.operands]
             pointers += [0] * code.scratch_pointers
@@ -158,8 +183,9 @@ class CudaLibrary:
         chosen, pairs = np.empty(rows, np.int32), np.empty((rows, 2, self.candidates), np.int32)
         results = {"logits": buffers.logits, "largest": chosen, "candidates": pairs}
         for name, like in results.items():
-            self._addresses[name] = self._driver.allocate_pinned(like.nbytes)
-            self._pinned[name] = _array(self._addresses[name], like.dtype, like.shape)
+            kept = like[:_PINNED_ROWS] if name == "logits" else like
+            self._addresses[name] = self._driver.allocate_pinned(kept.nbytes)
+            self._pinned[name] = _array(self._addresses[name], kept.dtype, kept.shape)
             self._regions[name] = self._driver.allocate(like.nbytes)
         pairs = self._pinned["candidates"]
         self._found = {
@@ -175,15 +201,25 @@ class CudaLibrary:
         self._buffers = buffers
 
     def _upload(self, weights: NDArray[np.uint8], device: int) -> None:
-        """Through two pinned buffers, one being filled while the other is copied."""
-        staging = [self._driver.allocate_pinned(_STAGING) for _ in range(2)]
+        """Through pinned buffers, which threads fill while one of them is copied."""
+        begins = list(range(0, weights.nbytes, _STAGING))
+        count = min(_LOADERS, len(begins))
+        staging = [self._driver.allocate_pinned(_STAGING) for _ in range(count)]
         views = [_array(each, np.uint8, (_STAGING,)) for each in staging]
-        for number, begin in enumerate(range(0, weights.nbytes, _STAGING)):
-            part = weights[begin : begin + _STAGING]
-            views[number % 2][: len(part)] = part
-            self._driver.wait()  # for the copy before this one, which had the other buffer
-            self._driver.copy_in(device + begin, staging[number % 2], len(part))
-        self._driver.wait()
+
+        def fill(number: int) -> int:
+            part = weights[begins[number] : begins[number] + _STAGING]
+            views[number % count][: len(part)] = part
+            return len(part)
+
+        with ThreadPoolExecutor(max(1, count)) as threads:
+            filled = {number: threads.submit(fill, number) for number in range(count)}
+            for number, begin in enumerate(begins):
+                size = filled.pop(number).result()
+                self._driver.copy_in(device + begin, staging[number % count], size)
+                self._driver.wait()
+                if number + count < len(begins):
+                    filled[number + count] = threads.submit(fill, number + count)
         for each in staging:
             self._driver.free_pinned(each)
 
