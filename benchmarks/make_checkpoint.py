@@ -15,18 +15,23 @@ import torch
 from safetensors.torch import save_file
 from shapes import SHAPES
 
-__all__ = ["make_checkpoint", "tensor_shapes"]
+__all__ = ["configuration", "make_checkpoint", "tensor_shapes"]
 
 
 def tensor_shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the checkpoint's tensors, layer by layer."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
-    kv = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    head = config.get("head_dim", hidden // config["num_attention_heads"])
+    q, kv = (head * config[f"num_{kind}_heads"] for kind in ("attention", "key_value"))
     yield "model.embed_tokens.weight", (config["vocab_size"], hidden)
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}"
-        for name, rows in (("q", hidden), ("k", kv), ("v", kv), ("o", hidden)):
-            yield f"{layer}.self_attn.{name}_proj.weight", (rows, hidden)
+        for name, shape in (("q", (q, hidden)), ("k", (kv, hidden)), ("v", (kv, hidden)),
+                            ("o", (hidden, q))):  # fmt: skip
+            yield f"{layer}.self_attn.{name}_proj.weight", shape
+        if config.get("model_type") == "qwen3":
+            yield f"{layer}.self_attn.q_norm.weight", (head,)
+            yield f"{layer}.self_attn.k_norm.weight", (head,)
         for name, shape in (("gate", (inner, hidden)), ("up", (inner, hidden)),
                             ("down", (hidden, inner))):  # fmt: skip
             yield f"{layer}.mlp.{name}_proj.weight", shape
@@ -43,7 +48,8 @@ def make_checkpoint(shape: str, directory: Path, seed: int = 0) -> Path:
         return directory
     config = SHAPES[shape]
     directory.mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator().manual_seed(seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator(device).manual_seed(seed)
     index: dict[str, str] = {}
     shard: dict[str, torch.Tensor] = {}
     total = number = 0
@@ -61,18 +67,24 @@ def make_checkpoint(shape: str, directory: Path, seed: int = 0) -> Path:
         if len(sizes) == 1:
             shard[name] = torch.ones(sizes, dtype=torch.bfloat16)
         else:
-            values = torch.randn(sizes, generator=generator) * 0.02
-            shard[name] = values.to(torch.bfloat16)
+            values = torch.randn(sizes, generator=generator, device=device) * 0.02
+            shard[name] = values.to(torch.bfloat16).cpu()
         total += shard[name].nbytes
         if sum(tensor.nbytes for tensor in shard.values()) > 400e6:
             flush()
     flush()
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1)
     (directory / "model.safetensors.index.json").write_text(text)
-    full = {**config, "architectures": ["LlamaForCausalLM"], "model_type": "llama",
-            "hidden_act": "silu", "torch_dtype": "bfloat16"}  # fmt: skip
-    (directory / "config.json").write_text(json.dumps(full, indent=1))
+    (directory / "config.json").write_text(json.dumps(configuration(shape), indent=1))
     return directory
+
+
+def configuration(shape: str) -> dict[str, Any]:
+    """The checkpoint's config.json."""
+    config = SHAPES[shape]
+    kind = config.get("model_type", "llama")
+    return {**config, "architectures": [f"{kind.capitalize()}ForCausalLM"], "model_type": kind,
+            "hidden_act": "silu", "torch_dtype": "bfloat16"}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The model shapes that the benchmarks use, with random weights: only sizes matter for speed."""
+"""The model shapes that the benchmarks use, with random weights: only sizes matter for speed.
+
+`model_type` is "llama" where a shape does not say; the larger ones are for GPUs.
+"""
 
 from __future__ import annotations
 
@@ -22,5 +25,20 @@ SHAPES: dict[str, dict[str, Any]] = {
         **_COMMON, "hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6,
         "num_attention_heads": 6, "num_key_value_heads": 6, "vocab_size": 32000,
         "max_position_embeddings": 1024, "tie_word_embeddings": True,
+    },
+    "llama-3.1-8b": {
+        **_COMMON, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+        "max_position_embeddings": 131072, "tie_word_embeddings": False, "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
+    "qwen3-0.6b": {
+        **_COMMON, "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072,
+        "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960,
+        "tie_word_embeddings": True, "rope_theta": 1000000.0, "rms_norm_eps": 1e-6,
     },
 }  # fmt: skip

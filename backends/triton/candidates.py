@@ -13,7 +13,7 @@ from typing import get_args
 
 from graphwright.backends.triton.chips import Chip
 from graphwright.backends.triton.cost import Product, product_seconds, ranked, vector_seconds
-from graphwright.backends.triton.kernels.gemv import gemv_outputs, most_gemv_splits
+from graphwright.backends.triton.kernels.gemv import most_gemv_splits, vector_shape
 from graphwright.backends.triton.kernels.linear import Tiles, most_splits, tiles_for
 from graphwright.backends.triton.kernels.weight_format import WeightFormat, WeightKind
 from graphwright.backends.tuning import Choice, Picks
@@ -39,21 +39,33 @@ def product_tiles(product: Product, chips: Sequence[Chip], *, integer: bool = Fa
             found |= {replace(each, splits=s) for each in set(found) for s in FEW if s <= most}
         elif product.rows <= 256 and not (integer and product.format.group):
             step = base.step
-            found |= {Tiles(64, 64, step, num_stages=4), Tiles(128, 128, step, num_warps=8)}
+            few = {Tiles(64, 64, step, num_stages=4)}
             if product.format.kind != "w4":  # making weights of 4 bits there spills
-                found.add(Tiles(128, 64, step))
-    found = {each for each in found if _fits(product, each)} or {base}
-    simple = sorted(found, key=lambda e: (e.splits, e.outputs * e.rows, e.num_stages, _text(e)))
+                few.add(Tiles(128, 64, step, num_stages=4))
+            if product.rows <= 64:
+                most = most_splits(base, product.k, product.format)
+                few |= {replace(each, splits=s) for each in few for s in FEW[:3] if s <= most}
+            found |= few | {Tiles(128, 128, step, num_warps=8)}
+        elif not integer:
+            found.add(Tiles(128, 256, base.step, num_warps=8))
+    found = {each for each in found if _fits(product, each, chips)} or {base}
+    few_rows = product.rows <= 64  # then large tiles make fewer steps, else more programs
+    simple = sorted(
+        found,
+        key=lambda e: (
+            e.splits, (-1 if few_rows else 1) * e.outputs * e.rows, e.num_stages, _text(e)
+        ),
+    )  # fmt: skip
     return ranked(simple, lambda e, chip: product_seconds(product, e, chip), chips)[:MOST]
 
 
 def vector_splits(product: Product, chips: Sequence[Chip]) -> list[int]:
     """Parts of the inputs for the product of one row, the best first."""
-    outputs = gemv_outputs(product.dtype)
-    most = most_gemv_splits(product.k, product.format)
+    shape = vector_shape(product.n, product.format, product.dtype)
+    most = most_gemv_splits(product.n, product.k, product.format, product.dtype)
     return ranked(
         [each for each in FEW if each <= most],
-        lambda each, chip: vector_seconds(product, outputs, each, chip),
+        lambda each, chip: vector_seconds(product, shape, each, chip),
         chips,
     )
 
@@ -106,8 +118,11 @@ def _choice(kernel: str, product: Product, candidates: tuple[str, ...]) -> Choic
     )  # fmt: skip
 
 
-def _fits(product: Product, tiles: Tiles) -> bool:
-    """Do pipelined loads fit into the 99 KB of shared memory that every chip has?"""
+def _fits(product: Product, tiles: Tiles, chips: Sequence[Chip]) -> bool:
+    """Do pipelined loads fit into the shared memory that every chip of these generations has? Of
+    sm_80's, smaller ones have 99 KB.
+    """
+    room = min(99 << 10 if chip.arch < 90 else chip.shared for chip in chips)
     each = product.weight_bytes / (product.n * product.k)
     stage = tiles.step * (tiles.outputs * max(each, 1.0) + tiles.rows * product.item)
-    return tiles.num_stages * stage <= 99 << 10
+    return tiles.num_stages * stage <= room

@@ -1,12 +1,15 @@
 """How long a kernel should take on a chip, from bytes and operations: what defaults are chosen by.
 
-Nothing here was fitted to measurements. A product's time is the longest of three, which overlap:
+A product's time is the longest of four, which overlap:
 
 * memory: its weights, once, and rows in and out, at the bandwidth that the bytes in flight allow
   (Little's law: what stages of the resident programs load, over the latency of memory);
 * the L2 cache: what every program reads again;
 * arithmetic: of whole tiles, at the share of the tensor cores' rate that a tile can reach, which is
   bound by how often an operand is fetched from shared memory;
+
+* of few rows, the steps of one program after the other: each takes its multiprocessor's time for
+  addresses, barriers and rows, however few programs there are (measured on an H200);
 
 times how unevenly programs fall on multiprocessors, plus a start, plus what combining costs. It
 ranks candidates; --tune measures them.
@@ -21,6 +24,7 @@ from typing import TypeVar
 
 from graphwright.backends.triton.chips import Chip
 from graphwright.backends.triton.dtypes import ITEM_SIZES
+from graphwright.backends.triton.kernels.gemv import VectorShape
 from graphwright.backends.triton.kernels.linear import Tiles
 from graphwright.backends.triton.kernels.sizes import quotient_up
 from graphwright.backends.triton.kernels.weight_format import WeightFormat
@@ -29,6 +33,8 @@ __all__ = ["Product", "product_seconds", "ranked", "vector_seconds"]
 
 LATENCY = 0.8e-6  # seconds from a load of memory to its data
 START = 2e-6  # seconds that a launch of a captured graph takes beside its work
+STEP = 0.45e-6  # seconds of a multiprocessor that a program takes for 128 inputs, among others
+ALONE = {"dense": 0.8e-6, "w8": 0.8e-6, "w4": 0.9e-6}  # and when it has it for itself
 HANDOVER = 1.5e-6  # seconds of counting, and of loading what the other programs of a tile stored
 L2 = 2.5  # the L2 cache's bandwidth, in that of memory
 RESIDENT = 8  # programs of a multiprocessor, whatever they need
@@ -63,6 +69,7 @@ def product_seconds(product: Product, tiles: Tiles, chip: Chip) -> float:
     """Of `linear` with these tiles."""
     row_tiles = quotient_up(product.rows, tiles.rows)
     output_tiles = quotient_up(product.n, tiles.outputs)
+    format = product.format
     each = product.weight_bytes / (product.n * product.k)  # bytes of a weight
     stage = tiles.step * (tiles.outputs * each + tiles.rows * product.item)
     programs = row_tiles * output_tiles * tiles.splits
@@ -78,22 +85,34 @@ def product_seconds(product: Product, tiles: Tiles, chip: Chip) -> float:
     if product.dtype == "float32":
         arithmetic = operations / (0.5 * chip.single)
     else:
-        # FLOP for a byte of shared memory: 64 of 128 x 128 bfloat16 reach about 0.8
+        # FLOP for a byte of shared memory: on an H200 64 of 128 x 128 bfloat16 reach 0.6 of the
+        # data sheet's rate, and 128 x 256 reach 0.69
         density = tiles.outputs * tiles.rows / (tiles.outputs + tiles.rows) / 64
-        arithmetic = operations / (chip.matmul * min(0.8, 0.8 * density))
+        arithmetic = operations / (chip.matmul * min(0.69, 0.6 * density))
         if product.format.kind != "dense":  # some three operations to make a float, per row tile
             made = 3.0 * row_tiles * product.n * product.k
             arithmetic += made / chip.single
-    work = max(memory, cache, arithmetic) * _unevenness(programs, chip)
+    uneven = _unevenness(programs, chip)
+    if programs > room * chip.multiprocessors:  # else all share the bandwidth from the first moment
+        memory *= (1.0 + uneven) / 2
+    work = max(memory, max(cache, arithmetic) * uneven)
+    if product.rows <= 64 and product.dtype != "float32":
+        inputs_of_step = max(tiles.step, 2 * format.half) if format.kind == "w4" else tiles.step
+        steps = quotient_up(product.k, tiles.splits * inputs_of_step)
+        each_step = max(ALONE[format.kind], programs / chip.multiprocessors * STEP)
+        each_step *= inputs_of_step / 128 * (1.0 if product.rows <= 32 else 1.6)
+        work = max(work, steps * each_step)
     handed = 8.0 * tiles.splits * product.rows * product.n / (L2 * chip.bandwidth)
     return START + work + (HANDOVER + handed if tiles.splits > 1 else 0.0)
 
 
-def vector_seconds(product: Product, outputs: int, splits: int, chip: Chip) -> float:
-    """Of `gemv` with `outputs` a program and the inputs in `splits` parts."""
-    programs = quotient_up(product.n, outputs) * splits
+def vector_seconds(product: Product, shape: VectorShape, splits: int, chip: Chip) -> float:
+    """Of `gemv` with programs of this shape and the inputs in `splits` parts."""
+    programs = quotient_up(product.n, shape.outputs) * splits
     each = product.weight_bytes / (product.n * product.k)
-    in_flight = min(RESIDENT, math.ceil(programs / chip.multiprocessors)) * 1024.0 * outputs
+    in_flight = (
+        min(RESIDENT, math.ceil(programs / chip.multiprocessors)) * shape.bytes * shape.outputs
+    )
     memory = product.weight_bytes / _bandwidth(in_flight, programs, chip)
     # inputs, and perhaps a norm's weight, once a program, mostly from the L1 cache
     cache = (programs / splits * product.k * product.item + product.weight_bytes) / (

@@ -125,7 +125,7 @@ def _built(kind: str, product: Product, candidate: str) -> tuple[TritonKernel, d
     n, k, format, dtype = product.n, product.k, product.format, product.dtype
     if kind == "gemv":
         splits = int(candidate)
-        partial, counters = gemv_scratch(n, splits, dtype)
+        partial, counters = gemv_scratch(n, format, splits, dtype)
         kernel = gemv(n, k, format, splits, dtype=dtype)
     else:
         tiles = tiles_of(candidate)

@@ -17,7 +17,7 @@ from graphwright.runtime.engine import Engine
 from graphwright.runtime.sampling_params import SamplingParams
 
 __all__ = ["copy_bandwidth", "decode_seconds", "eager_decoder", "matmul_rate", "prefill_seconds",
-           "seconds_of"]  # fmt: skip
+           "sdpa_seconds", "seconds_of"]  # fmt: skip
 
 PROBE_BYTES = 1 << 30
 
@@ -62,24 +62,49 @@ def prefill_seconds(engine: Engine, tokens: int, repeats: int = 5) -> float:
     return statistics.median(taken)
 
 
-def eager_decoder(checkpoint: str, sequences: int, context: int) -> Callable[[], Any]:
-    """A decode step of transformers: bfloat16, static cache, torch.compile(reduce-overhead)."""
-    from transformers import AutoModelForCausalLM, StaticCache
+def sdpa_seconds(shape: str, tokens: int = 2048) -> float:
+    """Of torch's causal flash attention over one sequence of `tokens`, with the shape's heads."""
+    from shapes import SHAPES
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
 
-    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
-    model = model.to("cuda").eval()
-    cache = StaticCache(config=model.config, max_cache_len=context)
+    config = SHAPES[shape]
+    heads, kv = config["num_attention_heads"], config["num_key_value_heads"]
+    dim = config.get("head_dim", config["hidden_size"] // heads)
+    q, k, v = (
+        torch.randn(1, each, tokens, dim, dtype=torch.bfloat16, device="cuda")
+        for each in (heads, kv, kv)
+    )
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        many = 20  # one alone is shorter than what a launch costs
+        return seconds_of(
+            lambda: [
+                scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+                for _ in range(many)
+            ]
+        ) / many  # fmt: skip
+
+
+def eager_decoder(shape: str, sequences: int, context: int) -> Callable[[], Any]:
+    """A decode step of transformers: bfloat16, static cache, torch.compile(reduce-overhead)."""
+    from make_checkpoint import configuration
+    from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
+
+    fields = configuration(shape)
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    with torch.device("cuda"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = model.eval()
+    cache = StaticCache(config=config, max_cache_len=context)
     step = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
     tokens = torch.ones((sequences, 1), dtype=torch.long, device="cuda")
-    position = torch.tensor([context // 2], device="cuda")
+    position = torch.full((sequences, 1), context // 2, device="cuda")
 
     def run() -> Any:
+        torch.compiler.cudagraph_mark_step_begin()  # nothing of the step before is read any more
         with torch.no_grad():
-            logits = step(
-                tokens, position_ids=position.expand(sequences, 1), past_key_values=cache,
-                cache_position=position, use_cache=True,
-            ).logits  # fmt: skip
-            return logits[:, -1].argmax(-1)
+            out = step(tokens, position_ids=position, past_key_values=cache, use_cache=True)
+            return out.logits[:, -1].argmax(-1)
 
     for _ in range(4):
         run()

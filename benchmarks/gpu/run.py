@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,21 +29,50 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", action="append", help="of benchmarks/shapes.py")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "gpu")
+    parser.add_argument("--skeletons", type=Path, help="artifacts without weights: skeleton.py")
+    parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--no-transformers", action="store_true", help="ours alone")
+    parser.add_argument("--output", type=Path, help="JSON of every figure")
     options = parser.parse_args()
     import torch
 
     if not torch.cuda.is_available():
         print("make bench-gpu needs an NVIDIA GPU and a torch with CUDA; there is none here.")
         return 1
-    rows = [
-        row
-        for shape in options.shape or ["tinyllama-1.1b"]
-        for row in measure(shape, options.folder / shape)
-    ]
+    rows: list[dict[str, Any]] = []
+    for shape in options.shape or ["tinyllama-1.1b"]:
+        folder = options.folder / shape
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = prepared(shape, options.recipes.split(","), folder, options.skeletons)
+        rows += [measure(shape, quant, path) for quant, path in paths.items()]
+        if not options.no_transformers:
+            rows.append(measure_transformers(shape))
+        if options.output:
+            options.output.write_text(json.dumps(rows, indent=1))
     head, _, _ = PAGE.read_text().partition(MARK)
     PAGE.write_text(f"{head}{MARK}\n\n{page(rows)}")
-    print(json.dumps(rows, indent=1))
+    print(page(rows))
     return 0
+
+
+def prepared(
+    shape: str, recipes: list[str], folder: Path, skeletons: Path | None
+) -> dict[str, Path]:
+    """An artifact for each recipe: compiled here, or one compiled elsewhere, with its weights."""
+    from make_checkpoint import make_checkpoint
+    from skeleton import fill
+
+    if skeletons is None:
+        checkpoint = make_checkpoint(shape, folder / "checkpoint")
+        return {quant: compiled(checkpoint, quant) for quant in recipes}
+    given = {quant: skeletons / f"{shape}-{quant}.gw" for quant in recipes}
+    with ThreadPoolExecutor() as threads:
+        made = {
+            quant: threads.submit(fill, path, folder / path.name)
+            for quant, path in given.items()
+            if path.is_file()
+        }
+    return {quant: each.result() for quant, each in made.items()}
 
 
 def compiled(checkpoint: Path, quant: str) -> Path:
@@ -60,50 +90,72 @@ def compiled(checkpoint: Path, quant: str) -> Path:
     return path
 
 
-def measure(shape: str, folder: Path) -> list[dict[str, Any]]:
-    """One row for each recipe, and one for transformers; probes are taken before and after each."""
-    import torch
-    from make_checkpoint import make_checkpoint
-    from measure import (
-        copy_bandwidth,
-        decode_seconds,
-        eager_decoder,
-        matmul_rate,
-        prefill_seconds,
-        seconds_of,
-    )
+def measure(shape: str, quant: str, path: Path) -> dict[str, Any]:
+    """One row; probes are taken before and after."""
+    from kernels import graph_seconds, kernel_table
+    from measure import copy_bandwidth, decode_seconds, matmul_rate, prefill_seconds
 
     from graphwright.runtime.artifact import Artifact
+    from graphwright.runtime.cuda.library import CudaLibrary
     from graphwright.runtime.engine import Engine
 
-    checkpoint = make_checkpoint(shape, folder / "checkpoint")
-    rows: list[dict[str, Any]] = []
-    for quant in RECIPES:
-        path = compiled(checkpoint, quant)
-        before, rate = copy_bandwidth(), matmul_rate()
-        start = time.perf_counter()
-        engine = Engine(Artifact.open(path, verify=False), max_sequences=64, context=2048 + 128)
-        engine.generate([[1] * 128])
-        first = time.perf_counter() - start
-        plan = engine.plan
-        one, sixteen, many = (decode_seconds(engine, n, 1024) for n in (1, 16, 64))
-        rows.append(
-            {
-                "shape": shape, "who": f"graphwright {quant}", "copy": before, "matmul": rate,
-                "copy after": copy_bandwidth(), "first token": first, "decode 1": one,
-                "decode 16": sixteen, "decode 64": many,
-                "share of copy": plan.weight_bytes_per_token / one / before,
-                "prefill 2048": prefill_seconds(engine, 2048),
-            }
-        )  # fmt: skip
-        del engine
-    steps = {n: seconds_of(eager_decoder(str(checkpoint), n, 2176)) for n in (1, 16)}
-    rows.append(
-        {"shape": shape, "who": "transformers bf16, static cache, reduce-overhead",
-         "copy": copy_bandwidth(), "decode 1": steps[1], "decode 16": steps[16]}
+    first = subprocess.run(
+        [sys.executable, "-c", FIRST_TOKEN, str(path)], capture_output=True, text=True, check=True
     )  # fmt: skip
-    torch.cuda.empty_cache()
-    return rows
+    before, rate = copy_bandwidth(), matmul_rate()
+    artifact = Artifact.open(path, verify=False)
+    library = CudaLibrary(artifact)
+    engine = Engine(artifact, library=library, max_sequences=64, context=2048 + 128)
+    plan, row = engine.plan, {"shape": shape, "who": f"graphwright {quant}"}
+    row |= {"copy": before, "matmul": rate, "first token": float(first.stdout)}
+    for sequences in (1, 16, 64):
+        row[f"decode {sequences}"] = decode_seconds(engine, sequences, 1024)
+    bucket = library.program.bucket("decode", 1, 1)
+    decode_seconds(engine, 1, 1024)  # what the launches below work on
+    step = graph_seconds(library, (*bucket.launches, *bucket.largest))
+    row |= {
+        "share of copy": plan.weight_bytes_per_token / row["decode 1"] / before,
+        "outside the graph": row["decode 1"] - step,
+        "launches of a step": len(bucket.launches) + len(bucket.largest),
+        "kernels of decode 1": kernel_table(library, bucket),
+        "prefill 2048": prefill_seconds(engine, 2048),
+        "kernels of prefill": kernel_table(library, library.program.entries["prefill"][-1]),
+        "copy after": copy_bandwidth(),
+    }
+    del engine
+    for name in ("arena", "weights", "kv", "logits"):
+        library.driver.free(library.regions[name])
+    print(json.dumps({k: v for k, v in row.items() if not k.startswith("kernels")}), flush=True)
+    return row
+
+
+FIRST_TOKEN = """
+import sys, time
+start = time.perf_counter()
+from graphwright.runtime.artifact import Artifact
+from graphwright.runtime.engine import Engine
+from graphwright.runtime.sampling_params import SamplingParams
+engine = Engine(Artifact.open(sys.argv[1], verify=False), context=2048)
+engine.generate([[1 + i % 1000 for i in range(128)]], SamplingParams(temperature=0.0, max_tokens=1))
+print(time.perf_counter() - start)
+"""
+
+
+def measure_transformers(shape: str) -> dict[str, Any]:
+    """The row of transformers, and of torch's own attention."""
+    import torch
+    from measure import copy_bandwidth, eager_decoder, sdpa_seconds, seconds_of
+
+    row: dict[str, Any] = {
+        "shape": shape,
+        "who": "transformers bf16, static cache, reduce-overhead",
+    }
+    row |= {"copy": copy_bandwidth(), "attention of 2048": sdpa_seconds(shape)}
+    for sequences in (1, 16):
+        row[f"decode {sequences}"] = seconds_of(eager_decoder(shape, sequences, 2176))
+        torch.cuda.empty_cache()
+        print(json.dumps(row), flush=True)
+    return row
 
 
 def page(rows: list[dict[str, Any]]) -> str:
@@ -112,7 +164,8 @@ def page(rows: list[dict[str, Any]]) -> str:
 
     machine = f"{torch.cuda.get_device_name()}, {platform.processor() or platform.machine()}"
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "triton", "transformers"))
-    names = ["shape", "who", *sorted({k for row in rows for k in row} - {"shape", "who"})]
+    given = {k for row in rows for k in row if not k.startswith("kernels")}
+    names = ["shape", "who", *sorted(given - {"shape", "who"})]
     lines = [f"{time.strftime('%Y-%m-%d')}, {machine}, {versions}. Seconds; bytes/s; operations/s.",
              "", f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]  # fmt: skip
     for row in rows:

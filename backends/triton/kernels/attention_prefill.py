@@ -24,7 +24,7 @@ from graphwright.backends.triton.kernels.attention_tile import (
 from graphwright.backends.triton.kernels.kernel import TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 
-__all__ = ["prefill_attention"]
+__all__ = ["prefill_attention", "prefill_sizes"]
 
 _SEQUENCES = 64
 
@@ -132,6 +132,18 @@ def prefill_attention_kernel(
     target = out + (at * (KV_HEADS * SHARED) + head)[:, None] * VALUE_DIM + d[None, :]
     mask = inside[:, None] & (d < VALUE_DIM)[None, :]
     tl.store(target, result.to(out.dtype.element_ty), mask=mask)
+
+
+def prefill_sizes(shape: AttentionShape, arch: int) -> dict[str, int]:
+    """Sizes of `prefill_attention`'s tiles other than its defaults: from sm_90 on 64 keys do not
+    spill, and small tiles of 4 warps, of which two share a multiprocessor, are 1.6 times as fast
+    (H200, head dim 128, 2,048 tokens: 138 µs for 225).
+    """
+    head, rest, value = shape.blocks
+    plain = shape.dtype != "float32" and shape.cache == shape.dtype
+    if arch < 90 or not plain or rest or (head, value) != (128, 128) or shape.shared > 16:
+        return {}
+    return {"rows": 64, "keys": 64, "num_warps": 4, "num_stages": 3}
 
 
 def prefill_attention(

@@ -1,11 +1,12 @@
 """The product of a single row, by weights of any format: decode of one sequence.
 
 It is bound by the bytes of the weights. A program multiplies a few outputs and some thousand
-inputs at once, without tensor cores and shared memory: each thread has 4 loads of 16 bytes in
-flight, 8 KB a program, and eight programs a multiprocessor cover a latency of 0.8 µs at 4 TB/s,
-which takes 25 KB. Of the other units' 64 operations for each byte of w4 that memory can deliver in
-time (sm_90, 4 TB/s), two weights take about eight: a nibble becomes the float 1 + nibble / 16 by a
-shift and one `and`-`or`, without conversion or subtraction, and the sum of x takes out the ones:
+inputs at once, without tensor cores and shared memory: each thread has several loads of 16 bytes
+in flight, 4 to 8 KB a program, and eight programs a multiprocessor cover a latency of 0.8 µs at
+4 TB/s, which takes 25 KB. Of the other units' 64 operations for each byte of w4 that memory can
+deliver in time (sm_90, 4 TB/s), two weights take about eight: a nibble becomes the float
+1 + nibble / 16 by a shift and one `and`-`or`, without conversion or subtraction, and the sum of x
+takes out the ones:
 
     Σ x (q - zero) = 16 Σ x (1 + q / 16) - (16 + zero) Σ x
 
@@ -13,6 +14,8 @@ which costs some four bits of the 24 of float32 sums. Scales multiply sums of a 
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import triton
 import triton.language as tl
@@ -23,9 +26,16 @@ from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotien
 from graphwright.backends.triton.kernels.weight_format import WeightFormat
 from graphwright.ir.activations import ACTIVATIONS
 
-__all__ = ["gemv", "gemv_outputs", "gemv_scratch", "most_gemv_splits"]
+__all__ = ["VectorShape", "gemv", "gemv_scratch", "most_gemv_splits", "vector_shape"]
 
-_BYTES = 1024  # of a row of weights in a step
+
+@dataclass(frozen=True)
+class VectorShape:
+    """outputs of a program; bytes of each one's row of weights in a step."""
+
+    outputs: int
+    bytes: int
+    num_warps: int = 4
 
 
 @triton.jit
@@ -147,14 +157,25 @@ def gemv_kernel(
         )  # fmt: skip
 
 
-def gemv_outputs(dtype: str) -> int:
-    """Outputs of a program. float32 is for checking, and few large programs are checked sooner."""
-    return 32 if dtype == "float32" else 8
+def vector_shape(n: int, format: WeightFormat, dtype: str) -> VectorShape:
+    """What was fastest on an H200 for n outputs (docs/performance-gpu.md): floats are bound by
+    memory, which long runs of few rows read best; making floats of integers costs instructions,
+    those for inputs too, which more outputs share where there are enough of them.
+
+    float32 is for checking, and few large programs are checked sooner.
+    """
+    if dtype == "float32":
+        return VectorShape(32, 1024)
+    if format.kind == "dense" or (format.kind == "w8" and n <= 4096):
+        return VectorShape(2, 2048)
+    if format.kind == "w4" and n <= 4096:
+        return VectorShape(8, 1024)
+    return VectorShape(16, 512)
 
 
-def most_gemv_splits(k: int, format: WeightFormat) -> int:
+def most_gemv_splits(n: int, k: int, format: WeightFormat, dtype: str) -> int:
     """Parts that k inputs may be cut into, of two steps at least."""
-    return max(1, min(8, k // (2 * _step(k, format))))
+    return max(1, min(8, k // (2 * _step(k, format, vector_shape(n, format, dtype)))))
 
 
 def gemv(
@@ -169,7 +190,8 @@ def gemv(
     """
     assert activation in ACTIVATIONS and n * format.row_bytes(k) < 2**31
     assert gate is None or (not residual and sorted(gate) == [0, n // 2])
-    step, outputs = _step(k, format), gemv_outputs(dtype)
+    shape = vector_shape(n, format, dtype)
+    step, outputs = _step(k, format, shape), shape.outputs
     several = splits > 1
     inner = {"w4": 2 * format.half, "w8": format.group}.get(format.kind, 0) or step
     return define(
@@ -187,19 +209,19 @@ def gemv(
             "STEP": step, "TILE": step // inner,
         },
         grid=lambda size: (quotient_up(n, outputs), splits, 1),
-        num_warps=4,
+        num_warps=shape.num_warps,
     )  # fmt: skip
 
 
-def gemv_scratch(n: int, splits: int, dtype: str) -> tuple[int, int]:
+def gemv_scratch(n: int, format: WeightFormat, splits: int, dtype: str) -> tuple[int, int]:
     """Bytes of `partial` and `counters`; (0, 0) without splits."""
-    outputs = gemv_outputs(dtype)
+    outputs = vector_shape(n, format, dtype).outputs
     tiles = quotient_up(n, outputs)
     return (4 * tiles * splits * (outputs + 1), 4 * tiles) if splits > 1 else (0, 0)
 
 
-def _step(k: int, format: WeightFormat) -> int:
-    """Inputs taken together: about a kilobyte of a row of weights, a whole number of groups."""
-    wide = {"dense": _BYTES // 2, "w8": _BYTES, "w4": 2 * _BYTES}[format.kind]
+def _step(k: int, format: WeightFormat, shape: VectorShape) -> int:
+    """Inputs taken together: the shape's bytes of a row of weights, a whole number of groups."""
+    wide = {"dense": shape.bytes // 2, "w8": shape.bytes, "w4": 2 * shape.bytes}[format.kind]
     least = 2 * format.half if format.kind == "w4" else max(format.group, 16)
     return max(least, min(wide, next_power_of_two(k)))

@@ -13,7 +13,7 @@ from graphwright.backends.triton.kernels.attention_decode import (
     decode_scratch,
     default_splits,
 )
-from graphwright.backends.triton.kernels.attention_prefill import prefill_attention
+from graphwright.backends.triton.kernels.attention_prefill import prefill_attention, prefill_sizes
 from graphwright.backends.triton.kernels.attention_tile import AttentionShape
 from graphwright.backends.triton.kernels.rope import append_kv, rope_append
 from graphwright.backends.triton.kernels.token_slots import token_slots
@@ -118,7 +118,8 @@ def cached_attention(context: LoweringContext, node: fx.Node) -> tuple[Launch, .
     head = (BATCH, queries, *caches, *extra, context.value(given["positions"]))
     table, results = Operand("block_table"), context.results(node)
     if context.plan.entry != "decode":
-        kernel = context.kernel(prefill_attention, shape, tokens=context.tokens)
+        sizes = prefill_sizes(shape, min(chip.arch for chip in context.chips))
+        kernel = context.kernel(prefill_attention, shape, tokens=context.tokens, **sizes)
         starts = context.value(given["query_start"])
         return (*launches, Launch(node.name, kernel, (*head, starts, table, *results)))
     splits = default_splits(shape, context.context)

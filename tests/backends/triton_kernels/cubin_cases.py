@@ -11,7 +11,10 @@ from typing import Any
 
 from graphwright.backends.triton.kernels.argmax import argmax
 from graphwright.backends.triton.kernels.attention_decode import decode_attention
-from graphwright.backends.triton.kernels.attention_prefill import prefill_attention
+from graphwright.backends.triton.kernels.attention_prefill import (
+    prefill_attention,
+    prefill_sizes,
+)
 from graphwright.backends.triton.kernels.attention_tile import AttentionShape
 from graphwright.backends.triton.kernels.candidates import candidates
 from graphwright.backends.triton.kernels.causal_conv import causal_conv, roll_state
@@ -19,7 +22,7 @@ from graphwright.backends.triton.kernels.embedding import quantized_embedding
 from graphwright.backends.triton.kernels.gated_act import gated_act
 from graphwright.backends.triton.kernels.gemv import gemv
 from graphwright.backends.triton.kernels.kernel import TritonKernel
-from graphwright.backends.triton.kernels.linear import linear, tiles_for
+from graphwright.backends.triton.kernels.linear import Tiles, linear, tiles_for
 from graphwright.backends.triton.kernels.norms import norm
 from graphwright.backends.triton.kernels.quantize_rows import quantize_rows
 from graphwright.backends.triton.kernels.rope import rope_append
@@ -47,10 +50,11 @@ def attention(
 
 
 def product(
-    scheme: str | None, rows: int, dtype: str = HALF, integer: bool = False
-) -> TritonKernel:
+    scheme: str | None, rows: int, dtype: str = HALF, integer: bool = False,
+    tiles: Tiles | None = None,
+) -> TritonKernel:  # fmt: skip
     format = WeightFormat.of(scheme) if scheme else WeightFormat.dense(dtype)
-    tiles = tiles_for(rows, 4096, 4096, format, dtype, integer=integer)
+    tiles = tiles or tiles_for(rows, 4096, 4096, format, dtype, integer=integer)
     return linear(4096, 4096, format, tiles, x_stride=4096, integer=integer, bias="float32",
                   residual_stride=4096, activation="silu", dtype=dtype)  # fmt: skip
 
@@ -151,8 +155,19 @@ PRODUCTS: dict[str, Callable[[], TritonKernel]] = {
     "routed, 8 pairs": lambda: routed(None, 8),
     "routed w4g128, 16384 pairs": lambda: routed("w4g128", 16384),
 }
+WIDE = Tiles(128, 256, 64, num_warps=8)
+# What only chips take whose every member has 227 KB of shared memory
+LARGE: dict[str, Callable[[], TritonKernel]] = {
+    "prefill 128, 64 keys": lambda: prefill_attention(
+        attention(128, 128), **prefill_sizes(attention(128, 128), 90)
+    ),
+    "linear, tiles of 256 rows": lambda: product(None, 2048, tiles=WIDE),
+    "w8, tiles of 256 rows": lambda: product("w8", 2048, tiles=WIDE),
+    "w4g128, tiles of 256 rows": lambda: product("w4g128", 2048, tiles=WIDE),
+}
 CASES = SMALL | ATTENTION | PRODUCTS
 HOPPER = (
+    *LARGE,
     "gemv w4g128, normed and gated", "linear, 16 rows, normed and gated", "linear, 2048 rows",
     "w4g128, 2048 rows", "routed w4g128, 16384 pairs", "decode 128", "decode 576, 512",
     "prefill 128", "prefill 256",
@@ -162,4 +177,4 @@ HOPPER = (
 def kernel_of(argument: list[Any]) -> tuple[TritonKernel, int]:
     """The kernel and the capability of [name, capability]."""
     name, capability = argument
-    return CASES[name](), capability
+    return (CASES | LARGE)[name](), capability

@@ -87,7 +87,7 @@ class Product:
         extra = [scales] * self.norm + [bias] + [residual] * (self.gate is None)
         if self.vector:
             kernel = gemv(n, k, format, self.vector, residual=self.gate is None, **ends)
-            sizes = gemv_scratch(n, self.vector, name)
+            sizes = gemv_scratch(n, format, self.vector, name)
         else:
             stride = None if self.gate else n
             kernel = linear(
