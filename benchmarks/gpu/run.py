@@ -72,6 +72,10 @@ def prepared(
             for quant, path in given.items()
             if path.is_file()
         }
+    if not made:
+        raise SystemExit(
+            f"{skeletons} has none of {', '.join(str(each) for each in given.values())}"
+        )
     return {quant: each.result() for quant, each in made.items()}
 
 
@@ -102,7 +106,7 @@ def measure(shape: str, quant: str, path: Path) -> dict[str, Any]:
     first = subprocess.run(
         [sys.executable, "-c", FIRST_TOKEN, str(path)], capture_output=True, text=True, check=True
     )  # fmt: skip
-    before, rate = copy_bandwidth(), matmul_rate()
+    rate, before = matmul_rate(), copy_bandwidth()  # the products wake the chip's clocks
     artifact = Artifact.open(path, verify=False)
     library = CudaLibrary(artifact)
     engine = Engine(artifact, library=library, max_sequences=64, context=2048 + 128)
@@ -113,8 +117,9 @@ def measure(shape: str, quant: str, path: Path) -> dict[str, Any]:
     bucket = library.program.bucket("decode", 1, 1)
     decode_seconds(engine, 1, 1024)  # what the launches below work on
     step = graph_seconds(library, (*bucket.launches, *bucket.largest))
+    copy = max(before, copy_bandwidth())
     row |= {
-        "share of copy": plan.weight_bytes_per_token / row["decode 1"] / before,
+        "share of copy": plan.weight_bytes_per_token / row["decode 1"] / copy,
         "outside the graph": row["decode 1"] - step,
         "launches of a step": len(bucket.launches) + len(bucket.largest),
         "kernels of decode 1": kernel_table(library, bucket),
