@@ -36,7 +36,6 @@ from program import LARGEST, MAIN, PEERS, QUANTS, ROUNDS, SCENARIOS, scenarios_o
 from report import full_report, write_documentation
 from results import Results
 from scenarios import LOADED, PROMPT, LongContext, Settings, first_token, load, long_context
-from shapes import SHAPES
 from step_profile import step_profile
 
 OUTPUT = Path(__file__).resolve().parent / "results"
@@ -210,7 +209,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", choices=list(QUANTS), default=list(QUANTS))
     parser.add_argument("--quants", nargs="*", choices=list(OURS),
                         help=f"default: {QUANTS}")  # fmt: skip
     parser.add_argument("--context-variants", nargs="*", choices=list(OURS),
