@@ -7,12 +7,11 @@ A product's time is the longest of four, which overlap:
 * the L2 cache: what every program reads again;
 * arithmetic: of whole tiles, at the share of the tensor cores' rate that a tile can reach, which is
   bound by how often an operand is fetched from shared memory;
-
 * of few rows, the steps of one program after the other: each takes its multiprocessor's time for
-  addresses, barriers and rows, however few programs there are (measured on an H200);
+  addresses, barriers and rows, however few programs there are (measured on an H200).
 
-times how unevenly programs fall on multiprocessors, plus a start, plus what combining costs. It
-ranks candidates; --tune measures them.
+The first three grow with how unevenly programs fall on multiprocessors (memory less, which all
+share); a start and what combining costs are added. It ranks candidates; --tune measures them.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import struct
 import sys
 import tempfile
@@ -33,9 +34,7 @@ def hollow_checkpoint(shape: str, folder: Path) -> Path:
     header: dict[str, Any] = {}
     end = 0
     for name, sizes in tensor_shapes(SHAPES[shape]):
-        size = 2
-        for each in sizes:
-            size *= each
+        size = 2 * math.prod(sizes)
         header[name] = {"dtype": "BF16", "shape": list(sizes), "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(header).encode()

@@ -27,8 +27,8 @@ __all__ = ["CudaLibrary"]
 
 ALIGNMENT = 256  # of regions inside one allocation
 _STAGING = 16 << 20  # bytes of each of the buffers that weights pass through
-_LOADERS = 8  # such buffers, and threads that fill them: one reads some 3 GB/s of a mapped file
-_PINNED_ROWS = 64  # of logits; of more, which a prompt may have, memory is not kept for this
+_LOADERS = 8  # such buffers, and threads that fill them: they share the page faults of the file
+_PINNED_ROWS = 64  # of logits; more, as of all tokens of a prompt, are copied to pageable memory
 Wanted: TypeAlias = Literal["largest", "candidates"] | None  # of a bucket's launches
 _INPUTS = ("batch", "tokens", "positions", "query_start", "block_table", "sample_rows")
 

@@ -35,7 +35,6 @@ class VectorShape:
 
     outputs: int
     bytes: int
-    num_warps: int = 4
 
 
 @triton.jit
@@ -209,7 +208,7 @@ def gemv(
             "STEP": step, "TILE": step // inner,
         },
         grid=lambda size: (quotient_up(n, outputs), splits, 1),
-        num_warps=shape.num_warps,
+        num_warps=4,
     )  # fmt: skip
 
 

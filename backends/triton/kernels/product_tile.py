@@ -30,52 +30,39 @@ def nibble(packed, HIGH: tl.constexpr):
     return (packed.to(tl.int32) >> 4) if HIGH else (packed.to(tl.int32) & 15)
 
 
+def _assembly(ones: str, subtract: str, *constants: str) -> str:
+    """Eight nibbles of $4 to four pairs of floats: OR-ed into the last bits of `ones`, a power of
+    two that `subtract`, with `constants` in a and b, takes away again, and 8 with it.
+    """
+    lines = [".reg .b32 a, b;", "prmt.b32 a, $4, 0, 0x4140;", "prmt.b32 b, $4, 0, 0x4342;"]
+    lines += [f"lop3.b32 ${i}, {'ab'[i]}, 0x000F000F, {ones}, 0xEA;" for i in range(2)]
+    lines += ["shr.u32 a, a, 4;", "shr.u32 b, b, 4;"]
+    lines += [f"lop3.b32 ${2 + i}, {'ab'[i]}, 0x000F000F, {ones}, 0xEA;" for i in range(2)]
+    lines += [f"mov.b32 {name}, {value};" for name, value in zip("ab", constants, strict=False)]
+    lines += [f"{subtract.format(f'${i}')};" for i in range(4)]
+    return "{ " + " ".join(lines) + " }"
+
+
+# bfloat16 has no addition before sm_90
+BFLOATS = tl.constexpr(
+    _assembly("0x43004300", "fma.rn.bf16x2 {0}, {0}, a, b", "0x3F803F80", "0xC308C308")
+)
+HALVES = tl.constexpr(_assembly("0x64006400", "add.rn.f16x2 {0}, {0}, a", "0xE408E408"))
+
+
 @triton.jit
-def nibble_floats(packed, DTYPE: tl.constexpr):
-    """(low nibbles - 8, high nibbles - 8) of bytes as DTYPE, bfloat16 or float16: 12 instructions
+def nibble_floats(packed, dtype: tl.constexpr):
+    """(low nibbles - 8, high nibbles - 8) of bytes as dtype, bfloat16 or float16: 12 instructions
     for 8 numbers. A nibble becomes the last bits of 128 (bfloat16) or 1024 (float16), two at once.
     """
-    if tl.bfloat16 == DTYPE:
+    if dtype == tl.bfloat16:
         return tl.inline_asm_elementwise(
-            """{
-                .reg .b32 a, b;
-                prmt.b32 a, $4, 0, 0x4140;
-                prmt.b32 b, $4, 0, 0x4342;
-                lop3.b32 $0, a, 0x000F000F, 0x43004300, 0xEA;
-                lop3.b32 $1, b, 0x000F000F, 0x43004300, 0xEA;
-                shr.u32 a, a, 4;
-                shr.u32 b, b, 4;
-                lop3.b32 $2, a, 0x000F000F, 0x43004300, 0xEA;
-                lop3.b32 $3, b, 0x000F000F, 0x43004300, 0xEA;
-                mov.b32 a, 0x3F803F80;
-                mov.b32 b, 0xC308C308;
-                fma.rn.bf16x2 $0, $0, a, b;
-                fma.rn.bf16x2 $1, $1, a, b;
-                fma.rn.bf16x2 $2, $2, a, b;
-                fma.rn.bf16x2 $3, $3, a, b;
-            }""",
-            "=&r,=&r,=&r,=&r,r", [packed], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
-        )  # fmt: skip
+            BFLOATS, "=&r,=&r,=&r,=&r,r", [packed], (tl.bfloat16, tl.bfloat16), True, 4
+        )
     else:
         return tl.inline_asm_elementwise(
-            """{
-                .reg .b32 a, b;
-                prmt.b32 a, $4, 0, 0x4140;
-                prmt.b32 b, $4, 0, 0x4342;
-                lop3.b32 $0, a, 0x000F000F, 0x64006400, 0xEA;
-                lop3.b32 $1, b, 0x000F000F, 0x64006400, 0xEA;
-                shr.u32 a, a, 4;
-                shr.u32 b, b, 4;
-                lop3.b32 $2, a, 0x000F000F, 0x64006400, 0xEA;
-                lop3.b32 $3, b, 0x000F000F, 0x64006400, 0xEA;
-                mov.b32 a, 0xE408E408;
-                add.rn.f16x2 $0, $0, a;
-                add.rn.f16x2 $1, $1, a;
-                add.rn.f16x2 $2, $2, a;
-                add.rn.f16x2 $3, $3, a;
-            }""",
-            "=&r,=&r,=&r,=&r,r", [packed], dtype=(tl.float16, tl.float16), is_pure=True, pack=4,
-        )  # fmt: skip
+            HALVES, "=&r,=&r,=&r,=&r,r", [packed], (tl.float16, tl.float16), True, 4
+        )
 
 
 @triton.jit
