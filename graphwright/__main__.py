@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-__all__ = ["main"]
+__all__ = ["console", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,5 +57,12 @@ def _reported() -> tuple[type[Exception], ...]:
     )
 
 
+def console() -> NoReturn:
+    """The command line as a process of its own."""
+    from graphwright.process import leave
+
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

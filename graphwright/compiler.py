@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.program import PassRecord, Program
+from graphwright.process import without_collection
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +130,7 @@ def compile(
     `example_tokens` int64 [1, S] helps to trace a module whose vocabulary is not known otherwise.
     Raises FrontendError, PassError or BackendError: a model is compiled right or refused.
     """
-    with _without_collection():
+    with without_collection():
         from graphwright.golden import golden_tokens
         from graphwright.machine_code import code_generator
         from graphwright.passes.base import PassContext, run_passes
@@ -142,7 +142,8 @@ def compile(
     options = CompileOptions(quant, target, chunk, check, context, kv_cache_dtype, dtype, tune)
     progress = progress or Progress()
     check_budget(tune)
-    generator = code_generator(target, dtype, tuned=tune is not None)
+    with without_collection():
+        generator = code_generator(target, dtype, tuned=tune is not None)
     chosen = PipelineOptions(
         Recipe.parse(quant), generator.decode_tokens, chunk, kv_cache_dtype=kv_cache_dtype
     )
@@ -156,7 +157,7 @@ def compile(
 
     clock = time.perf_counter()
     progress.stage("capture")
-    with _one_thread(), _without_collection():
+    with _one_thread(), without_collection():
         program, files = _capture(model, example_tokens, trust_remote_code, context)
     clock = timed("capture", clock)
 
@@ -169,7 +170,7 @@ def compile(
         on_record=progress.record,
         fuel=PassContext.fuel_from_environment(),
     )
-    with _one_thread(), _without_collection():
+    with _one_thread(), without_collection():
         run_passes(program, steps, run)
     clock = timed("passes", clock)
 
@@ -185,22 +186,10 @@ def compile(
         clock = timed("tuning", clock)
 
     progress.stage("native code")
-    variants = generator.build(program, picks_of(tuned) if tuned else None)
+    with without_collection():
+        variants = generator.build(program, picks_of(tuned) if tuned else None)
     timed("native code", clock)
     return Compiled(program, variants, options, graphs, files, golden, tuned, seconds, progress)
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """No search for garbage: what imports and passes make stays, and looking through it again and
-    again takes a fifth of their time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @contextmanager

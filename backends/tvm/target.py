@@ -1,7 +1,4 @@
-"""The CPUs a program can be compiled for, and which of them this machine is.
-
-tvm is imported only when a target is asked for.
-"""
+"""The CPUs a program can be compiled for, and which of them this machine is."""
 
 from __future__ import annotations
 

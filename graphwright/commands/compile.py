@@ -66,11 +66,13 @@ def command(
     """Compile MODEL, a Hugging Face checkpoint directory or FILE.py:FUNCTION, to one .gw file."""
     from graphwright.commands.dependencies import require_compiler
     from graphwright.commands.user_module import build_user_module, is_user_module
+    from graphwright.process import without_collection
 
     if tune_budget is not None and not tune:
         raise click.UsageError("--tune-budget says how long to tune; it goes with --tune.")
     require_compiler(target)
-    from graphwright.compiler import compile
+    with without_collection():
+        from graphwright.compiler import compile
     from graphwright.runtime.artifact import check_writable
 
     start = time.perf_counter()
