@@ -115,7 +115,7 @@ def test_any_rows_and_threads(cpu: str, k: int, scheme: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("k", "scheme"), [(2048, "w8"), (2080, "w8g32"), (4096, "w4g32"), (4224, "w4g128z")]
+    ("k", "scheme"), [(512, "w8"), (544, "w8g32"), (1024, "w4g32"), (1152, "w4g128z")]
 )
 def test_a_row_that_comes_alone_by_long_tiles(k: int, scheme: str) -> None:
     """Shares of threads with and without whole strips of tiles, and what is left of them."""

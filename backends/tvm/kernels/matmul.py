@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 TILE = 16  # output channels that lie side by side in packed weights
-LONG_TILE = 32 << 10  # bytes of one from which it pays to read several side by side
+LONG_TILE = 8 << 10  # bytes of one from which it pays to read several side by side
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Tiling:
 
     def alone(self, tile_bytes: int) -> Tiling | None:
         """The blocks of a row that comes alone, where it has others than the rest: with shorter
-        tiles the hardware's prefetches do not get going."""
+        tiles the hardware's prefetches do not get going. In shares of what one tile with prefetches
+        reaches: 0.9 with tiles of 4.6 KB (w4), 1.1 of 9.2 (w8) to 18 KB (bf16, f32)."""
         if self.abreast == 1 or tile_bytes < LONG_TILE:
             return None
         return Tiling((1,), self.abreast, ahead=False)
