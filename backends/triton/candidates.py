@@ -12,14 +12,21 @@ from dataclasses import replace
 from typing import get_args
 
 from graphwright.backends.triton.chips import Chip
-from graphwright.backends.triton.cost import Product, product_seconds, ranked, vector_seconds
+from graphwright.backends.triton.cost import (
+    Product,
+    few_rows_seconds,
+    product_seconds,
+    ranked,
+    vector_seconds,
+)
+from graphwright.backends.triton.kernels.few_rows import MOST_ROWS, FewRows
 from graphwright.backends.triton.kernels.gemv import most_gemv_splits, vector_shape
 from graphwright.backends.triton.kernels.linear import Tiles, most_splits, tiles_for
 from graphwright.backends.triton.kernels.weight_format import WeightFormat, WeightKind
 from graphwright.backends.tuning import Choice, Picks
 
-__all__ = ["pick_splits", "pick_tiles", "product_of", "product_tiles", "tiles_of",
-           "vector_splits"]  # fmt: skip
+__all__ = ["few_rows_of", "few_rows_shapes", "pick_few_rows", "pick_splits", "pick_tiles",
+           "product_of", "product_tiles", "tiles_of", "vector_splits"]  # fmt: skip
 
 MOST = 6  # candidates of a choice
 FEW = (1, 2, 4, 8)  # parts of the inputs
@@ -70,6 +77,15 @@ def vector_splits(product: Product, chips: Sequence[Chip]) -> list[int]:
     )
 
 
+def few_rows_shapes(product: Product, chips: Sequence[Chip]) -> list[FewRows]:
+    """For up to MOST_ROWS rows by w4 weights, the best first."""
+    assert product.rows <= MOST_ROWS and product.format.kind == "w4"
+    found = [FewRows(32, 4), FewRows(16, 8), FewRows(16, 4)]
+    if product.rows <= 8 and product.format.group == 128 and not product.format.zero:  # else spills
+        found.append(FewRows(64, 4))
+    return ranked(found, lambda each, chip: few_rows_seconds(product, each, chip), chips)
+
+
 def pick_tiles(
     product: Product, chips: Sequence[Chip], picks: Picks, *, integer: bool = False
 ) -> Tiles:
@@ -85,8 +101,21 @@ def pick_splits(product: Product, chips: Sequence[Chip], picks: Picks) -> int:
     return int(picks.pick(_choice("gemv", product, texts)))
 
 
+def pick_few_rows(product: Product, chips: Sequence[Chip], picks: Picks) -> FewRows:
+    """As pick_tiles, for few rows by w4 weights."""
+    texts = tuple(f"{e.outputs} warps={e.warps}" for e in few_rows_shapes(product, chips))
+    return few_rows_of(picks.pick(_choice("few_rows", product, texts)))
+
+
+def few_rows_of(text: str) -> FewRows:
+    """What pick_few_rows asked about."""
+    found = re.fullmatch(r"(\d+) warps=(\d+)", text)
+    assert found, text
+    return FewRows(int(found[1]), int(found[2]))
+
+
 def product_of(choice: Choice) -> Product:
-    """The product that a choice of pick_tiles or pick_splits is about."""
+    """The product that a choice of this file is about."""
     shape = dict(choice.shape)
     kind, dtype, group = str(shape["weight"]).split("-")
     size, zero = int(group.removesuffix("z")), group.endswith("z")

@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from graphwright.backends.triton.candidates import product_of, tiles_of
+from graphwright.backends.triton.candidates import few_rows_of, product_of, tiles_of
 from graphwright.backends.triton.chips import Chip
 from graphwright.backends.triton.cost import Product
 from graphwright.backends.triton.cubin import Cubin, compile_cubin
 from graphwright.backends.triton.dtypes import ITEM_SIZES
+from graphwright.backends.triton.kernels.few_rows import few_rows
 from graphwright.backends.triton.kernels.gemv import gemv, gemv_scratch
 from graphwright.backends.triton.kernels.kernel import TritonKernel
 from graphwright.backends.triton.kernels.linear import linear
@@ -123,7 +124,11 @@ class GpuRig:
 def _built(kind: str, product: Product, candidate: str) -> tuple[TritonKernel, dict[str, int]]:
     """The kernel of a candidate, and the bytes of the scratch that it asks for."""
     n, k, format, dtype = product.n, product.k, product.format, product.dtype
-    if kind == "gemv":
+    if kind == "few_rows":
+        shape = few_rows_of(candidate)
+        partial, counters = 0, 0
+        kernel = few_rows(n, k, format, shape, product.rows, x_stride=k, dtype=dtype)
+    elif kind == "gemv":
         splits = int(candidate)
         partial, counters = gemv_scratch(n, format, splits, dtype)
         kernel = gemv(n, k, format, splits, dtype=dtype)

@@ -18,7 +18,7 @@ _BLOCK = 1024  # elements of a row that one program copies
 def embedding_kernel(
     batch, weight, scale, zero, ids, out,
     K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
-    ROW: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
+    ROW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     if token >= tl.load(batch):
@@ -27,9 +27,11 @@ def embedding_kernel(
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < K
     if KIND == "w4":
-        chunk, place = column // (2 * HALF), column % (2 * HALF)
-        packed = tl.load(weight + row * ROW + chunk * HALF + place % HALF, mask=inside, other=0)
-        value = (packed.to(tl.int32) >> (place // HALF * 4)) & 15
+        run, inner = column % 128 // 16, column % 16  # as weight_format.py says
+        word = inner // 2 % 4 * 4 + inner // 8 * 2 + inner % 2
+        at = weight + row * ROW + column // 128 * 64 + word * 4 + run // 2
+        packed = tl.load(at, mask=inside, other=0)
+        value = (packed.to(tl.int32) >> (run % 2 * 4)) & 15
     else:
         value = tl.load(weight + row * ROW + column, mask=inside, other=0)
     if KIND != "dense":

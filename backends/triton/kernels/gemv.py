@@ -1,16 +1,10 @@
-"""The product of a single row, by weights of any format: decode of one sequence.
+"""The product of a single row, by floats or weights of eight bits: decode of one sequence.
 
 It is bound by the bytes of the weights. A program multiplies a few outputs and some thousand
 inputs at once, without tensor cores and shared memory: each thread has several loads of 16 bytes
 in flight, 4 to 8 KB a program, and eight programs a multiprocessor cover a latency of 0.8 µs at
-4 TB/s, which takes 25 KB. Of the other units' 64 operations for each byte of w4 that memory can
-deliver in time (sm_90, 4 TB/s), two weights take about eight: a nibble becomes the float
-1 + nibble / 16 by a shift and one `and`-`or`, without conversion or subtraction, and the sum of x
-takes out the ones:
-
-    Σ x (q - zero) = 16 Σ x (1 + q / 16) - (16 + zero) Σ x
-
-which costs some four bits of the 24 of float32 sums. Scales multiply sums of a group.
+4 TB/s, which takes 25 KB. Scales multiply sums of a group. Weights of four bits would cost too many
+instructions so: few_rows.py multiplies those.
 """
 
 from __future__ import annotations
@@ -49,9 +43,9 @@ def inputs_of(x, norm, k, last, squares):
 
 @triton.jit
 def gemv_kernel(
-    batch, x, weight, scale, zero, norm, bias, residual, partial, counters, out,
+    batch, x, weight, scale, norm, bias, residual, partial, counters, out,
     N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
-    GROUPS: tl.constexpr, ROW: tl.constexpr, HALF: tl.constexpr, ACTIVATION: tl.constexpr,
+    GROUPS: tl.constexpr, ROW: tl.constexpr, ACTIVATION: tl.constexpr,
     GATE: tl.constexpr, UP: tl.constexpr, EPS: tl.constexpr, COUNT: tl.constexpr,
     SPLITS: tl.constexpr, PART: tl.constexpr, OUTPUTS: tl.constexpr, STEP: tl.constexpr,
     TILE: tl.constexpr,
@@ -62,45 +56,7 @@ def gemv_kernel(
     n, n_inside = weight_rows(tile * OUTPUTS, N, GATE, UP, OUTPUTS)
     first = split * PART
     last = tl.minimum(first + PART, K)
-    if KIND == "w4":
-        WORDS: tl.constexpr = HALF // 4  # of four bytes, in a half
-        j = tl.arange(0, WORDS)
-        words = weight.to(tl.pointer_type(tl.int32), bitcast=True)
-        total = tl.zeros((OUTPUTS, TILE), tl.float32)
-        squares = tl.zeros((TILE, WORDS), tl.float32)
-        for start in range(first, last, STEP):
-            chunk = start // (2 * HALF) + tl.arange(0, TILE)
-            at = n[:, None, None] * (ROW // 4) + (chunk[:, None] * WORDS + j[None, :])[None, :, :]
-            known = n_inside[:, None, None] & (chunk * (2 * HALF) < last)[None, :, None]
-            word = tl.load(words + at, mask=known, other=0)
-            for high in tl.static_range(2):
-                products = tl.zeros((OUTPUTS, TILE, WORDS), tl.float32)
-                inputs = tl.zeros((TILE, WORDS), tl.float32)
-                for byte in tl.static_range(4):
-                    k = (chunk * (2 * HALF) + (high * HALF + byte))[:, None] + 4 * j[None, :]
-                    value, squares = inputs_of(x, norm, k, last, squares)
-                    # the nibble to bits 19..22, the upper ones of a float's fraction
-                    if 8 * byte + 4 * high <= 19:
-                        bits = word << (19 - 8 * byte - 4 * high)
-                    else:
-                        bits = word >> (8 * byte + 4 * high - 19)
-                    near_one = ((bits & 0x780000) | 0x3F800000).to(tl.float32, bitcast=True)
-                    products += near_one * value[None, :, :]
-                    inputs += value
-                sums = tl.sum(products, axis=2)
-                ones = tl.sum(inputs, axis=1)[None, :]
-                group = (chunk * (2 * HALF) + high * HALF) // GROUP
-                place = n[:, None] * GROUPS + group[None, :]
-                inside = n_inside[:, None] & (group < GROUPS)[None, :]
-                factor = tl.load(scale + place, mask=inside, other=0.0).to(tl.float32)
-                if zero is not None:
-                    point = tl.load(zero + place, mask=inside, other=0).to(tl.float32)
-                    total += factor * (16.0 * sums - (16.0 + point) * ones)
-                else:
-                    total += factor * (16.0 * sums - 24.0 * ones)
-        square = tl.sum(tl.sum(squares, axis=1), axis=0)
-        result = tl.sum(total, axis=1)
-    elif GROUP > 0:
+    if GROUP > 0:
         j = tl.arange(0, GROUP)
         total = tl.zeros((OUTPUTS, TILE), tl.float32)
         squares = tl.zeros((TILE, GROUP), tl.float32)
@@ -167,8 +123,6 @@ def vector_shape(n: int, format: WeightFormat, dtype: str) -> VectorShape:
         return VectorShape(32, 1024)
     if format.kind == "dense" or (format.kind == "w8" and n <= 4096):
         return VectorShape(2, 2048)
-    if format.kind == "w4" and n <= 4096:
-        return VectorShape(8, 1024)
     return VectorShape(16, 512)
 
 
@@ -184,20 +138,20 @@ def gemv(
 ) -> TritonKernel:  # fmt: skip
     """What `linear` computes, for buckets of one row, from float activations.
 
-    Pointers: batch, x [k], weight, (scale), (zero), (norm [k]), (bias [N]), (residual [N]), (for
+    Pointers: batch, x [k], weight, (scale), (norm [k]), (bias [N]), (residual [N]), (for
     splits > 1: partial float32, counters int32 as in `linear`, of `gemv_scratch`), out [N].
     """
-    assert activation in ACTIVATIONS and n * format.row_bytes(k) < 2**31
+    assert format.kind != "w4" and activation in ACTIVATIONS and n * k < 2**31
     assert gate is None or (not residual and sorted(gate) == [0, n // 2])
     shape = vector_shape(n, format, dtype)
     step, outputs = _step(k, format, shape), shape.outputs
     several = splits > 1
-    inner = {"w4": 2 * format.half, "w8": format.group}.get(format.kind, 0) or step
+    weights = {name: kind for name, kind in format.pointers().items() if name != "zero"}
     return define(
         f"gemv_{format.kind}",
         gemv_kernel,
         {
-            "batch": "int32", "x": dtype, **format.pointers(), "norm": norm, "bias": bias,
+            "batch": "int32", "x": dtype, **weights, "norm": norm, "bias": bias,
             "residual": dtype if residual else None, "partial": "float32" if several else None,
             "counters": "int32" if several else None, "out": dtype,
         },
@@ -205,7 +159,7 @@ def gemv(
             "N": n, "ACTIVATION": activation, "GATE": gate[0] if gate else 0,
             "UP": gate[1] if gate else 0, "EPS": eps, "COUNT": ROWS[rows], "SPLITS": splits,
             "PART": quotient_up(quotient_up(k, step), splits) * step, "OUTPUTS": outputs,
-            "STEP": step, "TILE": step // inner,
+            "STEP": step, "TILE": step // (format.group or step),
         },
         grid=lambda size: (quotient_up(n, outputs), splits, 1),
         num_warps=4,
@@ -221,6 +175,6 @@ def gemv_scratch(n: int, format: WeightFormat, splits: int, dtype: str) -> tuple
 
 def _step(k: int, format: WeightFormat, shape: VectorShape) -> int:
     """Inputs taken together: the shape's bytes of a row of weights, a whole number of groups."""
-    wide = {"dense": shape.bytes // 2, "w8": shape.bytes, "w4": 2 * shape.bytes}[format.kind]
-    least = 2 * format.half if format.kind == "w4" else max(format.group, 16)
+    wide = shape.bytes // 2 if format.kind == "dense" else shape.bytes
+    least = max(format.group, 16)
     return max(least, min(wide, next_power_of_two(k)))

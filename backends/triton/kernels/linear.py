@@ -24,7 +24,7 @@ from graphwright.backends.triton.kernels.epilogue import finish, is_last, weight
 from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.product_tile import product_tile
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
-from graphwright.backends.triton.kernels.weight_format import WeightFormat
+from graphwright.backends.triton.kernels.weight_format import CHUNK, WeightFormat
 from graphwright.ir.activations import ACTIVATIONS
 
 __all__ = ["Tiles", "linear", "most_splits", "tiles_for"]
@@ -53,7 +53,7 @@ class Tiles:
 def linear_kernel(
     batch, x, x_scales, weight, scale, zero, norm, bias, residual, partial, counters, out,
     N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
-    GROUPS: tl.constexpr, ROW: tl.constexpr, HALF: tl.constexpr, X_STRIDE: tl.constexpr,
+    GROUPS: tl.constexpr, ROW: tl.constexpr, X_STRIDE: tl.constexpr,
     RESIDUAL_STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
     EPS: tl.constexpr, COUNT: tl.constexpr, PRESCALE: tl.constexpr, SPLITS: tl.constexpr,
     PART: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
@@ -69,7 +69,7 @@ def linear_kernel(
     last = tl.minimum(first + PART, K)
     value, squares = product_tile(
         x + row * X_STRIDE, row_inside, x_scales, row * GROUPS, weight, scale, zero, norm, n,
-        n_inside, first, last, K, KIND, GROUP, GROUPS, ROW, HALF, PRESCALE, OUTPUTS, ROWS, STEP,
+        n_inside, first, last, K, KIND, GROUP, GROUPS, ROW, PRESCALE, OUTPUTS, ROWS, STEP,
     )  # fmt: skip
     value = tl.trans(value)
     done = True
@@ -122,7 +122,7 @@ def tiles_for(
 
 def most_splits(tiles: Tiles, k: int, format: WeightFormat) -> int:
     """Parts that k inputs may be cut into, of four steps at least."""
-    return max(1, min(8, k // (4 * max(tiles.step, 2 * format.half))))
+    return max(1, min(8, k // (4 * max(tiles.step, CHUNK if format.kind == "w4" else 0))))
 
 
 def linear(
@@ -145,7 +145,7 @@ def linear(
     assert not integer or (format.kind != "dense" and norm is None)
     assert gate is None or (residual_stride is None and sorted(gate) == [0, n // 2])
     several = tiles.splits > 1
-    unit = 2 * format.half if format.kind == "w4" else tiles.step
+    unit = CHUNK if format.kind == "w4" else tiles.step
     part = quotient_up(quotient_up(k, unit), tiles.splits) * unit
     return define(
         f"linear_{format.kind}",

@@ -28,7 +28,7 @@ _EXPERTS = 64  # whose tiles are counted together
 def routed_linear_kernel(
     batch, order, starts, x, x_scales, weight, scale, zero, bias, out,
     N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
-    GROUPS: tl.constexpr, ROW: tl.constexpr, HALF: tl.constexpr, X_STRIDE: tl.constexpr,
+    GROUPS: tl.constexpr, ROW: tl.constexpr, X_STRIDE: tl.constexpr,
     SLOTS: tl.constexpr, SHARED: tl.constexpr, EXPERTS: tl.constexpr, PRESCALE: tl.constexpr,
     OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -52,7 +52,7 @@ def routed_linear_kernel(
         zeros = zero + matrix * GROUPS
     value, _ = product_tile(
         x + at, inside, x_scales, scale_at, weight + matrix * ROW, scales, zeros, None, n, n < N,
-        0, K, K, KIND, GROUP, GROUPS, ROW, HALF, PRESCALE, OUTPUTS, ROWS, STEP,
+        0, K, K, KIND, GROUP, GROUPS, ROW, PRESCALE, OUTPUTS, ROWS, STEP,
     )  # fmt: skip
     added = bias
     if bias is not None:

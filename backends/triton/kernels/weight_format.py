@@ -1,10 +1,11 @@
 """How weights lie in memory for the kernels of matrix products.
 
 Dense and w8 weights stay [N, K], a row's inputs side by side. w4 weights are bytes [N, K' / 2]: K'
-is K padded to whole chunks of 2 * half inputs, and byte j of a chunk holds input j in its low and
-input half + j in its high nibble, so that the two nibbles of a tile of bytes are two tiles of
-consecutive inputs and nothing is shuffled. half = min(group, 64): all inputs of a half share one
-scale, and 64 bytes of a row are read by four threads of 16 bytes each.
+is K padded to whole chunks of 128 inputs, 64 bytes, which are 16 words of 32 bits (little-endian).
+Nibble p of a word is an input of the chunk's p-th run of 16: with the word's number in bits t t w
+v, input 16 p + 8 w + 2 t + v. So a thread that loads four words at once, 16 bytes, has of each run
+what m16n8k16's left operand takes from lane t of four (PTX ISA, "Matrix fragments for
+mma.m16n8k16"), a run has one scale, and runs are in the order in which activations lie.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import torch
 
 from graphwright.ir.schemes import Scheme
 
-__all__ = ["WeightFormat", "WeightKind", "pack_nibbles"]
+__all__ = ["CHUNK", "WeightFormat", "WeightKind", "pack_nibbles"]
 
+CHUNK = 128  # inputs of a row of w4 weights that lie together
 
 WeightKind: TypeAlias = Literal["dense", "w8", "w4"]
 
@@ -49,14 +51,9 @@ class WeightFormat:
             return WeightFormat("w8", "int8", parsed.group or 0)
         return WeightFormat("w4", "uint8", parsed.group or 0, parsed.zero)
 
-    @property
-    def half(self) -> int:
-        """Inputs in a half of a chunk of a w4 weight."""
-        return min(self.group, 64)
-
     def row_bytes(self, k: int) -> int:
         """Elements that a row of k inputs takes."""
-        return -(-k // (2 * self.half)) * self.half if self.kind == "w4" else k
+        return -(-k // CHUNK) * (CHUNK // 2) if self.kind == "w4" else k
 
     def pointers(self) -> dict[str, str | None]:
         """weight, scale and zero: name to element type, None for an absent one."""
@@ -69,7 +66,7 @@ class WeightFormat:
         assert not self.group or k % self.group == 0, (k, self)
         return {
             "K": k, "KIND": self.kind, "GROUP": self.group, "GROUPS": groups,
-            "ROW": self.row_bytes(k), "HALF": self.half,
+            "ROW": self.row_bytes(k),
         }  # fmt: skip
 
 
@@ -80,11 +77,12 @@ def pack_nibbles(values: torch.Tensor, scheme: str) -> torch.Tensor:
     """
     format = WeightFormat.of(scheme)
     assert format.kind == "w4"
-    half, k = format.half, values.shape[-1]
+    k = values.shape[-1]
     nibbles = values.to(torch.int16) + (0 if format.zero else 8)
     padding = 2 * format.row_bytes(k) - k
     nibbles = torch.nn.functional.pad(nibbles, (0, padding), value=0 if format.zero else 8)
     assert int(nibbles.min()) >= 0 and int(nibbles.max()) <= 15
-    chunks = nibbles.reshape(*values.shape[:-1], -1, 2, half)
-    packed = chunks[..., 0, :] | (chunks[..., 1, :] << 4)
-    return packed.to(torch.uint8).reshape(*values.shape[:-1], -1).contiguous()
+    runs = nibbles.reshape(-1, 4, 2, 2, 4, 2)  # byte, its half, w, t, v
+    words = runs.permute(0, 4, 3, 5, 1, 2)
+    packed = words[..., 0] | (words[..., 1] << 4)
+    return packed.to(torch.uint8).reshape(*values.shape[:-1], -1)

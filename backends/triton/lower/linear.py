@@ -8,11 +8,12 @@ import torch
 from torch import fx
 
 from graphwright.backends.blobs import dense
-from graphwright.backends.triton.candidates import pick_splits, pick_tiles
+from graphwright.backends.triton.candidates import pick_few_rows, pick_splits, pick_tiles
 from graphwright.backends.triton.context import LoweringContext, arguments
 from graphwright.backends.triton.cost import Product
+from graphwright.backends.triton.kernels.few_rows import MOST_ROWS, few_rows
 from graphwright.backends.triton.kernels.gemv import gemv, gemv_scratch
-from graphwright.backends.triton.kernels.kernel import RowCount, with_dtype
+from graphwright.backends.triton.kernels.kernel import RowCount, TritonKernel, with_dtype
 from graphwright.backends.triton.kernels.linear import linear as linear_kernel
 from graphwright.backends.triton.kernels.quantize_rows import quantize_rows
 from graphwright.backends.triton.kernels.weight_format import WeightFormat
@@ -131,25 +132,38 @@ def product(
     if residual is not None:
         extra.append(context.value(residual))
     bucket = context.bucket(rows)
-    shape = Product(bucket, outputs, inputs, format, dtype)
-    if bucket == 1 and not integer:
-        splits = pick_splits(shape, context.chips, context.picks)
-        kernel = context.kernel(
-            gemv, outputs, inputs, format, splits, residual=residual is not None, **options
-        )
-        sizes = gemv_scratch(outputs, format, splits, dtype)
-    else:
-        tiles = pick_tiles(shape, context.chips, context.picks, integer=integer)
-        if residual is not None:
-            options["residual_stride"] = context.view(residual).row_stride
-        kernel = context.kernel(
-            linear_kernel, outputs, inputs, format, tiles, x_stride=stride, integer=integer,
-            **options,
-        )  # fmt: skip
-        sizes = tiles.scratch_bytes(bucket, outputs)
+    residual_stride = None if residual is None else context.view(residual).row_stride
+    kernel, sizes = _kernel_of(
+        context, Product(bucket, outputs, inputs, format, dtype), stride, residual_stride,
+        integer, options,
+    )  # fmt: skip
     if residual is not None:
         kernel = with_dtype(kernel, "residual", context.dtype(residual))
     if sizes[1]:
         extra += [*context.scratch(sizes[0]), context.counters(sizes[1])]
     operands = (BATCH, *x, *weights_of(context, given), *extra, *context.results(step))
     return (*launches, Launch(step.name, with_dtype(kernel, "out", out), operands))
+
+
+def _kernel_of(
+    context: LoweringContext, shape: Product, x_stride: int, residual_stride: int | None,
+    integer: bool, options: dict[str, Any],
+) -> tuple[TritonKernel, tuple[int, int]]:  # fmt: skip
+    """The kernel for so many rows, and the bytes of its `partial` and `counters`."""
+    n, k, format = shape.n, shape.k, shape.format
+    strides = {"x_stride": x_stride, "residual_stride": residual_stride}
+    if integer or (shape.rows > MOST_ROWS if format.kind == "w4" else shape.rows > 1):
+        tiles = pick_tiles(shape, context.chips, context.picks, integer=integer)
+        sizes = tiles.scratch_bytes(shape.rows, n)
+        kernel = context.kernel(
+            linear_kernel, n, k, format, tiles, integer=integer, **strides, **options
+        )
+        return kernel, sizes
+    if format.kind == "w4":
+        few = pick_few_rows(shape, context.chips, context.picks)
+        return context.kernel(few_rows, n, k, format, few, shape.rows, **strides, **options), (0, 0)
+    splits = pick_splits(shape, context.chips, context.picks)
+    sizes = gemv_scratch(n, format, splits, shape.dtype)
+    has_residual = residual_stride is not None
+    kernel = context.kernel(gemv, n, k, format, splits, residual=has_residual, **options)
+    return kernel, sizes

@@ -19,6 +19,7 @@ from graphwright.backends.triton.kernels.attention_tile import AttentionShape
 from graphwright.backends.triton.kernels.candidates import candidates
 from graphwright.backends.triton.kernels.causal_conv import causal_conv, roll_state
 from graphwright.backends.triton.kernels.embedding import quantized_embedding
+from graphwright.backends.triton.kernels.few_rows import FewRows, few_rows
 from graphwright.backends.triton.kernels.gated_act import gated_act
 from graphwright.backends.triton.kernels.gemv import gemv
 from graphwright.backends.triton.kernels.kernel import TritonKernel
@@ -68,6 +69,18 @@ def gated(scheme: str | None, rows: int) -> TritonKernel:
     tiles = replace(tiles_for(rows, 28672, 4096, format, HALF), splits=2)
     return linear(28672, 4096, format, tiles, x_stride=4096, norm=HALF, eps=1e-5,
                   activation="silu", gate=(0, 14336), dtype=HALF)  # fmt: skip
+
+
+def few(
+    scheme: str, rows: int, shape: FewRows, dtype: str = HALF, merged: bool = False
+) -> TritonKernel:
+    """With a residual, or merged: the input normed, a gate and what it gates."""
+    ends: dict[str, Any] = {"residual_stride": 4096}
+    if merged:
+        ends = {"norm": dtype, "eps": 1e-5, "activation": "silu", "gate": (0, 14336)}
+    n = 28672 if merged else 4096
+    format = WeightFormat.of(scheme)
+    return few_rows(n, 4096, format, shape, rows, x_stride=4096, dtype=dtype, **ends)
 
 
 def routed(scheme: str | None, pairs: int) -> TritonKernel:
@@ -135,22 +148,26 @@ ATTENTION: dict[str, Callable[[], TritonKernel]] = {
 }
 PRODUCTS: dict[str, Callable[[], TritonKernel]] = {
     "gemv": lambda: gemv(4096, 4096, WeightFormat.dense(HALF), 1, residual=True, dtype=HALF),
-    "gemv w4g128": lambda: gemv(4096, 4096, WeightFormat.of("w4g128"), 1, dtype=HALF),
+    "gemv w8": lambda: gemv(4096, 4096, WeightFormat.of("w8"), 1, dtype=HALF),
     "gemv, normed and gated": lambda: gated(None, 1),
-    "gemv w4g128, normed and gated": lambda: gated("w4g128", 1),
+    "few_rows w4g128": lambda: few("w4g128", 1, FewRows(16, 8)),
+    "few_rows w4g128, normed and gated": lambda: few("w4g128", 1, FewRows(32, 4), merged=True),
+    "few_rows w4g128, 8 rows": lambda: few("w4g128", 8, FewRows(64, 4), merged=True),
+    "few_rows w4g128, 16 rows": lambda: few("w4g128", 16, FewRows(32, 4), merged=True),
+    "few_rows w4g32z float16": lambda: few("w4g32z", 8, FewRows(16, 8), "float16"),
     "linear, 16 rows": lambda: product(None, 16),
     "linear, 16 rows, normed and gated": lambda: gated(None, 16),
     "linear, 64 rows, normed and gated": lambda: gated(None, 64),
-    "w4g128, 16 rows, normed and gated": lambda: gated("w4g128", 16),
+    "w4g128, 32 rows, normed and gated": lambda: gated("w4g128", 32),
     "w4g128, 64 rows, normed and gated": lambda: gated("w4g128", 64),
     "linear, 2048 rows": lambda: product(None, 2048),
     "linear float32, 64 rows": lambda: product(None, 64, "float32"),
     "w8, 16 rows": lambda: product("w8", 16),
     "w8g32, 2048 rows": lambda: product("w8g32", 2048),
     "w8 int8, 64 rows": lambda: product("w8", 64, integer=True),
-    "w4g128, 16 rows": lambda: product("w4g128", 16),
+    "w4g128, 32 rows": lambda: product("w4g128", 32),
     "w4g128, 2048 rows": lambda: product("w4g128", 2048),
-    "w4g32z, 16 rows": lambda: product("w4g32z", 16),
+    "w4g32z, 32 rows": lambda: product("w4g32z", 32),
     "w4g128 int8, 2048 rows": lambda: product("w4g128", 2048, integer=True),
     "routed, 8 pairs": lambda: routed(None, 8),
     "routed w4g128, 16384 pairs": lambda: routed("w4g128", 16384),
@@ -168,7 +185,7 @@ LARGE: dict[str, Callable[[], TritonKernel]] = {
 CASES = SMALL | ATTENTION | PRODUCTS
 HOPPER = (
     *LARGE,
-    "gemv w4g128, normed and gated", "linear, 16 rows, normed and gated", "linear, 2048 rows",
+    "few_rows w4g128, normed and gated", "linear, 16 rows, normed and gated", "linear, 2048 rows",
     "w4g128, 2048 rows", "routed w4g128, 16384 pairs", "decode 128", "decode 576, 512",
     "prefill 128", "prefill 256",
 )  # fmt: skip

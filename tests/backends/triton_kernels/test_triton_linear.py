@@ -18,6 +18,7 @@ triton = pytest.importorskip("triton")
 
 from triton_harness import batch_header, call, untouched  # noqa: E402
 
+from graphwright.backends.triton.kernels.few_rows import FewRows, few_rows  # noqa: E402
 from graphwright.backends.triton.kernels.gemv import (  # noqa: E402
     gemv,
     gemv_scratch,
@@ -48,6 +49,7 @@ class Product:
     integer: bool = False
     tiles: Tiles | None = None
     vector: int = 0  # splits of a product of one row, 0: not by the kernel for one
+    few: FewRows | None = None  # by the kernel for few rows and w4
     activation: str = "none"
     gate: tuple[int, int] | None = None
     norm: bool = False
@@ -85,7 +87,13 @@ class Product:
             "norm": name if self.norm else None, "eps": 1e-3,
         }  # fmt: skip
         extra = [scales] * self.norm + [bias] + [residual] * (self.gate is None)
-        if self.vector:
+        if self.few:
+            kernel = few_rows(
+                n, k, format, self.few, rows, x_stride=k,
+                residual_stride=None if self.gate else n, **ends,
+            )  # fmt: skip
+            sizes = (0, 0)
+        elif self.vector:
             kernel = gemv(n, k, format, self.vector, residual=self.gate is None, **ends)
             sizes = gemv_scratch(n, format, self.vector, name)
         else:
@@ -177,7 +185,8 @@ def test_many_rows_take_weights_rounded_to_their_own_type(product: Product) -> N
         Product(2, 70, 96, "w4g32z", gate=(35, 0), activation="gelu", norm=True),
         Product(2, 44, 128, "w8g32", torch.bfloat16, norm=True),
         Product(2, 44, 64, "w8", integer=True, gate=(0, 22), activation="relu"),
-        Product(1, 44, 384, "w4g128", norm=True, gate=(0, 22), vector=1),
+        Product(1, 44, 384, "w4g128", torch.bfloat16, norm=True, gate=(0, 22), few=FewRows(32, 2)),
+        Product(5, 44, 96, "w4g32z", torch.bfloat16, norm=True, gate=(22, 0), few=FewRows(16, 2)),
         Product(1, 22, 160, "w8g32", norm=True, gate=(11, 0), vector=1, activation="silu"),
         Product(1, 12, 1400, None, torch.bfloat16, norm=True, vector=2),
     ],
@@ -187,23 +196,46 @@ def test_products_norm_what_they_read_and_gate_what_they_write(product: Product)
     product.check()
 
 
-@pytest.mark.parametrize("scheme", [None, *SCHEMES])
+@settings(max_examples=8, deadline=None)
+@given(
+    st.integers(1, 16), st.integers(1, 140), st.integers(1, 12),
+    st.sampled_from([name for name in SCHEMES if name.startswith("w4")]),
+    st.sampled_from([torch.bfloat16, torch.float16]),
+    st.sampled_from([FewRows(16, 4), FewRows(32, 2), FewRows(64, 4)]),
+    st.sampled_from(["none", "silu"]),
+)  # fmt: skip
+def test_few_rows_times_nibbles_are_those_times_the_dequantized_weight(
+    rows: int, n: int, groups: int, scheme: str, dtype: torch.dtype, few: FewRows, activation: str
+) -> None:
+    k = groups * WeightFormat.of(scheme).group
+    Product(rows, n, k, scheme, dtype, few=few, activation=activation).check()
+
+
+@pytest.mark.parametrize("scheme", [None, *(name for name in SCHEMES if name.startswith("w8"))])
 @pytest.mark.parametrize("splits", [1, 2])
 def test_products_of_one_row_are_those_by_the_dequantized_weight(
     scheme: str | None, splits: int
 ) -> None:
-    k = 160 if scheme and "g32" in scheme else 192 if scheme == "w4g64" else 384
+    k = 160 if scheme == "w8g32" else 384
     k = k + 2048 * (splits - 1)
     dtype = torch.float32 if scheme else torch.bfloat16
     Product(1, 11, k, scheme, dtype, vector=splits, activation="silu").check()
 
 
-def test_nibbles_lie_where_their_halves_are_consecutive_inputs() -> None:
-    values = torch.arange(-8, 8, dtype=torch.int8).repeat(12)[None]  # 192 inputs: padded to 256
+def test_threads_hold_what_tensor_cores_want_of_them() -> None:
+    """m16n8k16 takes inputs 2t, 2t+1, 2t+8, 2t+9 of its 16 from lane t of a row's four: the nibbles
+    of the words 4t..4t+3 are those, of a run of 16 inputs for each nibble.
+    """
+    torch.manual_seed(0)
+    values = torch.randint(-8, 8, (3, 192), dtype=torch.int8)  # padded to 256
     packed = pack_nibbles(values, "w4g64")
-    assert packed.shape == (1, 128)
-    low, high = (packed & 15).int() - 8, (packed >> 4).int() - 8
-    assert torch.equal(low[0, :64], values[0, :64].int())
-    assert torch.equal(high[0, :64], values[0, 64:128].int())
-    assert torch.equal(low[0, 64:], values[0, 128:].int())
-    assert not high[0, 64:].any()
+    assert packed.shape == (3, 128)
+    words = packed.view(torch.int32).reshape(3, 2, 4, 4)  # chunk, lane, word of a lane
+    padded = torch.nn.functional.pad(values, (0, 64)).int()
+    for run in range(8):
+        q = ((words >> 4 * run) & 15) - 8
+        for lane in range(4):
+            at = 16 * run + 2 * lane
+            inputs = [at, at + 1, at + 8, at + 9]
+            assert torch.equal(q[:, 0, lane], padded[:, inputs])
+            assert torch.equal(q[:, 1, lane], padded[:, [128 + i for i in inputs]])

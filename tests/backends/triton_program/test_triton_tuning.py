@@ -13,6 +13,9 @@ pytest.importorskip("triton")
 from fake_cuda import FakeCuda
 
 from graphwright.backends.triton.candidates import (
+    few_rows_of,
+    few_rows_shapes,
+    pick_few_rows,
     pick_tiles,
     product_of,
     product_tiles,
@@ -20,7 +23,12 @@ from graphwright.backends.triton.candidates import (
     vector_splits,
 )
 from graphwright.backends.triton.chips import CHIPS, Chip, chips_of
-from graphwright.backends.triton.cost import Product, product_seconds, vector_seconds
+from graphwright.backends.triton.cost import (
+    Product,
+    few_rows_seconds,
+    product_seconds,
+    vector_seconds,
+)
 from graphwright.backends.triton.cubin import Cubin
 from graphwright.backends.triton.kernels.gemv import vector_shape
 from graphwright.backends.triton.kernels.kernel import TritonKernel
@@ -52,6 +60,12 @@ def test_no_product_is_faster_than_its_bytes_and_operations(
     for tiles in product_tiles(product, [chip]):
         assert product_seconds(product, tiles, chip) > least
         assert product_seconds(product, tiles, faster) <= product_seconds(product, tiles, chip)
+    if format.kind == "w4":
+        few = replace(product, rows=min(rows, 16))
+        for each in few_rows_shapes(few, [chip]):
+            assert few_rows_seconds(few, each, chip) > few.weight_bytes / chip.bandwidth
+            assert few_rows_seconds(few, each, faster) <= few_rows_seconds(few, each, chip)
+        return
     for splits in vector_splits(product, [chip]):
         shape = vector_shape(product.n, format, "bfloat16")
         assert vector_seconds(replace(product, rows=1), shape, splits, chip) > (
@@ -82,6 +96,12 @@ def test_choices_say_what_they_are_about_and_are_followed() -> None:
     assert product_of(choice) == product
     other = Picks({choice.key: choice.candidates[-1]})
     assert pick_tiles(product, CHIPS, other) == product_tiles(product, CHIPS)[-1] != default
+    picks = Picks()
+    first = pick_few_rows(product, CHIPS, picks)
+    (choice,) = picks.asked
+    assert product_of(choice) == product and few_rows_of(choice.default) == first
+    other = Picks({choice.key: choice.candidates[-1]})
+    assert pick_few_rows(product, CHIPS, other) == few_rows_shapes(product, CHIPS)[-1] != first
 
 
 class Compiler:
@@ -93,9 +113,10 @@ class Compiler:
 
     def __call__(self, kernel: TritonKernel, chip: Chip, aligned: frozenset[str]) -> Cubin:
         given = kernel.constants
-        sizes = (given["OUTPUTS"], given["ROWS"], given["STEP"], given["SPLITS"])
-        if self.refused == Tiles(*sizes, kernel.num_warps, kernel.num_stages):
-            raise BackendError("too large")
+        if self.refused is not None:
+            sizes = (given["OUTPUTS"], given["ROWS"], given["STEP"], given["SPLITS"])
+            if self.refused == Tiles(*sizes, kernel.num_warps, kernel.num_stages):
+                raise BackendError("too large")
         self.kernels[kernel.name.encode()] = kernel
         return Cubin(kernel.name.encode(), "symbol", kernel.num_warps, 0, 2, 32, 0)
 
@@ -128,6 +149,22 @@ def test_candidates_are_launched_and_timed_between_events(scheme: str | None) ->
     [tuned] = tune({choice: 1}, rig, 1000.0, clock=lambda: float(next(clock)))
     assert tuned.finding.chosen == fastest and tuned.source == "measured"
     assert rig.machine == "Stand-in sm_80"
+
+
+def test_sizes_for_few_rows_of_nibbles_are_timed() -> None:
+    product, picks = Product(3, 40, 512, WeightFormat.of("w4g32z"), "float16"), Picks()
+    pick_few_rows(product, CHIPS, picks)
+    (choice,) = picks.asked
+    compiler = Compiler()
+    fake = FakeCuda(compiler.kernels)
+    fake.elapsed = lambda launches: sum(float(grid[0]) for _, grid, _, _ in launches)
+    rig = GpuRig(Driver(fake), CHIPS[0], compiler, beyond_cache=1)
+    with rig.prepare(choice) as runs:
+        assert list(runs) == list(choice.candidates)
+        for candidate, run in runs.items():
+            programs = -(-40 // few_rows_of(candidate).outputs)
+            assert run() == pytest.approx(programs / 1000)
+    assert not fake._memory
 
 
 def test_only_the_gpu_of_this_machine_is_tuned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,226 @@
+"""A product of a few rows by w4 weights, on tensor cores and without shared memory: decode.
+
+It is bound by the bytes of the weights, if it gets by with few instructions: at 4 TB/s an H200's
+multiprocessor receives 36 weights a cycle and issues 128 operations. Here a weight takes about two
+(docs/triton-kernels.md counts them): the weights are the left operand, whose floats
+are made where they were loaded (nibbles.py), the rows are the narrow side of m16n8k16, and x comes
+from the L1 cache as that instruction wants it, four bytes a thread. Weights stay 1 + q / 16; the
+sum of x, by one more product, takes out what that adds:
+
+    Σ x (q - zero) = 16 (Σ x (1 + q / 16) - 1.5 Σ x) + (8 - zero) Σ x
+
+Scales multiply sums of a group. The warps of a program take chunks of 128 inputs in turn, each of
+all the program's outputs, with the words of two chunks on their way, and are added up at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+
+from graphwright.backends.triton.kernels.epilogue import finish
+from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
+from graphwright.backends.triton.kernels.nibbles import nibble_floats, rounded_product
+from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
+from graphwright.backends.triton.kernels.weight_format import WeightFormat
+from graphwright.ir.activations import ACTIVATIONS
+
+__all__ = ["MOST_ROWS", "FewRows", "few_rows"]
+
+MOST_ROWS = 16
+
+
+@dataclass(frozen=True)
+class FewRows:
+    """outputs of a program; its warps, which share the inputs."""
+
+    outputs: int
+    warps: int
+
+
+@triton.jit
+def left_operand(values, PARTS: tl.constexpr, OUTPUTS: tl.constexpr):
+    """[outputs / 8, PARTS, 8, words], made of one nibble: [PARTS, outputs, 16 inputs]."""
+    by_lane = tl.reshape(values, (OUTPUTS // 8, PARTS, 8, 4, 2, 2))
+    return tl.reshape(tl.permute(by_lane, (1, 0, 2, 4, 3, 5)), (PARTS, OUTPUTS, 16))
+
+
+@triton.jit
+def weight_row(i, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr):
+    """The row of the weight that sum i is made of, as epilogue.weight_rows has it; beyond N the
+    last one: what nobody stores may be anything.
+    """
+    i = tl.minimum(i, N - 1)
+    if GATE == UP:
+        n = i
+    else:
+        n = i // 2 + tl.where(i % 2 == 0, GATE, UP)
+    return n
+
+
+@triton.jit
+def of_outputs(
+    values, group, first, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
+    GROUPS: tl.constexpr, WHOLE: tl.constexpr, OUTPUTS: tl.constexpr,
+):  # fmt: skip
+    """Scales or zero points of a program's outputs, a group for each part: float32
+    [parts, OUTPUTS]. Sixteen outputs at a time are so few that Triton lets those threads load
+    them that need them.
+    """
+    if OUTPUTS == 16:
+        n = weight_row(first + tl.arange(0, 16), N, GATE, UP)
+        at = values + n[None, :] * GROUPS + group[:, None]
+        if WHOLE:
+            found = tl.load(at).to(tl.float32)
+        else:
+            found = tl.load(at, mask=(group < GROUPS)[:, None], other=0).to(tl.float32)
+    else:
+        HALF: tl.constexpr = OUTPUTS // 2
+        low = of_outputs(values, group, first, N, GATE, UP, GROUPS, WHOLE, HALF)
+        high = of_outputs(values, group, first + HALF, N, GATE, UP, GROUPS, WHOLE, HALF)
+        both = tl.permute(tl.join(low, high), (0, 2, 1))
+        found = tl.reshape(both, (low.shape[0], OUTPUTS))
+    return found
+
+
+@triton.jit
+def words_of(at, chunk, CHUNKS: tl.constexpr):
+    """int32 [outputs / 8, parts, 8, 16] of one chunk for each part; any where there is none."""
+    mask = (chunk < CHUNKS)[None, :, None, None]
+    return tl.load(at + chunk[None, :, None, None] * 16, mask=mask)
+
+
+@triton.jit
+def squares_of(
+    x, rows, K: tl.constexpr, X_STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Sums of squares [ROWS] of rows of k inputs."""
+    row, k = tl.arange(0, ROWS), tl.arange(0, BLOCK)
+    sums = tl.zeros((ROWS, BLOCK), tl.float32)
+    for start in range(0, K, BLOCK):
+        mask = (row < rows)[:, None] & (start + k < K)[None, :]
+        at = x + row[:, None] * X_STRIDE + (start + k)[None, :]
+        value = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        sums += value * value
+    return tl.sum(sums, axis=1)
+
+
+@triton.jit
+def few_rows_kernel(
+    batch, x, weight, scale, zero, norm, bias, residual, out,
+    N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
+    GROUPS: tl.constexpr, ROW: tl.constexpr, X_STRIDE: tl.constexpr,
+    RESIDUAL_STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
+    EPS: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, MOST: tl.constexpr,
+    OUTPUTS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    rows = tl.load(batch + COUNT)
+    if rows == 0:
+        return
+    CHUNKS: tl.constexpr = (K + 127) // 128
+    WHOLE: tl.constexpr = CHUNKS % (2 * PARTS) == 0 and K % 128 == 0  # parts are alike
+    first = tl.program_id(0) * OUTPUTS
+    part = tl.arange(0, PARTS)
+    # outputs by eights, as the left operand's rows lie in a warp; then words, four to a thread
+    i = (8 * tl.arange(0, OUTPUTS // 8))[:, None, None, None]
+    n = weight_row(i + tl.arange(0, 8)[None, None, :, None] + first, N, GATE, UP)
+    words_at = weight.to(tl.pointer_type(tl.int32), bitcast=True) + n * (ROW // 4)
+    words_at += tl.arange(0, 16)[None, None, None, :]
+    # 16 inputs of rows as the right operand's columns lie in a warp:
+    # [rows / 8, input / 8, parts, 8 rows, input / 2 % 4, input % 2]
+    row = (8 * tl.arange(0, ROWS // 8))[:, None, None, None, None, None]
+    row += tl.arange(0, 8)[None, None, None, :, None, None]
+    k = (8 * tl.arange(0, 2))[None, :, None, None, None, None]
+    k += (128 * part)[None, None, :, None, None, None]
+    k += (2 * tl.arange(0, 4))[None, None, None, None, :, None]
+    k += tl.arange(0, 2)[None, None, None, None, None, :]
+    x_at = x + tl.minimum(row, rows - 1) * X_STRIDE + k  # columns beyond are not stored
+    minus = tl.full((PARTS, 16, 16), -1.5, x.dtype.element_ty)
+    total = tl.zeros((PARTS, OUTPUTS, ROWS), tl.float32)
+    one = words_of(words_at, part, CHUNKS)
+    other = words_of(words_at, PARTS + part, CHUNKS)
+    for start in range(0, CHUNKS, 2 * PARTS):
+        for which in tl.static_range(2):
+            chunk = start + which * PARTS + part
+            floats = nibble_floats(one if which == 0 else other, x.dtype.element_ty, False)
+            later = words_of(words_at, chunk + 2 * PARTS, CHUNKS)
+            if which == 0:
+                one = later
+            else:
+                other = later
+            offset = tl.zeros((PARTS, 16, ROWS), tl.float32)
+            sums = tl.zeros((PARTS, OUTPUTS, ROWS), tl.float32)
+            for place in tl.static_range(8):
+                shift = (start + which * PARTS) * 128 + 16 * place
+                if WHOLE:
+                    value = tl.load(x_at + shift)
+                else:
+                    value = tl.load(x_at + shift, mask=shift + k < K, other=0.0)
+                if norm is not None:
+                    if WHOLE:
+                        factor = tl.load(norm + k + shift)
+                    else:
+                        factor = tl.load(norm + k + shift, mask=shift + k < K, other=0.0)
+                    value = rounded_product(value, factor)
+                value = tl.reshape(tl.permute(value, (2, 1, 4, 5, 0, 3)), (PARTS, 16, ROWS))
+                offset = tl.dot(minus, value, offset)
+                sums = tl.dot(left_operand(floats[place], PARTS, OUTPUTS), value, sums)
+                if (16 * place + 16) % GROUP == 0:
+                    group = chunk * (128 // GROUP) + 16 * place // GROUP
+                    factor = of_outputs(scale, group, first, N, GATE, UP, GROUPS, WHOLE, OUTPUTS)
+                    offsets = tl.broadcast_to(
+                        offset[:, None, :, :], (PARTS, OUTPUTS // 16, 16, ROWS)
+                    )
+                    offsets = tl.reshape(offsets, (PARTS, OUTPUTS, ROWS))
+                    if zero is not None:
+                        point = of_outputs(zero, group, first, N, GATE, UP, GROUPS, WHOLE, OUTPUTS)
+                        offsets *= (point / 24.0 + (2.0 / 3.0))[:, :, None]
+                    total += (sums + offsets) * factor[:, :, None]
+                    offset = tl.zeros((PARTS, 16, ROWS), tl.float32)
+                    sums = tl.zeros((PARTS, OUTPUTS, ROWS), tl.float32)
+    result = tl.trans(tl.sum(total, axis=0) * 16.0)
+    if norm is not None:
+        if MOST == 1:
+            squares = tl.sum(squares_of(x, rows, K, X_STRIDE, 1, 256 * PARTS), axis=0)
+            result = result * tl.rsqrt(squares / K + EPS)
+        else:
+            squares = squares_of(x, rows, K, X_STRIDE, ROWS, 32 * PARTS)
+            result = result * tl.rsqrt(squares / K + EPS)[:, None]
+    r = tl.arange(0, ROWS).to(tl.int64)
+    finish(
+        result, r, r < rows, first, bias, residual, out, N, RESIDUAL_STRIDE, ACTIVATION, GATE, UP
+    )
+
+
+def few_rows(
+    n: int, k: int, format: WeightFormat, shape: FewRows, most: int, *, x_stride: int,
+    norm: str | None = None, eps: float = 0.0, bias: str | None = None,
+    residual_stride: int | None = None, activation: str = "none",
+    gate: tuple[int, int] | None = None, dtype: str = "bfloat16", rows: RowCount = "T",
+) -> TritonKernel:  # fmt: skip
+    """What `linear` computes, for buckets of up to `most` <= 16 rows, of a w4 weight.
+
+    Pointers: batch, x (rows of k), weight, scale, (zero), (norm [k]), (bias [N]), (residual), out
+    [rows, N].
+    """
+    assert format.kind == "w4" and most <= MOST_ROWS and activation in ACTIVATIONS
+    assert x_stride >= k and n * format.row_bytes(k) < 2**31
+    assert gate is None or (residual_stride is None and sorted(gate) == [0, n // 2])
+    return define(
+        "few_rows_w4",
+        few_rows_kernel,
+        {
+            "batch": "int32", "x": dtype, **format.pointers(), "norm": norm, "bias": bias,
+            "residual": None if residual_stride is None else dtype, "out": dtype,
+        },
+        format.constants(k) | {
+            "N": n, "X_STRIDE": x_stride, "RESIDUAL_STRIDE": residual_stride or 0,
+            "ACTIVATION": activation, "GATE": gate[0] if gate else 0, "UP": gate[1] if gate else 0,
+            "EPS": eps, "COUNT": ROWS[rows], "ROWS": max(8, next_power_of_two(most)),
+            "MOST": most, "OUTPUTS": shape.outputs, "PARTS": shape.warps,
+        },
+        grid=lambda size: (quotient_up(n, shape.outputs), 1, 1),
+        num_warps=shape.warps,
+    )  # fmt: skip
