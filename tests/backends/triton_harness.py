@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton
 import triton.language as tl
 
 from graphwright.backends.triton.chips import chips_of
@@ -83,7 +86,7 @@ def compile_all(factory: str, arguments: Iterable[Any]) -> list[dict[str, Any]]:
     """What ptxas made of each kernel `factory` (module:function) gives for each of `arguments`.
 
     The arguments travel as JSON. Each result has registers, stack (bytes of spills a thread),
-    shared (bytes) and name.
+    shared (bytes) and name; of few_rows also how often a loop exchanges data between threads.
     """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     # Triton's own cache, which stays for the next run
@@ -104,7 +107,32 @@ def _compile(kernel: TritonKernel, capability: int) -> dict[str, Any]:
     return {
         "name": kernel.name, "registers": made.registers, "stack": made.stack,
         "shared": made.shared, "warps": made.warps,
+        "exchanges": _exchanges(made.code) if kernel.name.startswith("few_rows") else None,
     }  # fmt: skip
+
+
+def _exchanges(code: bytes) -> int:
+    """Shuffles, barriers and stores to shared memory in loops, by cuobjdump's listing."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        listing = subprocess.run(
+            [tool, "-sass", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+ )?([A-Z]\w*)([^;]*);", listing)
+    operations = [(int(at, 16), name, rest) for at, name, rest in found]
+    jumps = [
+        (at, int(target[1], 16))
+        for at, name, rest in operations
+        if name == "BRA" and (target := re.search(r"0x([0-9a-f]+)", rest))
+    ]
+    loops = [(to, at) for at, to in jumps if to < at]
+    assert loops, "the kernel has a loop"
+    return sum(
+        name in ("SHFL", "BAR", "STS", "STSM") and any(a <= at <= b for a, b in loops)
+        for at, name, _ in operations
+    )
 
 
 def main() -> None:

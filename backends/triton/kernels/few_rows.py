@@ -42,7 +42,7 @@ class FewRows:
 
 @triton.jit
 def left_operand(values, PARTS: tl.constexpr, OUTPUTS: tl.constexpr):
-    """[outputs / 8, PARTS, 8, words], made of one nibble: [PARTS, outputs, 16 inputs]."""
+    """[outputs / 8 * parts * 8, words], made of one nibble: [PARTS, outputs, 16 inputs]."""
     by_lane = tl.reshape(values, (OUTPUTS // 8, PARTS, 8, 4, 2, 2))
     return tl.reshape(tl.permute(by_lane, (1, 0, 2, 4, 3, 5)), (PARTS, OUTPUTS, 16))
 
@@ -87,9 +87,8 @@ def of_outputs(
 
 @triton.jit
 def words_of(at, chunk, CHUNKS: tl.constexpr):
-    """int32 [outputs / 8, parts, 8, 16] of one chunk for each part; any where there is none."""
-    mask = (chunk < CHUNKS)[None, :, None, None]
-    return tl.load(at + chunk[None, :, None, None] * 16, mask=mask)
+    """int32 [outputs / 8 * parts * 8, 16]: a chunk for each part; anything where there is none."""
+    return tl.load(at + (chunk * 16)[:, None], mask=(chunk < CHUNKS)[:, None])
 
 
 @triton.jit
@@ -123,29 +122,29 @@ def few_rows_kernel(
     WHOLE: tl.constexpr = CHUNKS % (2 * PARTS) == 0 and K % 128 == 0  # parts are alike
     first = tl.program_id(0) * OUTPUTS
     part = tl.arange(0, PARTS)
-    # outputs by eights, as the left operand's rows lie in a warp; then words, four to a thread
-    i = (8 * tl.arange(0, OUTPUTS // 8))[:, None, None, None]
-    n = weight_row(i + tl.arange(0, 8)[None, None, :, None] + first, N, GATE, UP)
-    words_at = weight.to(tl.pointer_type(tl.int32), bitcast=True) + n * (ROW // 4)
-    words_at += tl.arange(0, 16)[None, None, None, :]
-    # 16 inputs of rows as the right operand's columns lie in a warp:
-    # [rows / 8, input / 8, parts, 8 rows, input / 2 % 4, input % 2]
-    row = (8 * tl.arange(0, ROWS // 8))[:, None, None, None, None, None]
-    row += tl.arange(0, 8)[None, None, None, :, None, None]
-    k = (8 * tl.arange(0, 2))[None, :, None, None, None, None]
-    k += (128 * part)[None, None, :, None, None, None]
-    k += (2 * tl.arange(0, 4))[None, None, None, None, :, None]
-    k += tl.arange(0, 2)[None, None, None, None, None, :]
-    x_at = x + tl.minimum(row, rows - 1) * X_STRIDE + k  # columns beyond are not stored
+    # How Triton lays loads out follows from these shapes: 8 rows of 4 threads in a warp, a part for
+    # each warp, and what is left, outputs by eights, in registers
+    i = tl.arange(0, OUTPUTS * PARTS)
+    own = i // 8 % PARTS
+    n = weight_row(first + i // (8 * PARTS) * 8 + i % 8, N, GATE, UP)
+    words_at = weight.to(tl.pointer_type(tl.int32), bitcast=True)
+    words_at += (n * (ROW // 4))[:, None] + tl.arange(0, 16)[None, :]
+    # 16 inputs for each row, as the right operand's columns lie in a warp, two to a thread:
+    # [rows / 8 * input / 8 * parts * 8 rows * input / 2 % 4, input % 2]
+    i = tl.arange(0, ROWS * PARTS * 8)
+    row = i // (64 * PARTS) * 8 + i // 4 % 8
+    k = i // 32 % PARTS * 128 + i // (32 * PARTS) % 2 * 8 + i % 4 * 2
+    k = k[:, None] + tl.arange(0, 2)[None, :]
+    x_at = x + (tl.minimum(row, rows - 1) * X_STRIDE)[:, None] + k  # columns beyond are not stored
     minus = tl.full((PARTS, 16, 16), -1.5, x.dtype.element_ty)
     total = tl.zeros((PARTS, OUTPUTS, ROWS), tl.float32)
-    one = words_of(words_at, part, CHUNKS)
-    other = words_of(words_at, PARTS + part, CHUNKS)
+    one = words_of(words_at, own, CHUNKS)
+    other = words_of(words_at, PARTS + own, CHUNKS)
     for start in range(0, CHUNKS, 2 * PARTS):
         for which in tl.static_range(2):
             chunk = start + which * PARTS + part
             floats = nibble_floats(one if which == 0 else other, x.dtype.element_ty, False)
-            later = words_of(words_at, chunk + 2 * PARTS, CHUNKS)
+            later = words_of(words_at, start + (which + 2) * PARTS + own, CHUNKS)
             if which == 0:
                 one = later
             else:
@@ -164,6 +163,7 @@ def few_rows_kernel(
                     else:
                         factor = tl.load(norm + k + shift, mask=shift + k < K, other=0.0)
                     value = rounded_product(value, factor)
+                value = tl.reshape(value, (ROWS // 8, 2, PARTS, 8, 4, 2))
                 value = tl.reshape(tl.permute(value, (2, 1, 4, 5, 0, 3)), (PARTS, 16, ROWS))
                 offset = tl.dot(minus, value, offset)
                 sums = tl.dot(left_operand(floats[place], PARTS, OUTPUTS), value, sums)

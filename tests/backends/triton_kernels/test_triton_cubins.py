@@ -14,6 +14,8 @@ from cubin_cases import CASES, HOPPER  # noqa: E402
 from triton_harness import compile_all  # noqa: E402
 
 SHARED = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes: sm_86 and sm_89 have no more
+# ptxas keeps one register in memory, read once for 256 inputs, so that a fourth program fits
+SPILLS = {("few_rows w4g128, 16 rows", 80): 8}
 SLOW = [
     (90, tuple(name for name in CASES if name not in HOPPER)),
     (100, tuple(CASES)),
@@ -24,7 +26,9 @@ def check(capability: int, names: tuple[str, ...]) -> None:
     results = compile_all("cubin_cases:kernel_of", [(name, capability) for name in names])
     for name, made in zip(names, results, strict=True):
         print(f"{name:36} sm_{capability} {made}")
-        assert made["stack"] == 0, f"{name} spills: {made}"
+        assert made["stack"] <= SPILLS.get((name, capability), 0), f"{name} spills: {made}"
+        if name.startswith("few_rows"):
+            assert made["exchanges"] == 0, f"{name} moves words between threads: {made}"
         assert made["shared"] <= SHARED[capability], f"{name}: {made}"
         assert made["registers"] * 32 * made["warps"] <= 65536, f"{name}: {made}"
 
