@@ -9,7 +9,7 @@ from graphwright.backends.tuning import Picks, Records, Tuned, tune
 from graphwright.ir.errors import BackendError
 from graphwright.ir.program import Program
 from graphwright.machine_code import CodeGenerator
-from graphwright.runtime.verified import cache_folder
+from graphwright.runtime.user_cache import cache_folder
 
 __all__ = ["check_budget", "describe_tuned", "picks_of", "tune_program"]
 

@@ -15,18 +15,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["cache_folder", "is_verified", "remember_verified"]
+from graphwright.runtime.user_cache import cache_folder
 
-VARIABLE = "GRAPHWRIGHT_CACHE"
+__all__ = ["is_verified", "remember_verified"]
+
 _SETTLED = 2 * 10**9  # ns; a file written since may be written again within the clock's resolution
-
-
-def cache_folder() -> Path:
-    """Where things are kept that can be made again: GRAPHWRIGHT_CACHE, else the user's cache."""
-    asked = os.environ.get(VARIABLE)
-    if asked:
-        return Path(asked)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graphwright"
 
 
 def is_verified(path: Path, state: os.stat_result, digest: str) -> bool:

@@ -16,5 +16,10 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nothing is noted in the cache of whoever runs the tests."""
-    os.environ["GRAPHWRIGHT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """Nothing is noted in the cache of whoever runs the tests; processes share compiled kernels."""
+    cache = tmp_path_factory.mktemp("cache")
+    os.environ["GRAPHWRIGHT_CACHE"] = str(cache)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = tmp_path_factory.getbasetemp().parent / "objects"
+        shared.mkdir(exist_ok=True)
+        (cache / "objects").symlink_to(shared)

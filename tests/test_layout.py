@@ -57,11 +57,11 @@ def test_a_room_imports_only_what_the_architecture_allows(room: str) -> None:
                 assert parts[1] in ROOMS[room], f"{path} imports '{name}'"
 
 
-def test_the_backend_uses_only_the_artifact_format_of_the_runtime() -> None:
+def test_the_backend_uses_only_formats_and_folders_of_the_runtime() -> None:
     for path in _files("backends"):
         for name in _imports(path):
             if name.startswith("graphwright.runtime."):
-                assert name.split(".")[2] in {"artifact", "cpu", "variants"}, (
+                assert name.split(".")[2] in {"artifact", "cpu", "user_cache", "variants"}, (
                     f"{path} imports '{name}'"
                 )
 

@@ -18,6 +18,7 @@ from graphwright.backends.tvm import lower as lower  # registers the lowerings
 from graphwright.backends.tvm.context import Kernels, LoweringContext
 from graphwright.backends.tvm.emit import kernels_of
 from graphwright.backends.tvm.entries import entry_source
+from graphwright.backends.tvm.kept_objects import KeptObjects
 from graphwright.backends.tvm.kernels.kernel import Kernel
 from graphwright.backends.tvm.kv_layout import KvLayout
 from graphwright.backends.tvm.link import link
@@ -85,7 +86,7 @@ def build(
     blobs = BlobTable()
     vocabulary = int(program.output.meta["val"].shape[-1])
     with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
-        with Objects(Path(folder), cpu) as objects:
+        with Objects(Path(folder), cpu, KeptObjects.of_user()) as objects:
             objects.add_source(_POOL, _pool_macros(vocabulary))
             say("lowering")
             phases, ledger = lower_program(program, cpu, kv, blobs, picks, objects.add_kernel)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 from graphwright.ir.errors import BackendError
 
-__all__ = ["compile_source", "find_linker", "link"]
+__all__ = ["compile_source", "describe_compiler", "find_linker", "link"]
 
 # -Bsymbolic: an entry calls the kernels of its own library, whatever else the process has loaded.
 _LINKED = ("-shared", "-Wl,-Bsymbolic", "-s", "-pthread")
@@ -54,6 +56,15 @@ def compile_source(
     defined = [f"-D{name}={text}" for name, text in (macros or {}).items()]
     command = [*find_linker(triple), *_COMPILED, *defined, "-o", str(file), str(source)]
     _run(f"compiling {source.name}", command)
+
+
+def describe_compiler(triple: str | None = None) -> tuple[object, ...]:
+    """Equal as long as `compile_source` makes the same of the same source."""
+    command = find_linker(triple)
+    if "ziglang" in command:
+        return *command[1:], version("ziglang"), _COMPILED
+    state = os.stat(command[0])  # of what the name stands for
+    return *command, state.st_size, state.st_mtime_ns, _COMPILED
 
 
 def _run(what: str, command: list[str]) -> None:

@@ -2,7 +2,8 @@
 
 Each kernel is a module of its own, so that its object file depends on nothing else, neither on the
 other kernels nor on which thread was free: equal programs give equal libraries. TVM's LLVM keeps
-all its state in the module, and the calls into it leave Python's lock to other threads.
+all its state in the module, and the calls into it leave Python's lock to other threads. What was
+compiled before is taken from `kept_objects.py`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from tvm.ir import IRModule
-
 from graphwright.backends.tvm.emit import emit_kernels
+from graphwright.backends.tvm.kept_objects import KeptObjects, key_of_kernel, key_of_source
 from graphwright.backends.tvm.kernels.kernel import Kernel
 from graphwright.backends.tvm.kernels.pipeline import lower_module, write_object
 from graphwright.backends.tvm.link import compile_source
@@ -29,11 +29,11 @@ __all__ = ["Objects"]
 class Objects:
     """Object files in `folder`, for `cpu`. A context manager: leaving it ends the threads.
 
-    What is added is compiled meanwhile; `files` waits for it.
+    What is added is compiled meanwhile, unless it is among the `kept`; `files` waits for it.
     """
 
-    def __init__(self, folder: Path, cpu: Cpu) -> None:
-        self._folder, self._cpu = folder, cpu
+    def __init__(self, folder: Path, cpu: Cpu, kept: KeptObjects | None = None) -> None:
+        self._folder, self._cpu, self._kept = folder, cpu, kept
         self._workers = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
         self._made: dict[str, Future[Path]] = {}
 
@@ -47,41 +47,57 @@ class Objects:
         traceback: TracebackType | None,
     ) -> None:
         self._workers.shutdown(cancel_futures=True)
-
-    def add_module(self, name: str, module: IRModule) -> None:
-        """The functions of `module`, under a name for `files` and for errors.
-
-        Raises BackendError where TVM's own passes refuse them; `files` does where LLVM does.
-        """
-
-        with self._named(name):  # here, since threads in Python would only delay each other
-            lowered = lower_module(module, self._cpu)
-
-        def work(file: Path) -> None:
-            with self._named(name):
-                write_object(lowered, self._cpu, file)
-
-        self._add(name, work)
+        if self._kept is not None:
+            self._kept.trim()
 
     def add_kernel(self, kernel: Kernel) -> None:
-        """One kernel, as a function that C code could call by its name."""
-        if kernel.name not in self._made:  # kernels_of compares those of one name
-            self.add_module(kernel.name, emit_kernels([kernel]))
+        """One kernel, as a function that C code could call by its name.
+
+        Raises BackendError where TVM's own passes refuse it; `files` does where LLVM does.
+        """
+        name, cpu = kernel.name, self._cpu
+        if name in self._made:  # kernels_of compares those of one name
+            return
+
+        def begin() -> Callable[[Path], None]:
+            with self._named(name):  # here, since threads in Python would only delay each other
+                lowered = lower_module(emit_kernels([kernel]), cpu)
+
+            def work(file: Path) -> None:
+                with self._named(name):
+                    write_object(lowered, cpu, file)
+
+            return work
+
+        self._add(name, key_of_kernel(kernel, cpu), begin)
 
     def add_source(self, source: Path, macros: Mapping[str, str] | None = None) -> None:
         """A C source, called by the name of its file."""
-        self._add(source.name, lambda file: compile_source(source, file, self._cpu.mtriple, macros))
+        triple = self._cpu.mtriple
+        self._add(
+            source.name,
+            key_of_source(source, triple, macros),
+            lambda: lambda file: compile_source(source, file, triple, macros),
+        )
 
     def files(self, names: Iterable[str]) -> list[Path]:
         """The objects of these names, in this order. Raises the BackendError of the first that
         failed."""
         return [self._made[name].result() for name in names]
 
-    def _add(self, name: str, work: Callable[[Path], None]) -> None:
+    def _add(self, name: str, key: str, begin: Callable[[], Callable[[Path], None]]) -> None:
         file = self._folder / f"{len(self._made)}.o"
+        kept = self._kept
+        if kept is not None and kept.take(key, file):
+            self._made[name] = Future()
+            self._made[name].set_result(file)
+            return
+        work = begin()
 
         def run() -> Path:
             work(file)
+            if kept is not None:
+                kept.keep(key, file)
             return file
 
         self._made[name] = self._workers.submit(run)

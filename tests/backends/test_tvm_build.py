@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,19 +14,15 @@ import torch
 from graphs import build_program, rows
 from step_driver import CompiledProgram
 from torch import fx
-from tvm import tirx
-from tvm.tirx.script import builder as T
 
 from graphwright.backends.blobs import BlobTable, dense
 from graphwright.backends.registry import Registry
 from graphwright.backends.tvm.build import BuiltProgram, build
 from graphwright.backends.tvm.context import LoweringContext
-from graphwright.backends.tvm.emit import emit_kernels, kernels_of
+from graphwright.backends.tvm.emit import kernels_of
 from graphwright.backends.tvm.kernels.float_weights import FLOAT32
-from graphwright.backends.tvm.kernels.kernel import define
 from graphwright.backends.tvm.layouts import linear_float_layout
 from graphwright.backends.tvm.link import find_linker, link
-from graphwright.backends.tvm.objects import Objects
 from graphwright.backends.tvm.phases import PARAMETERS, Phase
 from graphwright.backends.tvm.registry import lowering, lowerings_of
 from graphwright.backends.tvm.target import host_cpu
@@ -278,40 +273,6 @@ def test_linker_is_found_or_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_a_failed_link_repeats_the_linkers_words(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"linking failed: .*missing.o"):
         link([tmp_path / "missing.o"], tmp_path / "x.so")
-
-
-def test_objects_do_not_depend_on_threads(built: BuiltProgram, tmp_path: Path) -> None:
-    kernels = kernels_of(built.phases)
-
-    def objects(folder: str, workers: int) -> list[bytes]:
-        (tmp_path / folder).mkdir()
-        with (
-            mock.patch("os.sched_getaffinity", lambda process: range(workers)),
-            Objects(tmp_path / folder, host_cpu()) as made,
-        ):
-            for kernel in kernels:
-                made.add_kernel(kernel)
-            return [path.read_bytes() for path in made.files(kernel.name for kernel in kernels)]
-
-    assert objects("one", 1) == objects("four", 4)
-
-
-def test_what_cannot_be_compiled_is_one_error_with_its_name(
-    built: BuiltProgram, tmp_path: Path
-) -> None:
-    wrong = tirx.call_intrin("int32", "tirx.tvm_stack_alloca", "no type", 1)
-    broken = emit_kernels([define("broken", [], lambda *scalars: T.evaluate(wrong))])
-    source = tmp_path / "broken.c"
-    source.write_text("int broken(")
-    with Objects(tmp_path, host_cpu()) as made:
-        made.add_module("broken kernel", broken)
-        made.add_source(source, {})
-        made.add_kernel(good := built.phases["decode"][0].kernel)
-        assert made.files([good.name])[0].stat().st_size
-        with pytest.raises(BackendError, match="'broken kernel' cannot be compiled for x86-64-"):
-            made.files(["broken kernel", good.name])
-        with pytest.raises(BackendError, match=r"compiling broken.c failed: (.|\n)*broken\("):
-            made.files(["broken.c"])
 
 
 def test_no_sampled_row_leaves_the_logits_alone(tmp_path: Path) -> None:

@@ -78,14 +78,3 @@ def test_a_cache_that_is_none_changes_nothing(
         record.write_text(content)
     Artifact.open(path)
     assert hashed == [len(Artifact.open(path).manifest.entries)] * len(hashed) and len(hashed) >= 2
-
-
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("GRAPHWRIGHT_CACHE", "/somewhere")
-    assert verified.cache_folder() == Path("/somewhere")
-    monkeypatch.delenv("GRAPHWRIGHT_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert verified.cache_folder() == tmp_path / "graphwright"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert verified.cache_folder() == tmp_path / ".cache/graphwright"
