@@ -68,12 +68,14 @@ def _for_gpus(target: str, dtype: str, tuned: bool) -> CodeGenerator:
     from graphwright.backends.triton.chips import chips_of
     from graphwright.backends.triton.package import package
     from graphwright.backends.tuning import Picks
+    from graphwright.runtime.threads import choose_threads
 
     chips = chips_of(target)
     options = GpuOptions(dtype, chips)
 
     def build(program: Program, picks: Picks | None) -> tuple[GpuPackage, ...]:
-        return (package(lower_program(program, options, picks), chips),)
+        lowered = lower_program(program, options, picks)
+        return (package(lowered, chips, threads=choose_threads()),)
 
     if not tuned:
         return CodeGenerator(build, decode_tokens=64)

@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["MORE_MODELS", "TINY_MODELS", "random_tokens", "save_tiny", "tiny_model"]
+from graphwright.ir.schemes import Scheme, dequantize, quantize_weight
+
+__all__ = [
+    "MORE_MODELS",
+    "TINY_MODELS",
+    "random_tokens",
+    "round_weights",
+    "save_tiny",
+    "tiny_model",
+]
 
 _COMMON = {"vocab_size": 128, "max_position_embeddings": 256, "pad_token_id": None}
 _LLAMA = {
@@ -228,6 +237,15 @@ def save_tiny(name: str, directory: Path | str, **config: Any) -> Path:
     directory = Path(directory)
     tiny_model(name, **config).save_pretrained(directory)  # type: ignore[operator]
     return directory
+
+
+def round_weights(model: nn.Module, recipe: str) -> None:
+    """Every matrix of `model` becomes what its integers by a scheme such as w4g128 stand for."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                scheme = Scheme.parse(recipe).for_inputs(weight.shape[1])
+                weight.copy_(dequantize(*quantize_weight(weight, str(scheme))))
 
 
 def random_tokens(length: int, *, seed: int = 0, vocab_size: int = 128) -> torch.Tensor:

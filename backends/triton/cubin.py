@@ -6,17 +6,18 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from graphwright.backends.triton.chips import Chip
 from graphwright.backends.triton.kernels.kernel import DTYPES, TritonKernel
 from graphwright.ir.errors import BackendError
 
-__all__ = ["Cubin", "compile_cubin"]
+__all__ = ["Cubin", "Source", "compile_cubin", "compile_cubins"]
 
 ALIGNMENT = 16  # bytes: what the widest load of a thread needs
 
@@ -38,12 +39,34 @@ class Cubin:
     stack: int
 
 
+# aligned pointers: those that are multiples of ALIGNMENT at every launch
+Source: TypeAlias = tuple[TritonKernel, Chip, frozenset[str]]
+
+
 def compile_cubin(kernel: TritonKernel, chip: Chip, aligned: frozenset[str]) -> Cubin:
-    """`kernel` for `chip`. aligned: the pointers that are multiples of 16 at every launch.
+    """`kernel` for `chip`; aligned as in Source. Raises BackendError as compile_cubins."""
+    return compile_cubins([(kernel, chip, aligned)], 1)[0]
+
+
+def compile_cubins(sources: Sequence[Source], threads: int) -> list[Cubin]:
+    """Kernels for chips, so many at once: the same code as one after the other, as LLVM and ptxas,
+    which take most of the time, work without Python's lock.
 
     Raises BackendError when Triton was imported for interpreting, for a kernel that Triton does not
     compile, and for one that needs more shared memory than the chip has or memory of its own.
     """
+    import triton
+
+    with _reproducible(triton), ThreadPoolExecutor(max(1, min(threads, len(sources)))) as pool:
+        made = [pool.submit(_compile, *each) for each in sources]
+        try:
+            return [each.result() for each in made]
+        except BackendError:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _compile(kernel: TritonKernel, chip: Chip, aligned: frozenset[str]) -> Cubin:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -65,15 +88,12 @@ def compile_cubin(kernel: TritonKernel, chip: Chip, aligned: frozenset[str]) -> 
         "num_stages": kernel.num_stages,
         "enable_fp_fusion": True,
     }
-    with _reproducible(triton):
-        try:
-            compiled = triton.compile(
-                source, target=GPUTarget("cuda", chip.arch, 32), options=options
-            )
-        except Exception as error:
-            raise BackendError(
-                f"Triton does not compile '{kernel.name}' for {chip.name}: {error}"
-            ) from error
+    try:
+        compiled = triton.compile(source, target=GPUTarget("cuda", chip.arch, 32), options=options)
+    except Exception as error:
+        raise BackendError(
+            f"Triton does not compile '{kernel.name}' for {chip.name}: {error}"
+        ) from error
     found = compiled.metadata
     if found.shared > chip.shared:
         raise BackendError(
@@ -95,7 +115,9 @@ _CACHE: list[tempfile.TemporaryDirectory[str]] = []
 
 @contextmanager
 def _reproducible(triton: Any) -> Iterator[None]:
-    """Code without the places of source files in it, and Triton's cache where it is removed."""
+    """Code without the places of source files in it, and Triton's cache where it is removed: for
+    all threads, so that one of them must do this.
+    """
     if not _CACHE:
         _CACHE.append(tempfile.TemporaryDirectory(prefix="graphwright-triton-"))
     with triton.knobs.compilation.scope(), triton.knobs.cache.scope():

@@ -14,7 +14,7 @@ from typing import Any
 
 from graphwright.backends.triton.build import LoweredProgram
 from graphwright.backends.triton.chips import Chip
-from graphwright.backends.triton.cubin import ALIGNMENT, Cubin, compile_cubin
+from graphwright.backends.triton.cubin import ALIGNMENT, Cubin, compile_cubins
 from graphwright.backends.triton.kernels.kernel import TritonKernel
 from graphwright.backends.triton.launches import Launch
 from graphwright.backends.triton.lower.largest import CANDIDATES
@@ -139,19 +139,22 @@ def variant_name(launch: Launch) -> str:
 
 
 def package(
-    lowered: LoweredProgram, chips: Sequence[Chip], say: Callable[[str], None] = lambda text: None
-) -> GpuPackage:
-    """Compiles every kernel for every chip. Raises BackendError."""
+    lowered: LoweredProgram, chips: Sequence[Chip], *, threads: int = 1,
+    say: Callable[[str], None] = lambda text: None,
+) -> GpuPackage:  # fmt: skip
+    """Compiles every kernel for every chip, by so many threads. Raises BackendError."""
     variants: dict[str, tuple[TritonKernel, frozenset[str]]] = {}
     for bucket in lowered.buckets:
         for launch in bucket.all_launches:
             variants[variant_name(launch)] = (launch.kernel, aligned_pointers(launch))
     say(f"compiling {len(variants)} kernels for {', '.join(chip.name for chip in chips)}")
-    cubins = {
-        chip.name: {
-            name: compile_cubin(kernel, chip, aligned)
-            for name, (kernel, aligned) in variants.items()
-        }
+    wanted = [
+        (chip, name, kernel, aligned)
         for chip in chips
-    }
+        for name, (kernel, aligned) in variants.items()
+    ]
+    made = compile_cubins([(kernel, chip, aligned) for chip, _, kernel, aligned in wanted], threads)
+    cubins: dict[str, dict[str, Cubin]] = {chip.name: {} for chip in chips}
+    for (chip, name, _, _), cubin in zip(wanted, made, strict=True):
+        cubins[chip.name][name] = cubin
     return GpuPackage(lowered, tuple(chips), cubins)

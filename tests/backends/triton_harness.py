@@ -6,6 +6,7 @@ process of its own, `compile_all`, which this file is too.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -23,7 +24,7 @@ import triton
 import triton.language as tl
 
 from graphwright.backends.triton.chips import chips_of
-from graphwright.backends.triton.cubin import compile_cubin
+from graphwright.backends.triton.cubin import Cubin, compile_cubins
 from graphwright.backends.triton.interpret import prepare
 from graphwright.backends.triton.kernels.kernel import TritonKernel
 
@@ -82,17 +83,21 @@ def _interpret_bfloat16() -> None:
     builder.cast_impl, builder.create_dot = cast_impl, create_dot
 
 
-def compile_all(factory: str, arguments: Iterable[Any]) -> list[dict[str, Any]]:
+def compile_all(
+    factory: str, arguments: Iterable[Any], *, threads: int = 2, cache: Path | None = None
+) -> list[dict[str, Any]]:
     """What ptxas made of each kernel `factory` (module:function) gives for each of `arguments`.
 
-    The arguments travel as JSON. Each result has registers, stack (bytes of spills a thread),
-    shared (bytes) and name; of few_rows also how often a loop exchanges data between threads.
+    cache: Triton's, instead of that which stays for the next run. The arguments travel as JSON.
+    Each result has registers, stack (bytes of spills a thread), shared (bytes), name and sha256; of
+    few_rows also how often its loops exchange data between threads.
     """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    # Triton's own cache, which stays for the next run
     environment.setdefault("TRITON_CACHE_DIR", str(Path.home() / ".triton" / "cache"))
+    if cache is not None:
+        environment["TRITON_CACHE_DIR"] = str(cache)
     done = subprocess.run(
-        [sys.executable, __file__, factory],
+        [sys.executable, __file__, factory, str(threads)],
         input=json.dumps(list(arguments)), env=environment, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
@@ -100,14 +105,12 @@ def compile_all(factory: str, arguments: Iterable[Any]) -> list[dict[str, Any]]:
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _compile(kernel: TritonKernel, capability: int) -> dict[str, Any]:
-    """With every pointer aligned, as those of a step are but for odd strides."""
-    [chip] = chips_of(f"cuda:sm_{capability}")
-    made = compile_cubin(kernel, chip, frozenset(name for name, _ in kernel.pointers))
+def _facts(kernel: TritonKernel, made: Cubin) -> dict[str, Any]:
     return {
         "name": kernel.name, "registers": made.registers, "stack": made.stack,
         "shared": made.shared, "warps": made.warps,
         "exchanges": _exchanges(made.code) if kernel.name.startswith("few_rows") else None,
+        "sha256": hashlib.sha256(made.code).hexdigest(),
     }  # fmt: skip
 
 
@@ -140,11 +143,16 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parents[2]))
     sys.path.insert(0, str(Path(__file__).parent / "triton_kernels"))
     factory = getattr(__import__(module), function)
-    results = []
-    for argument in json.loads(sys.stdin.read()):
-        kernel, capability = factory(argument)
-        results.append(_compile(kernel, capability))
-    print(json.dumps(results))
+    kernels = [factory(argument) for argument in json.loads(sys.stdin.read())]
+    # with every pointer aligned, as those of a step are but for odd strides
+    sources = [
+        (kernel, chip, frozenset(name for name, _ in kernel.pointers))
+        for kernel, capability in kernels
+        for chip in chips_of(f"cuda:sm_{capability}")
+    ]
+    made = compile_cubins(sources, int(sys.argv[2]))
+    facts = [_facts(kernel, each) for (kernel, _), each in zip(kernels, made, strict=True)]
+    print(json.dumps(facts))
 
 
 if __name__ == "__main__":

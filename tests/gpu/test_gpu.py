@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import random_tokens, save_tiny
+from tiny_models import random_tokens, round_weights, save_tiny
 from transformers import AutoModelForCausalLM
 
 from graphwright.runtime.artifact import Artifact
@@ -81,6 +81,29 @@ def test_models_against_eager(name: str, dtype: str, tmp_path: Path) -> None:
             assert float(error.median()) <= ERROR["bf16"] * float(want.std())
         else:
             assert float(error.amax()) <= ERROR[dtype] * float(want.std())
+
+
+@pytest.mark.parametrize("recipe", ["w8", "w4g128", "w4g32z"])
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_integer_weights_against_eager_with_what_they_stand_for(
+    dtype: str, recipe: str, tmp_path: Path
+) -> None:
+    """Prompts of one batch take products of many rows, decoding those of few; one of each alone."""
+    checkpoint = save_tiny("llama", tmp_path / "checkpoint")
+    engine = Engine(compiled(tmp_path, checkpoint, dtype, recipe), context=128)
+    eager = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    round_weights(eager, recipe)
+    params = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
+    for lengths in ((70, 1, 13), (40,), (3, 5, 2, 9, 4, 6, 1, 2, 3, 8)):
+        prompts = [random_tokens(n, seed=n).tolist() for n in lengths]
+        outputs = engine.generate(prompts, params, return_logits=True)
+        for prompt, output in zip(prompts, outputs, strict=True):
+            with torch.no_grad():
+                tokens = torch.tensor([[*prompt, *output.token_ids]])
+                want = eager(tokens, use_cache=False).logits[0, len(prompt) - 1 : -1]
+            assert output.logits is not None
+            error = (torch.from_numpy(output.logits.copy()) - want).abs().amax()
+            assert float(error) <= ERROR[dtype] * float(want.std())
 
 
 def test_a_replayed_graph_gives_what_its_launches_do(tmp_path: Path) -> None:

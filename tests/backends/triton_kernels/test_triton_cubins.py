@@ -6,6 +6,8 @@ change; the others for sm_90, and all for sm_100, are slow tests.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 triton = pytest.importorskip("triton")
@@ -36,6 +38,19 @@ def check(capability: int, names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(("capability", "names"), [(80, tuple(CASES)), (90, HOPPER)], ids=str)
 def test_kernels_fit_their_chip(capability: int, names: tuple[str, ...]) -> None:
     check(capability, names)
+
+
+def test_code_is_the_same_however_many_compile_at_once(tmp_path: Path) -> None:
+    names = ("few_rows w4g128", "gated_act", "rms_norm 32 x 128", "select_rows", "top_k 256, 8")
+    runs = [
+        compile_all(
+            "cubin_cases:kernel_of", [(name, 90) for name in names], threads=threads,
+            cache=tmp_path / str(threads),
+        )
+        for threads in (1, 4)
+    ]  # fmt: skip
+    assert runs[0] == runs[1]
+    assert len({made["sha256"] for made in runs[0]}) == len(names)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import random_tokens, tiny_model
+from tiny_models import random_tokens, round_weights, tiny_model
 
 from graphwright.backends.reference.engine import ReferenceEngine
 from graphwright.frontend.capture import capture_module
@@ -37,10 +37,12 @@ MODELS = [
 UNLIKE_LAYERS = {"gemma2", "gpt-oss", "deepseek-v3"}  # need two; the interpreter is slow
 
 
-def planned(name: str, recipe: str = "f32", kv_cache_dtype: str = "auto", **config: Any) -> Program:
-    """A tiny model after all passes, for steps of 4 and 16 tokens."""
+def planned(
+    name: str, recipe: str = "f32", kv_cache_dtype: str = "auto", chunk: int = 16, **config: Any
+) -> Program:
+    """A tiny model after all passes, for steps of 4 tokens and of a chunk."""
     program = capture_module(tiny_model(name, **config))
-    options = PipelineOptions(Recipe.parse(recipe), 4, 16, kv_cache_dtype=kv_cache_dtype)
+    options = PipelineOptions(Recipe.parse(recipe), 4, chunk, kv_cache_dtype=kv_cache_dtype)
     run_passes(program, pipeline(options))
     return program
 
@@ -130,6 +132,22 @@ def test_integer_weights_equal_their_reference(recipe: str) -> None:
     error = (torch.cat(parts) - want).abs() / want.abs().max()
     # An activation between two int8 steps may round the other way: rare, and then a step off.
     assert float(error.median()) < 1e-4 and float(error.max()) < 0.03
+
+
+def test_narrow_activations_are_multiplied_with_what_integers_stand_for() -> None:
+    """In float16, where rows of prefill and of decode take other kernels."""
+    model: Any = tiny_model("llama", num_layers=1)
+    round_weights(model, "w4g128")
+    lowered = lower_program(planned("llama", "w4g128", chunk=20, num_layers=1), GpuOptions("f16"))
+    text = random_tokens(20, seed=4).tolist()
+    with torch.no_grad():
+        want = model(torch.tensor([text]), use_cache=False).logits[0]
+    steps = InterpretedProgram(lowered)
+    parts = [steps.step([(0, text[:17])])] + [steps.step([(0, [token])]) for token in text[17:]]
+    error = (torch.cat(parts) - want).abs().amax()
+    assert float(error) <= 0.02 * float(want.std())
+    names = {kernel.name.split("_w4")[0] for kernel in lowered.kernels()}
+    assert {"few_rows", "linear"} <= names
 
 
 def test_narrow_caches_equal_their_reference() -> None:
