@@ -112,7 +112,7 @@ def few_rows_kernel(
     N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
     GROUPS: tl.constexpr, ROW: tl.constexpr, X_STRIDE: tl.constexpr,
     RESIDUAL_STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
-    EPS: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, MOST: tl.constexpr,
+    EPS: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, ONE: tl.constexpr,
     OUTPUTS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.load(batch + COUNT)
@@ -182,7 +182,7 @@ def few_rows_kernel(
                     sums = tl.zeros((PARTS, OUTPUTS, ROWS), tl.float32)
     result = tl.trans(tl.sum(total, axis=0) * 16.0)
     if norm is not None:
-        if MOST == 1:
+        if ONE:
             squares = tl.sum(squares_of(x, rows, K, X_STRIDE, 1, 256 * PARTS), axis=0)
             result = result * tl.rsqrt(squares / K + EPS)
         else:
@@ -200,7 +200,8 @@ def few_rows(
     residual_stride: int | None = None, activation: str = "none",
     gate: tuple[int, int] | None = None, dtype: str = "bfloat16", rows: RowCount = "T",
 ) -> TritonKernel:  # fmt: skip
-    """What `linear` computes, for buckets of up to `most` <= 16 rows, of a w4 weight.
+    """What `linear` computes, for buckets of up to `most` <= 16 rows, of a w4 weight. Buckets of 2
+    to 8 rows share a kernel.
 
     Pointers: batch, x (rows of k), weight, scale, (zero), (norm [k]), (bias [N]), (residual), out
     [rows, N].
@@ -208,6 +209,7 @@ def few_rows(
     assert format.kind == "w4" and most <= MOST_ROWS and activation in ACTIVATIONS
     assert x_stride >= k and n * format.row_bytes(k) < 2**31
     assert gate is None or (residual_stride is None and sorted(gate) == [0, n // 2])
+    columns = max(8, next_power_of_two(most))
     return define(
         "few_rows_w4",
         few_rows_kernel,
@@ -218,8 +220,8 @@ def few_rows(
         format.constants(k) | {
             "N": n, "X_STRIDE": x_stride, "RESIDUAL_STRIDE": residual_stride or 0,
             "ACTIVATION": activation, "GATE": gate[0] if gate else 0, "UP": gate[1] if gate else 0,
-            "EPS": eps, "COUNT": ROWS[rows], "ROWS": max(8, next_power_of_two(most)),
-            "MOST": most, "OUTPUTS": shape.outputs, "PARTS": shape.warps,
+            "EPS": eps, "COUNT": ROWS[rows], "ROWS": columns,
+            "ONE": most == 1, "OUTPUTS": shape.outputs, "PARTS": shape.warps,
         },
         grid=lambda size: (quotient_up(n, shape.outputs), 1, 1),
         num_warps=shape.warps,

@@ -211,6 +211,12 @@ def test_few_rows_times_nibbles_are_those_times_the_dequantized_weight(
     Product(rows, n, k, scheme, dtype, few=few, activation=activation).check()
 
 
+def test_buckets_of_few_rows_share_kernels() -> None:
+    format, shape = WeightFormat.of("w4g128"), FewRows(32, 4)
+    made = [few_rows(64, 256, format, shape, most, x_stride=256).name for most in (1, 2, 8, 16)]
+    assert made[1] == made[2] and len(set(made)) == 3
+
+
 @pytest.mark.parametrize("scheme", [None, *(name for name in SCHEMES if name.startswith("w8"))])
 @pytest.mark.parametrize("splits", [1, 2])
 def test_products_of_one_row_are_those_by_the_dequantized_weight(
