@@ -31,10 +31,11 @@ def leave(code: int) -> NoReturn:
     """Ends the process with exit code `code`, as sys.exit in the main thread does, but leaves its
     memory to the system: to free object by object what torch and tvm made takes 2 seconds.
 
-    Functions registered with atexit run, and output is written. While other threads run, the
-    process ends by sys.exit, which waits for them.
+    Functions registered with atexit run, and output is written. While threads run that are no
+    daemons, the process ends by sys.exit, which waits for them.
     """
-    if threading.active_count() > 1 or "torch" not in sys.modules:
+    waited_for = [thread for thread in threading.enumerate() if not thread.daemon]
+    if len(waited_for) > 1 or "torch" not in sys.modules:
         sys.exit(code)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

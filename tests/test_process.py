@@ -46,6 +46,7 @@ def test_leaving_writes_output_and_runs_what_was_registered() -> None:
         "class Slow:\n"
         "    def __del__(self): print('taken apart')\n"
         "kept = Slow()\n"
+        "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
         "print('output', end=' ')\n"
         "leave(3)"
     )
@@ -55,7 +56,6 @@ def test_leaving_writes_output_and_runs_what_was_registered() -> None:
 
 def test_leaving_waits_for_threads() -> None:
     code = (
-        "import threading, time\n"
         "from graphwright.process import leave\n"
         "threading.Thread(target=lambda: (time.sleep(0.3), print('done'))).start()\n"
         "leave(0)"
