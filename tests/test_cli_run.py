@@ -199,6 +199,17 @@ def test_importing_is_light() -> None:
     assert python(code) == "[]\n"
 
 
+def test_a_missing_checkpoint_is_said_before_torch_is_imported() -> None:
+    code = (
+        "import sys; from graphwright.__main__ import main\n"
+        "code = main(['compile', 'no/such-model'])\n"
+        "print(code, 'torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "1 False\n"
+    assert "there is no directory 'no/such-model': MODEL is a" in result.stderr
+
+
 def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path[:0] = sys.argv[1:2]\n"

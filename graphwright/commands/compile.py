@@ -70,6 +70,11 @@ def command(
 
     if tune_budget is not None and not tune:
         raise click.UsageError("--tune-budget says how long to tune; it goes with --tune.")
+    if not is_user_module(model) and not Path(model).exists():  # before seconds of imports
+        raise click.ClickException(
+            f"there is no directory '{model}': MODEL is a Hugging Face checkpoint on this disk, or "
+            "FILE.py:FUNCTION."
+        )
     require_compiler(target)
     with without_collection():
         from graphwright.compiler import compile
