@@ -248,6 +248,13 @@ def round_weights(model: nn.Module, recipe: str) -> None:
                 weight.copy_(dequantize(*quantize_weight(weight, str(scheme))))
 
 
+def continued_logits(model: nn.Module, prompt: list[int], tokens: list[int]) -> torch.Tensor:
+    """The logits [len(tokens), vocab] with which `model` goes on from `prompt` by these tokens."""
+    with torch.no_grad():
+        logits: torch.Tensor = model(torch.tensor([[*prompt, *tokens]]), use_cache=False).logits
+    return logits[0, len(prompt) - 1 : -1]
+
+
 def random_tokens(length: int, *, seed: int = 0, vocab_size: int = 128) -> torch.Tensor:
     """`length` token ids, int64, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)

@@ -17,7 +17,7 @@ from graphwright.backends.triton.chips import Chip
 from graphwright.backends.triton.kernels.kernel import DTYPES, TritonKernel
 from graphwright.ir.errors import BackendError
 
-__all__ = ["Cubin", "Source", "compile_cubin", "compile_cubins"]
+__all__ = ["Cubin", "Source", "compile_cubin", "compile_cubins", "cuobjdump"]
 
 ALIGNMENT = 16  # bytes: what the widest load of a thread needs
 
@@ -104,7 +104,7 @@ def _compile(kernel: TritonKernel, chip: Chip, aligned: frozenset[str]) -> Cubin
         raise BackendError(f"'{kernel.name}' needs scratch memory of its own, which none is given.")
     code = compiled.asm["cubin"]
     parameters = _parameters(compiled.asm["ptx"], found.name)
-    registers, stack = _usage(triton, code)
+    registers, stack = _usage(code)
     return Cubin(
         code, found.name, kernel.num_warps, found.shared, parameters - len(types), registers, stack
     )
@@ -132,14 +132,20 @@ def _parameters(ptx: str, symbol: str) -> int:
     return rest.partition(")")[0].count(".param ")
 
 
-def _usage(triton: Any, code: bytes) -> tuple[int, int]:
+def _usage(code: bytes) -> tuple[int, int]:
     """(registers, bytes of stack) of each thread."""
+    found = dict(re.findall(r"(REG|STACK):(\d+)", cuobjdump(code, "-res-usage")))
+    return int(found["REG"]), int(found["STACK"])
+
+
+def cuobjdump(code: bytes, option: str) -> str:
+    """What NVIDIA's tool, which Triton brings, prints of a cubin for -res-usage, -sass, …"""
+    import triton
+
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code)
         file.flush()
-        text = subprocess.run(
-            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        return subprocess.run(
+            [tool, option, file.name], capture_output=True, text=True, check=True
         ).stdout
-    found = dict(re.findall(r"(REG|STACK):(\d+)", text))
-    return int(found["REG"]), int(found["STACK"])

@@ -12,7 +12,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,11 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import triton
 import triton.language as tl
 
 from graphwright.backends.triton.chips import chips_of
-from graphwright.backends.triton.cubin import Cubin, compile_cubins
+from graphwright.backends.triton.cubin import Cubin, compile_cubins, cuobjdump
 from graphwright.backends.triton.interpret import prepare
 from graphwright.backends.triton.kernels.kernel import TritonKernel
 
@@ -116,13 +114,7 @@ def _facts(kernel: TritonKernel, made: Cubin) -> dict[str, Any]:
 
 def _exchanges(code: bytes) -> int:
     """Shuffles, barriers and stores to shared memory in loops, by cuobjdump's listing."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(code)
-        file.flush()
-        listing = subprocess.run(
-            [tool, "-sass", file.name], capture_output=True, text=True, check=True
-        ).stdout
+    listing = cuobjdump(code, "-sass")
     found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+ )?([A-Z]\w*)([^;]*);", listing)
     operations = [(int(at, 16), name, rest) for at, name, rest in found]
     jumps = [

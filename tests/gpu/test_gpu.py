@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import random_tokens, round_weights, save_tiny
+from tiny_models import continued_logits, random_tokens, round_weights, save_tiny
 from transformers import AutoModelForCausalLM
 
 from graphwright.runtime.artifact import Artifact
@@ -72,9 +72,7 @@ def test_models_against_eager(name: str, dtype: str, tmp_path: Path) -> None:
     for prompt, output in zip(
         prompts, engine.generate(prompts, params, return_logits=True), strict=True
     ):
-        with torch.no_grad():
-            tokens = torch.tensor([[*prompt, *output.token_ids]])
-            want = eager(tokens, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        want = continued_logits(eager, prompt, output.token_ids)
         assert output.logits is not None
         error = (torch.from_numpy(output.logits.copy()) - want).abs().amax(-1)
         if name in MIXTURES and dtype != "f32":
@@ -98,9 +96,7 @@ def test_integer_weights_against_eager_with_what_they_stand_for(
         prompts = [random_tokens(n, seed=n).tolist() for n in lengths]
         outputs = engine.generate(prompts, params, return_logits=True)
         for prompt, output in zip(prompts, outputs, strict=True):
-            with torch.no_grad():
-                tokens = torch.tensor([[*prompt, *output.token_ids]])
-                want = eager(tokens, use_cache=False).logits[0, len(prompt) - 1 : -1]
+            want = continued_logits(eager, prompt, output.token_ids)
             assert output.logits is not None
             error = (torch.from_numpy(output.logits.copy()) - want).abs().amax()
             assert float(error) <= ERROR[dtype] * float(want.std())

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import random_tokens, save_tiny
+from tiny_models import continued_logits, random_tokens, save_tiny
 from transformers import AutoModelForCausalLM
 
 from graphwright.frontend.checkpoint import capture_checkpoint
@@ -117,9 +117,7 @@ def test_the_engine_generates_what_eager_does(
     prompts = [random_tokens(n, seed=n).tolist() for n in (19, 3)]
     outputs = engine.generate(prompts, params, return_logits=True)
     for prompt, output in zip(prompts, outputs, strict=True):
-        with torch.no_grad():
-            tokens = torch.tensor([[*prompt, *output.token_ids]])
-            want = eager(tokens, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        want = continued_logits(eager, prompt, output.token_ids)
         assert output.logits is not None
         check_close(torch.from_numpy(output.logits.copy()), want)
         assert output.token_ids == want.argmax(-1).tolist()
@@ -174,9 +172,7 @@ def test_drawing_from_few_tokens_fetches_those_and_draws_the_same(
     assert driver.copied == [3 * 64 * 8] * 3, "64 tokens and their logits a sequence"
     wholes = engine.generate(prompts, params, return_logits=True)
     for prompt, each, output, whole in zip(prompts, params, outputs, wholes, strict=True):
-        with torch.no_grad():
-            tokens = torch.tensor([[*prompt, *output.token_ids]])
-            rows = eager(tokens, use_cache=False).logits[0, len(prompt) - 1 : -1].numpy()
+        rows = continued_logits(eager, prompt, output.token_ids).numpy()
         assert whole.logits is not None
         for logits in (rows, whole.logits):
             sampler = Sampler(each.resolve({}), engine.plan.vocab_size, prompt)
