@@ -35,6 +35,8 @@ def entry_source(
     kernels = dict.fromkeys(phase.kernel.name for phase in every)
     lines = [f"#define MOST {max(counts, default=1)}", f"#define BATCH {_BASES['batch']}"]
     lines.append(_WALK.read_text())
+    most = max(len(phases) for phases in entries.values())
+    lines.append(f"const int32_t gw_most_phases = {most};")
     lines += [f"extern Kernel {name};" for name in kernels]
     lines += [_caller(count) for count in counts]
     for name, phases in entries.items():
@@ -60,7 +62,9 @@ def _entry(
     rows: list[str] = []
     for phase, meet in zip(phases, meetings.after, strict=True):
         count = len(phase.operands)
-        row = (len(operands), count, _ROWS_IN_BATCH[phase.rows], phase.replicated, meet)
+        row = (
+            len(operands), count, _ROWS_IN_BATCH[phase.rows], phase.replicated, phase.parts, meet
+        )  # fmt: skip
         numbers = ", ".join(str(int(number)) for number in row)
         rows.append(f"  {{{phase.kernel.name}, call_{count}, {numbers}}},")
         operands += [_operand(each, meetings.own, blobs) for each in phase.operands]

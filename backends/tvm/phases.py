@@ -11,8 +11,9 @@ from typing import Literal
 
 from graphwright.backends.tvm.kernels.kernel import Kernel
 
-__all__ = ["ALONE_ROWS", "PARAMETERS", "Operand", "Phase", "RowCount"]
+__all__ = ["ALONE_ROWS", "PARAMETERS", "Operand", "Phase", "RowCount", "parts_of"]
 
+PART_BYTES = 64 << 10  # of weights in a part of a phase, at least
 ALONE_ROWS = 2  # tokens of a step up to which replicated phases are computed by every thread
 
 # The pointers of an entry in order, by what they point to; `threads: int32` follows them.
@@ -61,6 +62,9 @@ class Phase:
 
     replicated: its cost is small for a row, so that in steps of at most ALONE_ROWS tokens each
     thread may do all of it. It must write nothing but buffers of the arena.
+
+    parts: into how many parts it may be cut, for threads that are done early to take what others
+    have not begun. Such a kernel is called once for each part, as if by that many threads.
     """
 
     step: str
@@ -68,3 +72,10 @@ class Phase:
     operands: tuple[Operand, ...]
     rows: RowCount
     replicated: bool = False
+    parts: int = 1
+
+
+def parts_of(weight_bytes: int) -> int:
+    """Into how many parts the product by a weight may be cut: what follows is a new start for the
+    hardware's prefetches and a call, so that a part must not be small."""
+    return max(1, weight_bytes // PART_BYTES)

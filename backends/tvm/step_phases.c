@@ -25,10 +25,14 @@ typedef struct {
   int32_t first, operands; /* its place among the operands of the entry, and how many */
   int32_t rows;            /* which number of the batch header says for how many rows */
   int32_t replicated;      /* in a small step each thread does all of it */
+  int32_t parts;           /* into how many it may be cut, for threads to take */
   int32_t meet;            /* threads meet after it in a small step too */
 } Phase;
 
+enum { PARTS_OF_A_THREAD = 16, PARTS = 256 }; /* at most */
+
 int32_t gw_barrier(Pool *pool);
+int32_t gw_take_part(Pool *pool, int32_t phase, int32_t thread, int32_t each);
 
 static int64_t *marks;
 static int32_t row_length;
@@ -48,6 +52,20 @@ static inline void mark(int32_t thread, int32_t number) {
   marks[(int64_t)thread * row_length + number] = now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
+/* All of a phase that this thread is to do: its share, or part by part what nobody has begun. Parts
+   are the same however many of them a thread takes, so that the result does not depend on it. */
+static int32_t run_phase(const Phase *phase, int32_t number, int32_t thread, int32_t threads,
+                         int32_t rows, Pool *pool, void **pointers) {
+  int32_t status = 0, part, each = phase->parts / threads;
+  if (each > PARTS_OF_A_THREAD) each = PARTS_OF_A_THREAD;
+  if (each > PARTS / threads) each = PARTS / threads;
+  if (threads == 1 || each < 2)
+    return phase->call(phase->kernel, thread, threads, rows, pointers);
+  while ((part = gw_take_part(pool, number, thread, each)) >= 0)
+    status |= phase->call(phase->kernel, part, each * threads, rows, pointers);
+  return status;
+}
+
 static int32_t run_phases(const Phase *phases, int32_t count, const Operand *operands,
                           int32_t thread, int32_t threads, int32_t alone, Pool *pool,
                           char *const *bases) {
@@ -63,7 +81,8 @@ static int32_t run_phases(const Phase *phases, int32_t count, const Operand *ope
         const Operand *operand = operands + phase->first + k;
         pointers[k] = bases[operand->base] + operand->offset;
       }
-      status |= phase->call(phase->kernel, all ? 0 : thread, all ? 1 : threads, rows, pointers);
+      status |= all ? phase->call(phase->kernel, 0, 1, rows, pointers)
+                    : run_phase(phase, i, thread, threads, rows, pool, pointers);
     }
     mark(thread, 2 * i + 1);
     if (i + 1 < count && (phase->meet || !alone)) gw_barrier(pool);

@@ -48,6 +48,8 @@ typedef float Floats __attribute__((vector_size(32)));
 typedef int32_t Ints __attribute__((vector_size(32)));
 enum { LANES = 8 };
 
+extern const int32_t gw_most_phases; /* of an entry */
+
 struct Pool {
   int32_t threads, started, spins_in_step, spins_between, alone_rows;
   pid_t process;
@@ -58,6 +60,7 @@ struct Pool {
   Entry entry;
   void **pointers;
   int32_t alone, wanted; /* wanted: rows whose largest logit is */
+  atomic_uint *taken;    /* [threads][gw_most_phases]: parts of each thread in the step, see TAKEN */
   Largest *largest;      /* [rows][threads] */
   atomic_int status, running, stopping;
   _Alignas(LINE) atomic_uint launches; /* rises with each step */
@@ -107,6 +110,28 @@ EXPORTED int32_t gw_barrier(Pool *pool) {
     await_change(&pool->barriers, passed, &pool->barrier_sleepers, pool->spins_in_step);
   }
   return 0;
+}
+
+/* A thread's parts of a phase are taken from both ends: by itself from the front, in the order in
+   which they lie in memory, and by threads without parts of their own from the back. */
+#define TAKEN(front, back) ((front) | (back) << 16)
+
+/* The next part of a phase for this thread, of `each` a thread; -1: all are taken. */
+EXPORTED int32_t gw_take_part(Pool *pool, int32_t phase, int32_t thread, int32_t each) {
+  for (int32_t i = 0; i < pool->threads; i++) {
+    int32_t owner = (thread + i) % pool->threads;
+    atomic_uint *word = pool->taken + (size_t)owner * (size_t)gw_most_phases + phase;
+    unsigned taken = atomic_load_explicit(word, memory_order_relaxed);
+    for (;;) {
+      int32_t front = (int32_t)(taken & 0xffff), back = (int32_t)(taken >> 16);
+      if (front + back >= each) break;
+      unsigned after = i ? TAKEN(front, back + 1) : TAKEN(front + 1, back);
+      if (atomic_compare_exchange_weak_explicit(word, &taken, after, memory_order_relaxed,
+                                                memory_order_relaxed))
+        return owner * each + (i ? each - 1 - back : front);
+    }
+  }
+  return -1;
 }
 
 /* The first of the largest logits in row[first, last); -infinity where there are none. */
@@ -215,6 +240,7 @@ static void stop(Pool *pool) {
 static void release(Pool *pool) {
   if (pool->own) munmap(pool->own, pool->own_bytes * (size_t)pool->threads);
   free(pool->workers);
+  free(pool->taken);
   free(pool->largest);
   free(pool->handles);
   free(pool);
@@ -235,11 +261,13 @@ EXPORTED Pool *gw_create(int32_t threads, size_t own_bytes, int32_t alone_rows, 
   pool->own_bytes = (own_bytes + 4095) / 4096 * 4096 + 4096;
   pool->workers = calloc((size_t)threads, sizeof(Worker));
   pool->handles = calloc((size_t)threads, sizeof(pthread_t));
+  pool->taken = calloc((size_t)threads * (size_t)gw_most_phases, sizeof *pool->taken);
   pool->largest = calloc((size_t)threads * (size_t)rows, sizeof(Largest));
   void *memory = mmap(0, pool->own_bytes * (size_t)threads, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   pool->own = memory == MAP_FAILED ? 0 : memory;
-  int failed = pool->workers && pool->handles && pool->largest && pool->own ? start(pool) : ENOMEM;
+  int complete = pool->workers && pool->taken && pool->handles && pool->largest && pool->own;
+  int failed = complete ? start(pool) : ENOMEM;
   if (!failed) return pool;
   stop(pool);
   release(pool);
@@ -261,6 +289,7 @@ EXPORTED int32_t gw_run(Pool *pool, Entry entry, void **pointers, int32_t *chose
   pool->pointers = pointers;
   pool->alone = batch[0] <= pool->alone_rows;
   pool->wanted = chosen ? batch[3] : 0;
+  memset(pool->taken, 0, sizeof *pool->taken * (size_t)pool->threads * (size_t)gw_most_phases);
   atomic_store(&pool->status, 0);
   atomic_fetch_add(&pool->launches, 1);
   if (atomic_load(&pool->launch_sleepers)) wake_all(&pool->launches);

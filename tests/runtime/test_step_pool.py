@@ -24,6 +24,7 @@ ENTRIES = """
 #include <stdint.h>
 typedef struct Pool Pool;
 int32_t gw_barrier(Pool *pool);
+const int32_t gw_most_phases = 1;
 __attribute__((visibility("default")))
 int32_t decode(int32_t thread, int32_t threads, int32_t alone, Pool *pool, int64_t *own,
                int32_t *batch, int64_t *places, int64_t *sums) {

@@ -39,7 +39,15 @@ def for_each_block(
     one contiguous part of the weights, once, and keeps it in its cache for all rows.
     """
     blocks = T.bind(block_count(rows, code.tiling))
-    first, last = partition(panel_count(n, code.tiling) * blocks, thread, threads)
+    count = panel_count(n, code.tiling) * blocks
+    if alone is None:
+        first, last = partition(count, thread, threads)
+    else:  # a lone row's shares are of whole strips
+        unit = T.bind(T.Select(rows == 1, T.int32(alone.tiling.tiles), T.int32(1)))
+        strips = T.bind(T.truncdiv(count + unit - 1, unit))
+        first, last = (
+            T.bind(tirx.min(each * unit, count)) for each in partition(strips, thread, threads)
+        )
     share_of_blocks(n, rows, blocks, first, last, code, alone)
 
 

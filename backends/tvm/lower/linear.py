@@ -11,8 +11,9 @@ from graphwright.backends.blobs import dense
 from graphwright.backends.tvm.context import LoweringContext, arguments
 from graphwright.backends.tvm.kernels.float_weights import FloatWeights
 from graphwright.backends.tvm.kernels.linear_float import float_tilings, linear_float
+from graphwright.backends.tvm.kernels.matmul import TILE
 from graphwright.backends.tvm.layouts import linear_float_layout
-from graphwright.backends.tvm.phases import Operand, Phase
+from graphwright.backends.tvm.phases import Operand, Phase, parts_of
 from graphwright.backends.tvm.product_choices import choose_tilings
 from graphwright.backends.tvm.registry import lowering
 
@@ -51,7 +52,8 @@ def linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
         *epilogue,
         *context.results(node),
     )
-    return (Phase(node.name, kernel, operands, context.rows(node)),)
+    parts = parts_of(weights.tile_bytes(inputs) * outputs // TILE)
+    return (Phase(node.name, kernel, operands, context.rows(node), parts=parts),)
 
 
 def epilogue_of(

@@ -9,7 +9,12 @@ from torch import fx
 
 from graphwright.backends.blobs import Layout
 from graphwright.backends.tvm.context import LoweringContext, arguments
-from graphwright.backends.tvm.kernels.linear_quantized import linear_quantized, tilings_of
+from graphwright.backends.tvm.kernels.linear_quantized import (
+    linear_quantized,
+    tile_bytes,
+    tilings_of,
+)
+from graphwright.backends.tvm.kernels.matmul import TILE
 from graphwright.backends.tvm.kernels.quantize_rows import quantize_rows
 from graphwright.backends.tvm.kernels.quantized_embedding import (
     quantized_embedding as embedding_kernel,
@@ -17,7 +22,7 @@ from graphwright.backends.tvm.kernels.quantized_embedding import (
 from graphwright.backends.tvm.layouts import linear_quantized_layouts, table_quantized_layouts
 from graphwright.backends.tvm.lower.linear import epilogue_of, one_vector_a_row
 from graphwright.backends.tvm.lower.tokens import one_id_a_row
-from graphwright.backends.tvm.phases import Operand, Phase
+from graphwright.backends.tvm.phases import Operand, Phase, parts_of
 from graphwright.backends.tvm.product_choices import choose_tilings
 from graphwright.backends.tvm.registry import lowering
 from graphwright.ir.schemes import Scheme
@@ -55,7 +60,8 @@ def quantized_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ..
         *epilogue,
         *context.results(node),
     )
-    phases.append(Phase(node.name, kernel, operands, rows))
+    parts = parts_of(tile_bytes(inputs, scheme) * outputs // TILE)
+    phases.append(Phase(node.name, kernel, operands, rows, parts=parts))
     return tuple(phases)
 
 

@@ -17,7 +17,7 @@ from graphwright.backends.tvm.kernels.routed_linear_quantized import routed_line
 from graphwright.backends.tvm.kernels.top_k import top_k as top_k_kernel
 from graphwright.backends.tvm.kernels.weighted_sum import weighted_sum as weighted_sum_kernel
 from graphwright.backends.tvm.layouts import routed_float_layout, routed_quantized_layouts
-from graphwright.backends.tvm.phases import Operand, Phase
+from graphwright.backends.tvm.phases import Operand, Phase, parts_of
 from graphwright.backends.tvm.registry import lowering
 from graphwright.ir.schemes import Scheme
 
@@ -78,17 +78,24 @@ class _Routing:
 
     def weight(self, name: str, layout: Layout) -> Operand:
         """The experts' weight `name`, of which a token reads what its slots select."""
-        node = self.given[name]
-        size = layout.size(tuple(int(size) for size in node.meta["val"].shape))
-        read = size // self.experts * min(self.slots, self.experts)
-        return self.context.weight(node, layout, read=read)
+        return self.context.weight(self.given[name], layout, read=self._read(name, layout))
 
     def phase(self, kernel: Any, *operands: Operand) -> Phase:
         return Phase(self.node.name, kernel, operands, self.rows)
 
+    def product(self, kernel: Any, layout: Layout, *operands: Operand) -> Phase:
+        """The phase of a product by weights in `layout`."""
+        parts = parts_of(self._read("weight", layout))
+        return Phase(self.node.name, kernel, operands, self.rows, parts=parts)
+
     @property
     def bias(self) -> list[Operand]:
         return [] if self.given["bias"] is None else [self.weight("bias", dense())]
+
+    def _read(self, name: str, layout: Layout) -> int:
+        """Bytes of a weight that a token reads."""
+        size = layout.size(tuple(int(size) for size in self.given[name].meta["val"].shape))
+        return size // self.experts * min(self.slots, self.experts)
 
 
 @lowering(gw.routed_linear.default, when=_refusal)
@@ -101,10 +108,10 @@ def routed_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
         routed_linear_float, routing.outputs, routing.inputs, weights=weights,
         x_stride=routing.x.row_stride, **routing.options,
     )  # fmt: skip
-    product = routing.phase(
-        kernel, groups.read(), context.value(routing.given["x"]),
-        routing.weight("weight", routed_float_layout(weights)), *routing.bias,
-        *context.results(node),
+    layout = routed_float_layout(weights)
+    product = routing.product(
+        kernel, layout, groups.read(), context.value(routing.given["x"]),
+        routing.weight("weight", layout), *routing.bias, *context.results(node),
     )  # fmt: skip
     return (routing.group(groups), product) if unfilled else (product,)
 
@@ -128,11 +135,15 @@ def quantized_routed_linear(context: LoweringContext, node: fx.Node) -> tuple[Ph
     kernel = context.kernel(
         routed_linear_quantized, routing.outputs, routing.inputs, scheme, **routing.options
     )
-    parts = zip(("weight", "scale", "zero"), routed_quantized_layouts(scheme), strict=False)
+    layouts = routed_quantized_layouts(scheme)
+    parts = zip(("weight", "scale", "zero"), layouts, strict=False)
     weights = [routing.weight(name, layout) for name, layout in parts]
-    result = context.results(node)
-    quantized = (groups.read(), values.read(), scales.read())
-    phases.append(routing.phase(kernel, *quantized, *weights, *routing.bias, *result))
+    phases.append(
+        routing.product(
+            kernel, layouts[0], groups.read(), values.read(), scales.read(), *weights,
+            *routing.bias, *context.results(node),
+        )
+    )  # fmt: skip
     return tuple(phases)
 
 
