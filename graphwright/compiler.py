@@ -6,10 +6,11 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphwright.calibration_tokens import CalibrationSource, open_calibration
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.program import PassRecord, Program
 from graphwright.process import without_collection
@@ -41,7 +42,8 @@ class CompileOptions:
     kept, ``auto`` (float32, on GPUs the activations' type), ``f32``, ``f16``, ``bf16`` or ``int8``
     (a scale for each token and head). dtype: of activations on GPUs, ``auto`` (bf16), ``f32``,
     ``bf16`` or ``f16``. tune: the seconds for which kernels are timed on this machine, to choose
-    between variants of them (None: the ones that suit most); docs/tuning.md.
+    between variants of them (None: the ones that suit most); docs/tuning.md. calibration: which
+    tokens integer weights were rounded by (None: to nearest); docs/quantization.md.
     """
 
     quant: str = "f32"
@@ -52,6 +54,7 @@ class CompileOptions:
     kv_cache_dtype: str = "auto"
     dtype: str = "auto"
     tune: float | None = None
+    calibration: str | None = None
 
 
 @dataclass
@@ -121,6 +124,7 @@ def compile(
     kv_cache_dtype: str = "auto",
     dtype: str = "auto",
     tune: float | None = None,
+    calibration: CalibrationSource | None = None,
     example_tokens: torch.Tensor | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
@@ -128,6 +132,8 @@ def compile(
     """Compiles a checkpoint directory or a decoder `nn.Module` to native code.
 
     `example_tokens` int64 [1, S] helps to trace a module whose vocabulary is not known otherwise.
+    `calibration`, a UTF-8 text file for the checkpoint's tokenizer or token ids [sequences,
+    length], rounds integer weights by what tokens like these make of their inputs.
     Raises FrontendError, PassError or BackendError: a model is compiled right or refused.
     """
     with without_collection():
@@ -148,6 +154,7 @@ def compile(
         Recipe.parse(quant), generator.decode_tokens, chunk, kv_cache_dtype=kv_cache_dtype
     )
     steps = pipeline(chosen)
+    calibrating = calibration is not None and open_calibration(calibration, model, chosen.recipe)
     seconds: dict[str, float] = {}
 
     def timed(stage: str, start: float) -> float:
@@ -159,6 +166,10 @@ def compile(
     progress.stage("capture")
     with _one_thread(), without_collection():
         program, files = _capture(model, example_tokens, trust_remote_code, context)
+    if calibrating:
+        tokens = calibrating(program.info, files)
+        options = replace(options, calibration=f"{tokens}, sha256 {tokens.digest}")
+        steps = pipeline(replace(chosen, calibration=tokens))
     clock = timed("capture", clock)
 
     progress.stage("passes")

@@ -43,6 +43,8 @@ def summary(artifact: Readable) -> str:
     kv = plan["kv"]
     per_token = kv["block_bytes"] / kv["block_size"]
     context = plan.get("max_context")
+    calibrated = options.get("calibration")
+    rounded = f", calibrated: {calibrated}" if calibrated else ""
     stages = [name for name in artifact.names if name.startswith("graph/")]
     code = _variants(manifest)
     rolling = f", {len(kv['rolling'])} rolling" if kv.get("rolling") else ""
@@ -51,7 +53,7 @@ def summary(artifact: Readable) -> str:
         f"format {manifest['format_version']}, made by graphwright "
         f"{manifest['graphwright']} for {manifest['target']}",
         *code,
-        f"quant        {options.get('quant', '?')}",
+        f"quant        {options.get('quant', '?')}{rounded}",
         f"vocabulary   {plan['vocab_size']}",
         f"max context  {'not stated by the model' if context is None else context}",
         f"weights      {_mb(plan['weights']['bytes'])}, of which one token reads "
@@ -91,6 +93,7 @@ def pass_table(artifact: Readable) -> str:
         text = "-" if checked is None else f"{checked:.1%} of tolerance"
         nodes = f"{row['nodes_before']} -> {row['nodes_after']}"
         lines.append(f"{row['name']:34} {row['rewrites']:8d} {nodes:>13}  {text}")
+        lines += [f"    {note}" for note in row.get("notes", ())]
         lines += [f"    left alone: {reason}" for reason in row["misses"]]
     return "\n".join(lines)
 

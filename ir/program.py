@@ -55,6 +55,7 @@ class PassRecord:
     nodes_after: int
     verified: float | None = None  # largest error as a share of the tolerance; None: not checked
     misses: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -10,7 +10,15 @@ import torch
 
 from graphwright.ir.errors import PassError
 
-__all__ = ["GROUPS", "Scheme", "dequantize", "quantize_activation", "quantize_weight"]
+__all__ = [
+    "GROUPS",
+    "Scheme",
+    "check_scales",
+    "dequantize",
+    "nearest",
+    "quantize_activation",
+    "quantize_weight",
+]
 
 GROUPS = (32, 64, 128)  # inputs that may share a scale
 
@@ -63,6 +71,13 @@ class Scheme:
         """Tensors that a quantized weight consists of: values, scales and perhaps zero points."""
         return 3 if self.zero else 2
 
+    @property
+    def range(self) -> tuple[int, int]:
+        """The least and the greatest integer."""
+        if self.bits == 8:
+            return -127, 127
+        return (0, 15) if self.zero else (-8, 7)
+
 
 _ELEMENTS_AT_ONCE = 1 << 18  # of a weight quantized together: the temporaries stay in the cache
 
@@ -87,14 +102,20 @@ def quantize_weight(weight: torch.Tensor, scheme: str) -> tuple[torch.Tensor, ..
     for begin in range(0, rows if real else 0, step):
         part = slice(begin, begin + step)
         x = flat[part].float().reshape(-1, inputs // groups)
-        q, *found = _quantize(x, parsed)
+        q, *found = nearest(x, parsed)
         values[part] = q.reshape(-1, inputs)
         scale[part], zero[part] = (each.reshape(-1, groups) for each in found)
-    if real and not bool(scale.isfinite().all()) and bool(weight.isfinite().all()):
-        most = float(weight.abs().max())
-        raise PassError(f"weights of up to {most:.3g} need scales beyond float16: use w8 for them.")
+    if real:
+        check_scales(weight, scale)
     parts = (values.reshape(*outer, inputs), *(p.reshape(*outer, groups) for p in (scale, zero)))
     return parts[: parsed.parts]
+
+
+def check_scales(weight: torch.Tensor, scale: torch.Tensor) -> None:
+    """Raises PassError when the scales of a finite weight are not finite."""
+    if not bool(scale.isfinite().all()) and bool(weight.isfinite().all()):
+        most = float(weight.abs().max())
+        raise PassError(f"weights of up to {most:.3g} need scales beyond float16: use w8 for them.")
 
 
 def quantize_activation(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,8 +134,8 @@ def dequantize(
     return (grouped * scale.float()[..., None]).reshape(values.shape)
 
 
-def _quantize(x: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Integers like x [groups, G], and the scales and zero points [groups, 1] of its rows."""
+def nearest(x: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Integers nearest to x [groups, G] float32, and scales and zero points [groups, 1]."""
     low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
     none = torch.zeros_like(low)
     if scheme.bits == 8:

@@ -67,6 +67,7 @@ class PassContext:
     on_record: Callable[[PassRecord], None] | None = None
     fuel: int | None = None
     misses: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     text: str = ""  # the graph after the last pass that changed it
 
     @staticmethod
@@ -121,6 +122,10 @@ class Pass(ABC):
         """Records why something similar to this pass's target was left alone."""
         current_context().misses.append(reason)
 
+    def note(self, text: str) -> None:
+        """Records how something was done that the graph does not show."""
+        current_context().notes.append(text)
+
 
 def run_passes(
     program: Program, passes: Sequence[Pass], context: PassContext | None = None
@@ -155,7 +160,7 @@ def _check_order(passes: Sequence[Pass]) -> None:
 
 def _run_one(program: Program, step: Pass, number: int, context: PassContext) -> None:
     nodes = len(program.graph.nodes)
-    context.misses = []
+    context.misses, context.notes = [], []
     start = time.perf_counter()
     try:
         rewrites = step.run(program)
@@ -181,6 +186,7 @@ def _run_one(program: Program, step: Pass, number: int, context: PassContext) ->
         nodes_after=len(program.graph.nodes),
         verified=verified,
         misses=list(context.misses),
+        notes=list(context.notes),
     )
     program.log.append(record)
     if context.on_graph:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from graphwright.passes.base import Pass
+from graphwright.passes.calibration import Calibration
 from graphwright.passes.canonicalize_ops import CanonicalizeOps
 from graphwright.passes.drop_no_ops import DropNoOps
 from graphwright.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
@@ -42,13 +43,14 @@ class PipelineOptions:
 
     recipe: which weights are narrowed or quantized, and how. decode_tokens, chunk: the most tokens
     that one step of the decode and of the prefill entry takes. kv_cache_dtype: auto, f32, f16,
-    bf16 or int8.
+    bf16 or int8. calibration: what integer weights are rounded by (None: to nearest).
     """
 
     recipe: Recipe = field(default_factory=Recipe)
     decode_tokens: int = 8
     chunk: int = 512
     kv_cache_dtype: str = "auto"
+    calibration: Calibration | None = None
 
 
 def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
@@ -87,7 +89,7 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
         # quantize
         NarrowWeights(options.recipe),
         QuantizeKvCache(options.kv_cache_dtype),
-        QuantizeWeights(options.recipe),
+        QuantizeWeights(options.recipe, options.calibration),
         # plan_memory
         PlanMemory(options.decode_tokens, options.chunk),
     )

@@ -12,6 +12,7 @@ from graphwright.ir.program import Level, Program
 from graphwright.ir.schemes import Scheme
 from graphwright.ir.weights import Weight
 from graphwright.passes.base import Exactness, Pass, Stage
+from graphwright.passes.calibration import Calibration, calibrate
 from graphwright.passes.head import logits_linears
 from graphwright.passes.quantized_part import KeptBytes, QuantizedPart
 from graphwright.passes.recipe import Recipe
@@ -27,8 +28,9 @@ class QuantizeWeights(Pass):
     """gw.linear, gw.routed_linear, gw.embedding  →  quantized over quantize_weight(w, scheme).
 
     A table and a head that share a weight and a scheme share the quantized one. A weight whose
-    inputs do not divide into the scheme's groups gets smaller ones, or w8, with a miss. Leaves:
-    what the recipe says; tables read by anything but the tokens (position tables: small, and their
+    inputs do not divide into the scheme's groups gets smaller ones, or w8, with a miss. Values are
+    rounded to nearest, or by the inputs that a `calibration` gives them. Leaves: what the recipe
+    says; tables read by anything but the tokens (position tables: small, and their
     values matter); weights that are not float.
     """
 
@@ -36,6 +38,7 @@ class QuantizeWeights(Pass):
     reaches: ClassVar[Level | None] = Level.QUANTIZED
 
     recipe: Recipe = field(default_factory=Recipe)
+    calibration: Calibration | None = None
 
     @property
     def exactness(self) -> Exactness:  # type: ignore[override]
@@ -64,6 +67,8 @@ class QuantizeWeights(Pass):
                 made[key] = _named(program, *key, parts)
             _replace(program, node, role, made[key], scheme)
             count += 1
+        if count and self.calibration is not None:
+            self.note(calibrate(program, self.calibration))
         return count
 
     def _scheme(self, node: fx.Node, name: str, weight: Weight | None, role: Role) -> Scheme | None:

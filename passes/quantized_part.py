@@ -11,7 +11,7 @@ import torch
 from graphwright.ir.schemes import Scheme, quantize_weight
 from graphwright.ir.weights import Expression, Weight
 
-__all__ = ["KeptBytes", "QuantizedPart"]
+__all__ = ["KeptBytes", "Quantization", "QuantizedPart"]
 
 _KEPT_BYTES = 640 << 20
 
@@ -44,12 +44,12 @@ class QuantizedPart(Expression):
     for the second, as far as the memory for it reaches.
     """
 
-    shared: _Shared | None = None
+    shared: Quantization | None = None
 
     @staticmethod
     def all_of(weight: Weight, scheme: str, memory: KeptBytes) -> list[QuantizedPart]:
         """The outputs of quantize_weight(weight, scheme)."""
-        shared = _Shared(weight, scheme, memory)
+        shared = Quantization(weight, scheme, memory)
         parts = []
         for output in range(Scheme.parse(scheme).parts):
             e = Expression.of(quantize_weight, weight, scheme, output=output)
@@ -58,50 +58,85 @@ class QuantizedPart(Expression):
             )
         return parts
 
+    @property
+    def quantization(self) -> Quantization:
+        """What computes all outputs."""
+        assert self.shared is not None
+        return self.shared
+
     def load(self) -> torch.Tensor:
-        assert self.shared is not None and self.output is not None
-        return self.shared.take(self.output)
+        assert self.output is not None
+        return self.quantization.take(self.output)
+
+    def describe(self) -> str:
+        rounding = "calibrated_" if self.quantization.settled else ""
+        return rounding + super().describe()
 
 
-class _Shared:
-    """A quantization whose results are each dropped when nobody is to ask for them again."""
+class Quantization:
+    """A quantization whose results are each dropped when nobody is to ask for them again.
+
+    Those that `settle` gives it in the place of its own are kept.
+    """
 
     def __init__(self, weight: Weight, scheme: str, memory: KeptBytes) -> None:
-        self._weight, self._scheme, self._memory = weight, scheme, memory
+        self.weight, self.scheme = weight, scheme
+        self.settled = False
+        self._memory = memory
         self._waiting: dict[int, torch.Tensor] = {}  # wanted once more in this round
         self._kept: dict[int, torch.Tensor] = {}  # wanted in the next round
         self._reserved = 0
         self._lock = threading.Lock()
 
+    def settle(self, results: Sequence[torch.Tensor]) -> None:
+        """From now on the outputs are `results`: as those of quantize_weight, with other values."""
+        with self._lock:
+            self._drop()
+            self._waiting, self._kept = {}, self._packed(results)
+            self.settled = True
+
+    def parts(self) -> list[torch.Tensor]:
+        """All outputs."""
+        return [self.take(output) for output in range(Scheme.parse(self.scheme).parts)]
+
     def take(self, output: int) -> torch.Tensor:
         """Output number `output`; computes all when it is not there."""
         with self._lock:
+            if self.settled:
+                return self._unpacked(output, self._kept[output])
             if output in self._waiting:
                 return self._waiting.pop(output)
             if output in self._kept:
-                return self._unpacked(output, self._kept.pop(output))
-            results = quantize_weight(self._weight.load(), self._scheme)
+                kept = self._unpacked(output, self._kept.pop(output))
+                if not self._kept:
+                    self._drop()
+                return kept
+            results = quantize_weight(self.weight.load(), self.scheme)
             self._keep(results)
             self._waiting = dict(enumerate(results))
             return self._waiting.pop(output)
 
     def _keep(self, results: Sequence[torch.Tensor]) -> None:
-        self._memory.give_back(self._reserved)
-        self._kept, self._reserved = {}, 0
-        four_bits = Scheme.parse(self._scheme).bits == 4
+        self._drop()
+        four_bits = Scheme.parse(self.scheme).bits == 4
         size = sum(each.nbytes for each in results) - (results[0].nbytes // 2 if four_bits else 0)
         if self._memory.reserve(size):
-            self._reserved = size
-            self._kept = dict(enumerate(results))
-            if four_bits:
-                low, high = results[0].chunk(2, dim=-1)
-                self._kept[0] = low & 15 | high << 4
+            self._kept, self._reserved = self._packed(results), size
+
+    def _drop(self) -> None:
+        self._memory.give_back(self._reserved)
+        self._kept, self._reserved = {}, 0
+
+    def _packed(self, results: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
+        """The outputs by number; two values of four bits are one byte."""
+        packed = dict(enumerate(results))
+        if Scheme.parse(self.scheme).bits == 4:
+            low, high = results[0].chunk(2, dim=-1)
+            packed[0] = low & 15 | high << 4
+        return packed
 
     def _unpacked(self, output: int, kept: torch.Tensor) -> torch.Tensor:
-        if not self._kept:
-            self._memory.give_back(self._reserved)
-            self._reserved = 0
-        scheme = Scheme.parse(self._scheme)
+        scheme = Scheme.parse(self.scheme)
         if output != 0 or scheme.bits != 4:
             return kept
         low, high = kept << 4 >> 4, kept >> 4  # arithmetic shifts: the sign comes along

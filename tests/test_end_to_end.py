@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,29 @@ def test_stories260k_gives_its_golden_tokens(tmp_path: Path) -> None:
     cli("compile", model, "-o", tmp_path / "s.gw")
     result = cli_json("run", tmp_path / "s.gw", "--prompt-ids", "1", "--max-tokens", 256)
     assert [1, *result["outputs"][0]["token_ids"]] == golden["token_ids"]
+
+
+STORY = """Once upon a time, there was a little dog named Max. Max liked to play in the garden with
+his big red ball. One day, the ball rolled under the gate and into the street. "Oh no!" said Max. He
+was very sad. Then a kind girl saw the ball. She picked it up and gave it back to Max. "Thank you,"
+said Max, and he was happy again. They played together all day and became good friends.
+"""
+
+
+def test_a_calibrated_artifact_says_so_and_costs_little(
+    demo: dict[str, Path], tmp_path: Path
+) -> None:
+    text, other, path = tmp_path / "text.txt", tmp_path / "other.txt", tmp_path / "w4.gw"
+    text.write_text(STORY * 3)
+    other.write_text(STORY.replace("Max", "Tom").replace("dog", "cat").replace("ball", "hat"))
+    options = ("--quant", "w4g32", "--calibrate", text, "--no-check")
+    found = cli_json("compile", DEMO, *options, "-o", path)
+    assert re.match(r"\d+ tokens in 1 sequences, sha256 [0-9a-f]{64}$", found["calibration"])
+    assert found["calibration"] in cli("inspect", path)
+    tokens = found["calibration"].split(",")[0]
+    assert f"rounded by the inputs that {tokens} give to 17 weights" in cli(
+        "inspect", path, "--passes"
+    )
+    assert "golden positions agree" in cli("verify", path)
+    exact, rounded = (cli_json("eval", each, other)["nll"] for each in (demo["f32"], path))
+    assert rounded < 1.02 * exact

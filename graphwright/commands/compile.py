@@ -26,6 +26,9 @@ TUNE_SECONDS = 60
     "-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL-QUANT.gw here."
 )
 @click.option("--quant", default="f32", show_default=True, help="Weights: f32, w8, w8g32, ….")
+@click.option("--calibrate", type=click.Path(path_type=Path), metavar="TEXT",
+              help="Round integer weights by what the tokens of this UTF-8 file make of "
+              "their inputs.")  # fmt: skip
 @click.option("--target", default="host", show_default=True,
               help="host, a CPU's name, several, or GPUs: cuda:sm_80,sm_90.")  # fmt: skip
 @click.option("--chunk", default=512, show_default=True, type=click.IntRange(8, 8192),
@@ -51,6 +54,7 @@ def command(
     model: str,
     output: Path | None,
     quant: str,
+    calibrate: Path | None,
     target: str,
     chunk: int,
     context: int | None,
@@ -75,6 +79,8 @@ def command(
             f"there is no directory '{model}': MODEL is a Hugging Face checkpoint on this disk, or "
             "FILE.py:FUNCTION."
         )
+    if calibrate is not None and not calibrate.is_file():
+        raise click.ClickException(f"there is no file '{calibrate}' to calibrate with.")
     require_compiler(target)
     with without_collection():
         from graphwright.compiler import compile
@@ -94,6 +100,7 @@ def command(
             kv_cache_dtype=kv_cache_dtype,
             dtype=dtype,
             check=check,
+            calibration=calibrate,
             tune=(tune_budget or TUNE_SECONDS) if tune else None,
             trust_remote_code=trust_remote_code,
             progress=report.progress,
@@ -113,6 +120,7 @@ def _summary(compiled: Compiled, output: Path, seconds: float) -> dict[str, Any]
         "artifact_bytes": output.stat().st_size,
         "target": compiled.target,
         "quant": compiled.options.quant,
+        "calibration": compiled.options.calibration,
         "seconds": round(seconds, 3),
         "stages": {name: round(value, 3) for name, value in compiled.seconds.items()},
         "weights_bytes": plan["weights"]["bytes"],
@@ -134,6 +142,7 @@ def _text(compiled: Compiled, output: Path, seconds: float) -> str:
         f"{plan['weights']['bytes'] / 1e6:.1f} MB, for {compiled.target}",
         f"compiled in {seconds:.1f} s ({stages})",
     ]
+    lines += [f"{record.name}: {note}" for record in compiled.program.log for note in record.notes]
     if checked:
         lines.append(f"{len(checked)} rewriting passes checked against the graph before them")
     if compiled.tuned:

@@ -1,0 +1,121 @@
+"""Where calibration gets its tokens: a text file for the checkpoint's tokenizer, or token ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, Union
+
+from graphwright.ir.errors import FrontendError, PassError
+
+if TYPE_CHECKING:
+    import torch
+
+    from graphwright.ir.program import ModelInfo
+    from graphwright.passes.calibration import Calibration
+    from graphwright.passes.recipe import Recipe
+
+__all__ = ["CalibrationSource", "open_calibration"]
+
+_SEQUENCES, _LENGTH = 32, 512  # of a text, at most
+_TEXT_BYTES = 8 << 20  # of a file that is tokenized: its beginning
+
+CalibrationSource: TypeAlias = Union[str, Path, "torch.Tensor", Sequence[Sequence[int]]]
+_Open: TypeAlias = Callable[["ModelInfo", Mapping[str, bytes]], "Calibration"]
+
+
+def open_calibration(source: CalibrationSource, model: object, recipe: Recipe) -> _Open:
+    """What makes the tokens once `model` is captured, of what is known of it and of its files.
+
+    source: a UTF-8 text file, of which at most 32 sequences of 512 tokens, or of the context, are
+    taken, evenly spread over it; or token ids, [sequences, length] or several lists, all of which
+    are. Raises FrontendError or PassError for what can be seen to be wrong already.
+    """
+    if recipe.bits > 8:
+        raise PassError(
+            f"calibration rounds integer weights, and the recipe '{recipe}' has none: choose one "
+            "such as w4g32."
+        )
+    if not isinstance(source, (str, Path)):
+        return lambda info, files: _given(source, info)
+    if not isinstance(model, (str, Path)):
+        raise FrontendError(
+            f"a module has no tokenizer for the text of {source}: give token ids to calibrate with."
+        )
+    if not (Path(model) / "tokenizer.json").is_file():
+        raise FrontendError(
+            f"{model} has no tokenizer.json to read {source} with: give token ids to calibrate "
+            "with, in Python."
+        )
+    text = _read_text(Path(source))
+    return lambda info, files: _tokenized(text, files, info)
+
+
+def _read_text(path: Path) -> str:
+    """The beginning of a UTF-8 file, 8 MB of it at most. Raises FrontendError."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_TEXT_BYTES + 1)
+    except OSError as error:
+        raise FrontendError(f"{path} cannot be read: {error.strerror}.") from error
+    whole = len(data) <= _TEXT_BYTES
+    try:
+        text = data[:_TEXT_BYTES].decode()
+    except UnicodeDecodeError as error:
+        if whole or error.end < _TEXT_BYTES:  # where it was cut a character may have been, too
+            raise FrontendError(
+                f"{path} is not UTF-8 text: byte {error.start} is wrong."
+            ) from error
+        text = data[: error.start].decode()
+    if not text.strip():
+        raise FrontendError(f"{path} has no text to calibrate with.")
+    return text
+
+
+def _tokenized(text: str, files: Mapping[str, bytes], info: ModelInfo) -> Calibration:
+    """Sequences of a text, evenly spread over it, begun with the BOS if the tokenizer adds one."""
+    import torch
+
+    from graphwright.passes.calibration import Calibration
+    from graphwright.runtime.tokenizer import Tokenizer
+
+    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    tokenizer = Tokenizer(files["tokenizer.json"], config)
+    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    ids = tokenizer.encode(text, special=False)
+    width = min(_LENGTH, info.max_context or _LENGTH) - len(begin)
+    if not ids or width < 1:
+        raise FrontendError(f"the text for calibration has no tokens in sequences of {width}.")
+    windows = [ids[start : start + width] for start in range(0, len(ids), width)]
+    if len(windows) > _SEQUENCES:
+        windows = [windows[i * len(windows) // _SEQUENCES] for i in range(_SEQUENCES)]
+    return Calibration(tuple(torch.tensor(begin + each) for each in windows))
+
+
+def _given(sequences: torch.Tensor | Sequence[Sequence[int]], info: ModelInfo) -> Calibration:
+    import torch
+
+    from graphwright.passes.calibration import Calibration
+
+    rows = [torch.as_tensor(each) for each in sequences]
+    if not rows or any(each.dim() != 1 or not len(each) for each in rows):
+        raise FrontendError(
+            "calibration takes sequences of token ids, [sequences, length] or a list of lists, "
+            "none of them empty."
+        )
+    for number, row in enumerate(rows):
+        if row.is_floating_point() or row.dtype == torch.bool:
+            raise FrontendError(f"calibration takes token ids, not {row.dtype}.")
+        low, high = int(row.min()), int(row.max())
+        if low < 0 or high >= info.vocab_size:
+            raise FrontendError(
+                f"sequence {number} for calibration has the token id {low if low < 0 else high}; "
+                f"the model has 0 to {info.vocab_size - 1}."
+            )
+        if info.max_context is not None and len(row) > info.max_context:
+            raise FrontendError(
+                f"sequence {number} for calibration has {len(row)} tokens; the context holds "
+                f"{info.max_context}."
+            )
+    return Calibration(tuple(each.long() for each in rows))

@@ -1,0 +1,121 @@
+"""Tokens to calibrate with: what is taken of a text, and what is refused with which sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy_model import word_tokenizer
+
+from graphwright.__main__ import main
+from graphwright.calibration_tokens import open_calibration
+from graphwright.ir.errors import FrontendError, PassError
+from graphwright.ir.program import ModelInfo
+from graphwright.passes.recipe import Recipe
+
+W4 = Recipe.parse("w4g32")
+INFO = ModelInfo("small", 97, 64)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A directory with a tokenizer: a token for each character, and a BOS."""
+    (tmp_path / "tokenizer.json").write_text(word_tokenizer())
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    return tmp_path
+
+
+def sequences(checkpoint: Path, text: str, info: ModelInfo = INFO) -> list[list[int]]:
+    file = checkpoint / "text.txt"
+    file.write_text(text)
+    files = {each.name: each.read_bytes() for each in checkpoint.iterdir()}
+    found = open_calibration(file, checkpoint, W4)(info, files)
+    assert found.tokens == sum(len(each) for each in found.sequences)
+    return [each.tolist() for each in found.sequences]
+
+
+def test_a_text_becomes_windows_that_begin_with_the_bos(checkpoint: Path) -> None:
+    found = sequences(checkpoint, "ab" * 100)
+    assert [len(each) for each in found] == [64, 64, 64, 12]
+    assert all(each[0] == 0 for each in found)
+    assert len({tuple(each[1:63]) for each in found[:2]}) == 2, "a window holds 63 characters"
+
+
+def test_a_long_text_gives_a_bounded_number_from_all_over_it(checkpoint: Path) -> None:
+    text = "".join(chr(97 + i // 400) for i in range(26 * 400))
+    found = sequences(checkpoint, text)
+    assert len(found) == 32
+    assert len({each[-1] for each in found}) > 20
+    long = sequences(checkpoint, text, ModelInfo("small", 97, None))
+    assert max(map(len, long)) == 512
+
+
+def test_a_character_may_end_behind_the_end_of_what_is_read(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphwright.calibration_tokens._TEXT_BYTES", 4)
+    assert len(sequences(checkpoint, "abcé and more")[0]) == 4
+    file = checkpoint / "text.txt"
+    file.write_bytes(b"a\xffcd and more")
+    with pytest.raises(FrontendError, match="is not UTF-8 text: byte 1 is wrong"):
+        open_calibration(file, checkpoint, W4)
+
+
+def test_token_ids_are_taken_as_they_are() -> None:
+    for given in (torch.tensor([[1, 2, 3], [4, 5, 6]]), [[1, 2, 3], [4, 5, 6]]):
+        found = open_calibration(given, None, W4)(INFO, {})
+        assert [each.tolist() for each in found.sequences] == [[1, 2, 3], [4, 5, 6]]
+        assert str(found) == "6 tokens in 2 sequences"
+    other = open_calibration([[1, 2], [3, 4, 5, 6]], None, W4)(INFO, {})
+    assert other.digest != found.digest
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "none of them empty"),
+        ([[1], []], "none of them empty"),
+        ([[1, 97]], "sequence 0 for calibration has the token id 97; the model has 0 to 96"),
+        ([[1], [-1]], "sequence 1 for calibration has the token id -1"),
+        ([[0] * 65], "has 65 tokens; the context holds 64"),
+        (torch.zeros(2, 3), "takes token ids, not torch.float32"),
+    ],
+)
+def test_wrong_token_ids(given: Any, message: str) -> None:
+    with pytest.raises(FrontendError, match=message):
+        open_calibration(given, None, W4)(INFO, {})
+
+
+def test_what_can_be_seen_before_capture(checkpoint: Path) -> None:
+    file = checkpoint / "text.txt"
+    for content, message in (
+        (b"caf\xe9 au lait", "is not UTF-8 text: byte 3 is wrong"),
+        (b"", "has no text to calibrate with"),
+        (b" \n", "has no text to calibrate with"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(FrontendError, match=message):
+            open_calibration(file, checkpoint, W4)
+    with pytest.raises(FrontendError, match="cannot be read: No such file"):
+        open_calibration(checkpoint / "away.txt", checkpoint, W4)
+    with pytest.raises(FrontendError, match="a module has no tokenizer"):
+        open_calibration(file, torch.nn.Linear(2, 2), W4)
+    for quant in ("f32", "bf16"):
+        with pytest.raises(PassError, match=f"the recipe '{quant}' has none"):
+            open_calibration([[1]], None, Recipe.parse(quant))
+
+
+def test_the_command_line_refuses_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("Once upon a time")
+    for arguments, message in (
+        (["--calibrate", "away.txt"], "there is no file 'away.txt' to calibrate with"),
+        (["--calibrate", str(tmp_path / "text.txt")], "the recipe 'f32' has none"),
+        (["--quant", "w8", "--calibrate", str(tmp_path / "text.txt")], "has no tokenizer.json"),
+    ):
+        assert main(["compile", str(tmp_path), "-o", str(tmp_path / "x.gw"), *arguments]) == 1
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
