@@ -17,12 +17,13 @@ from torch import fx
 from graphwright.ir.errors import PassError
 from graphwright.ir.layout import RowView, is_view, row_axis, row_size, row_view
 
-__all__ = ["ALIGNMENT", "ATTENTION_SEGMENTS", "Buffer", "MemoryPlan", "Scratch", "align",
-           "buffer_name", "memory_table", "operands", "result_of", "results", "scratch",
+__all__ = ["ALIGNMENT", "ATTENTION_CHUNK", "ATTENTION_SEGMENTS", "Buffer", "MemoryPlan", "Scratch",
+           "align", "buffer_name", "memory_table", "operands", "result_of", "results", "scratch",
            "steps"]  # fmt: skip
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 ATTENTION_SEGMENTS = 8  # parts that the keys of a decoding token may be cut into
+ATTENTION_CHUNK = 64  # keys that attention computes the scores of at once
 FEW_TOKENS = 16  # the most tokens of an entry whose attention is cut so: it has few other parts
 
 
@@ -183,9 +184,9 @@ def _pairs_by_expert(experts: Any) -> Scratch:
 
 def _partial_results(step: fx.Node) -> Scratch:
     """Of each segment of the keys and each head: the sum of the values, and the maximum and the sum
-    of the weights, in float32."""
+    of the weights, and room for the scores of a chunk of keys, in float32."""
     _, heads, value_dim = step.meta["val"].shape
-    floats = ATTENTION_SEGMENTS * int(heads) * (int(value_dim) + 2)
+    floats = ATTENTION_SEGMENTS * int(heads) * (int(value_dim) + 2 + ATTENTION_CHUNK)
     return Scratch(f"{step.name}.partial", 4 * floats)
 
 

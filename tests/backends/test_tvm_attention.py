@@ -20,7 +20,7 @@ from graphwright.backends.tvm.kernels.standalone import aligned, assembly, stand
 from graphwright.backends.tvm.kv_layout import KvLayout
 from graphwright.backends.tvm.target import Cpu, cpu_by_name, host_cpu
 from graphwright.ir.masks import Mask
-from graphwright.ir.memory import ATTENTION_SEGMENTS
+from graphwright.ir.memory import ATTENTION_CHUNK, ATTENTION_SEGMENTS
 from graphwright.ir.op import get_op
 from graphwright.ir.states import KVState
 from graphwright.ir.tolerance import check_close
@@ -155,7 +155,7 @@ def check(case: Case) -> None:
     positions, start, table = case.positions.numpy(), case.start.numpy(), case.table.numpy()
     extras = [each.numpy() for each in case.extras if each is not None]
     k, v, q = (rows_with_gap(each, gap) for each in (case.k, case.v, case.q))
-    stride = ATTENTION_SEGMENTS * case.heads * (case.value_dim + 2)
+    stride = ATTENTION_SEGMENTS * case.heads * (case.value_dim + 2 + ATTENTION_CHUNK)
     pointers = [pointer for _, pointer in block.pointers]
     index, real = ["int64", "int32", "int32"], "float32"
     write = standalone(append, ["int32", real, real, *pointers, *index], case.cpu)
@@ -231,8 +231,8 @@ ENDS = [(15, 1), (16, 1), (63, 1), (64, 1), (255, 1), (256, 1), (700, 1), (2100,
 def test_tokens_that_come_alone_are_cut_into_segments() -> None:
     check(Case(4, 2, 16, 16, [*ENDS, (300, 7)], sinks=True, split=True))
     check(Case(3, 1, 8, 8, ENDS[-3:], mask="causal & (window(500) | first(3))", split=True))
-    # Of three items two take turns at each chunk, then the third; threads get parts of a segment.
-    check(Case(6, 3, 64, 64, ENDS[-2:], split=True))
+    # Of five items four take turns at each block, then the fifth; threads get parts of a segment.
+    check(Case(80, 1, 16, 16, ENDS[-2:], split=True))
 
 
 @pytest.mark.parametrize("batch", [[(0, 1)], [(650, 33)], [(1, 1)] * 8,

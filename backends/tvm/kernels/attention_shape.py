@@ -11,14 +11,16 @@ from graphwright.backends.tvm.kernels.kernel import Expr
 from graphwright.backends.tvm.kernels.kv_values import BLOCK_SIZE, KvBlock
 from graphwright.backends.tvm.kernels.loops import quotient
 from graphwright.ir.masks import Mask
-from graphwright.ir.memory import ATTENTION_SEGMENTS
+from graphwright.ir.memory import ATTENTION_CHUNK, ATTENTION_SEGMENTS
 
 __all__ = ["CHUNK", "AttentionShape", "Operands", "Tile", "largest_divisor", "segment_start"]
 
-CHUNK = 4  # blocks whose scores a pass holds: the maximum is looked for once in 64 keys
+CHUNK = (
+    ATTENTION_CHUNK // BLOCK_SIZE
+)  # blocks whose scores a pass holds: the maximum is looked for once in 64 keys
 SEGMENT_BLOCKS = 16  # blocks of the shortest segment; a segment is a whole number of chunks
-RUN_BYTES = 64 << 10  # of a chunk's keys and values, that items take in turn while it is in L2
-RUN_ROWS = 128  # query rows whose states a run holds
+RUN_ROWS = 64  # query rows that a run holds
+AHEAD_BYTES = 8 << 10  # asked for before they are needed; more was slower
 TILE_ROWS = 24  # query rows of a whole tile: four passes for AVX2
 
 
@@ -71,11 +73,15 @@ class AttentionShape:
 
     @property
     def run_items(self) -> int:
-        """Items of a token that take their turns at each chunk: in a block keys of one head follow
+        """Items of a token that take their turns at each block: in a block, keys of one head follow
         those of another, and short pieces from many places are read at half the speed."""
-        block = (self.dim + self.value_dim) * BLOCK_SIZE * self.block.itemsize
-        most = min(RUN_BYTES // (CHUNK * block), RUN_ROWS // self.item_heads)
-        return min(self.items, max(1, most))
+        return min(self.items, max(1, RUN_ROWS // self.item_heads))
+
+    @property
+    def blocks_ahead(self) -> int:
+        """How many blocks of a run's keys, or values, `AHEAD_BYTES` are."""
+        least = min(self.dim, self.value_dim) * BLOCK_SIZE * self.block.itemsize * self.run_items
+        return min(CHUNK, -(-AHEAD_BYTES // least))
 
     @property
     def tile_tokens(self) -> int:
@@ -98,8 +104,8 @@ class AttentionShape:
     @property
     def partial_stride(self) -> int:
         """Floats of one token's partial results: of each segment and head the sum of the values,
-        then the maximum and the sum of the weights."""
-        return ATTENTION_SEGMENTS * self.heads * (self.value_dim + 2)
+        then the maximum and the sum of the weights, then the scores of a chunk."""
+        return ATTENTION_SEGMENTS * self.heads * (self.value_dim + 2 + ATTENTION_CHUNK)
 
     def partial_row(self, segment: Expr, head: Expr) -> Expr:
         """Where in a token's partial results the sum of the values is."""
@@ -109,6 +115,11 @@ class AttentionShape:
         """Where the maximum is; the sum follows."""
         values = ATTENTION_SEGMENTS * self.heads * self.value_dim
         return values + (segment * self.heads + head) * 2
+
+    def partial_scores(self, segment: Expr, head: Expr) -> Expr:
+        """Where the scores are."""
+        before = ATTENTION_SEGMENTS * self.heads * (self.value_dim + 2)
+        return before + (segment * self.heads + head) * ATTENTION_CHUNK
 
 
 def largest_divisor(number: int, limit: int) -> int:

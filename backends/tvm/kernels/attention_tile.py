@@ -1,23 +1,37 @@
 """Attention of units: the tokens of a tile, heads that share a key head, a segment of the keys.
 
 Online softmax (Milakov and Gimelshein, 2018; Dao et al., FlashAttention, 2022) over chunks of 64
-keys. The units of a run share a segment and go through it together, chunk by chunk: what lies side
-by side in a block is then read at about the same time. A pass holds a few query rows (a row is one
-head of one token), as many as the registers have room for sums: a key or value that is loaded, and
-converted to float32, serves all of them. The passes over a chunk follow each other while it is in
-the cache. The row of the result itself is the accumulator. It is rescaled only when a chunk raises
-the row's maximum.
+keys. The units of a run share a segment and go through it together, chunk by chunk, and where the
+keys are split also block by block, so that memory is read in the order of addresses. A pass holds a
+few query rows (a row is one head of one token), as many as the registers have room for sums: a key
+or value that is loaded, and converted to float32, serves all of them. The passes over a block, or
+those of a tile over a chunk, follow each other while it is in the cache. The row of the result
+itself is the accumulator. It is rescaled only when a chunk raises the row's maximum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from graphwright.backends.tvm.kernels.attention_scores import LOG2_E, scale_output, score, weigh
+from graphwright.backends.tvm.kernels.attention_fetch import (
+    fetch_after_keys,
+    fetch_after_values,
+    fetch_keys,
+    fetch_scales,
+    fetch_values,
+)
+from graphwright.backends.tvm.kernels.attention_scores import (
+    LOG2_E,
+    Scores,
+    scale_output,
+    score,
+    weigh,
+)
 from graphwright.backends.tvm.kernels.attention_shape import CHUNK, AttentionShape, Operands, Tile
 from graphwright.backends.tvm.kernels.attention_work import Chunk, Pass, Unit
 from graphwright.backends.tvm.kernels.kernel import Expr, registers
@@ -33,6 +47,8 @@ from graphwright.backends.tvm.kernels.loops import (
 from graphwright.backends.tvm.kernels.vector import constant, fma
 
 __all__ = ["Run", "compute"]
+
+EachItem = Callable[[Callable[[Unit], None]], None]
 
 LOWEST = -1e30  # the maximum before the first key: finite, so that (masked - maximum) is no NaN
 
@@ -69,21 +85,50 @@ def compute(
             body(Unit(shape, given, tile, head, segment, T.bind(i * rows), *states))
 
     each_item(lambda unit: unit.each_pass(_begin))
-    memory = Chunk.memory()
+    memory, by_block = Chunk.memory(), tile.split(shape)
     with T.serial(0, quotient(end - begin + (CHUNK - 1), CHUNK)) as number:
         first = T.bind(begin + number * CHUNK)
         count = settle(tirx.min(end - first, T.int32(CHUNK)), "int32")
         chunk = Chunk.look_up(shape, given, tile, first, count, blocks, memory)
 
-        def attend(work: Pass) -> None:
-            scores = registers(work.rows, CHUNK * BLOCK_SIZE)
-            score(work, chunk, scores)
-            weigh(work, chunk, scores)
-            _accumulate(work, chunk, scores)
-
-        each_item(lambda unit: unit.each_pass(attend))
-    finish = _leave if tile.split(shape) else _finish
+        (_attend_by_block if by_block else _attend_by_pass)(each_item, chunk)
+    finish = _leave if by_block else _finish
     each_item(lambda unit: unit.each_pass(finish))
+
+
+def _attend_by_pass(each_item: EachItem, chunk: Chunk) -> None:
+    """A pass goes through the chunk, then the next one: sums of values stay in registers."""
+
+    def attend(work: Pass) -> None:
+        scores = Scores.in_registers(work)
+        with T.serial(0, chunk.count) as b:
+            score(work, chunk, b, scores, partial(fetch_keys, work, chunk, b))
+        weigh(work, chunk, scores)
+        _accumulate(work, chunk, (T.int32(0), chunk.count), scores, fetch_values)
+
+    each_item(lambda unit: unit.each_pass(attend))
+
+
+def _attend_by_block(each_item: EachItem, chunk: Chunk) -> None:
+    """All units go through a block, then through the next one: memory is read as it lies."""
+
+    with T.serial(0, chunk.count) as b:
+
+        def score_block(work: Pass) -> None:
+            if work.unit.shape.block.scaled:
+                fetch_scales(work, chunk, b)
+            score(
+                work, chunk, b, Scores.in_partial(work), partial(fetch_after_keys, work, chunk, b)
+            )
+
+        each_item(lambda unit: unit.each_pass(score_block))
+    each_item(lambda unit: unit.each_pass(lambda work: weigh(work, chunk, Scores.in_partial(work))))
+    with T.serial(0, chunk.count) as b:
+
+        def add_values(work: Pass) -> None:
+            _accumulate(work, chunk, (b, b + 1), Scores.in_partial(work), fetch_after_values)
+
+        each_item(lambda unit: unit.each_pass(add_values))
 
 
 def _begin(work: Pass) -> None:
@@ -107,8 +152,12 @@ def _begin(work: Pass) -> None:
         vector_loop(unit.shape.value_dim, unit.shape.lanes, clear)
 
 
-def _accumulate(work: Pass, chunk: Chunk, weights: Sequence[Expr]) -> None:
-    """out += weights · values, over the keys that were written: others may hold anything."""
+def _accumulate(
+    work: Pass, chunk: Chunk, blocks: tuple[Expr, Expr], weights: Scores,
+    fetch: Callable[[Pass, Chunk, Expr, Expr, int], None],
+) -> None:  # fmt: skip
+    """out += weights · values, over the keys of these blocks that were written: others may hold
+    anything."""
     shape, rows = work.unit.shape, [work.out_at(r) for r in range(work.rows)]
 
     def columns(first: Expr, width: int, vectors: int, part: Expr = 0, parts: int = 0) -> None:
@@ -116,9 +165,9 @@ def _accumulate(work: Pass, chunk: Chunk, weights: Sequence[Expr]) -> None:
         for row, sums in zip(rows, totals, strict=True):
             for v, each in enumerate(sums):
                 store(each, 0, load(work.out, row + first + v * width, width), width)
-        with T.serial(0, chunk.count) as b:
+        with T.serial(*blocks) as b:
             if parts:
-                chunk.fetch_values(work, b, part, parts)
+                fetch(work, chunk, b, part, parts)
             values = settle(chunk.starts[b] + work.unit.values_start + first, "int64")
             valid = tirx.min(chunk.valid - b * BLOCK_SIZE, T.int32(BLOCK_SIZE))
             with T.serial(0, valid) as j:
@@ -132,7 +181,7 @@ def _accumulate(work: Pass, chunk: Chunk, weights: Sequence[Expr]) -> None:
                     for v in range(vectors)
                 ]
                 for r, sums in enumerate(totals):
-                    weight = T.bind(spread(weights[r][b * BLOCK_SIZE + j], width))
+                    weight = T.bind(spread(weights.load(r, b * BLOCK_SIZE + j, 1), width))
                     for v, each in enumerate(sums):
                         total = fma(weight, value[v], load(each, 0, width), width)
                         store(each, 0, total, width)

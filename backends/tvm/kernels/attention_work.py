@@ -10,12 +10,10 @@ from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.attention_shape import CHUNK, AttentionShape, Operands, Tile
 from graphwright.backends.tvm.kernels.kernel import Expr, registers
-from graphwright.backends.tvm.kernels.kv_values import BLOCK_SIZE, KvBlock
+from graphwright.backends.tvm.kernels.kv_values import BLOCK_SIZE
 from graphwright.backends.tvm.kernels.loops import quotient, remainder, settle
 
-__all__ = ["Chunk", "Pass", "Unit", "lines_of"]
-
-LINE = 64  # bytes of a cache line
+__all__ = ["Chunk", "Pass", "Unit"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +97,12 @@ class Pass:
             return T.bind(start + shape.partial_row(unit.segment, head))
         return T.bind(((unit.tile.first + token) * shape.heads + head) * shape.value_dim)
 
+    def scores_at(self, r: int) -> Expr:
+        """Where the scores of row r start in `partial`."""
+        unit, shape = self.unit, self.unit.shape
+        start = unit.tile.first * shape.partial_stride
+        return T.bind(start + shape.partial_scores(unit.segment, self.head_at(r)))
+
     @property
     def out(self) -> Expr:
         """Where the result is accumulated."""
@@ -135,6 +139,7 @@ class Chunk:
     scales: Expr
     first_keys: Expr
     ahead: Expr
+    scales_ahead: Expr
     count: Expr
     valid: Expr
 
@@ -144,7 +149,7 @@ class Chunk:
         """Blocks `first` to `first + count` of the tile's; `blocks` are their number, how many are
         kept from the start, and the first of the others; `memory` is `Chunk.memory()`."""
         block, (total, kept, low) = shape.block, blocks
-        starts, scales, ahead, first_keys = memory
+        starts, scales, ahead, scales_ahead, first_keys = memory
 
         def look_up(step: Expr) -> tuple[Expr, Expr]:
             number = settle(tirx.Select(step < kept, step, low + step - kept), "int32")
@@ -158,15 +163,17 @@ class Chunk:
             T.buffer_store(first_keys, number * BLOCK_SIZE, [b])
             _, entry = look_up(tirx.min(first + b + CHUNK, total - 1))
             T.buffer_store(ahead, entry * T.int64(block.stride), [b])
+            if block.scaled:
+                T.buffer_store(scales_ahead, entry * T.int64(block.scale_stride), [b])
         last = first_keys[count - 1]
         written = tirx.min(tile.position + tile.tokens - last, T.int32(BLOCK_SIZE))
         valid = settle((count - 1) * BLOCK_SIZE + written, "int32")
-        return Chunk(starts, scales, first_keys, ahead, count, valid)
+        return Chunk(starts, scales, first_keys, ahead, scales_ahead, count, valid)
 
     @staticmethod
     def memory() -> list[Expr]:
         """Room for what a chunk looks up."""
-        return [registers(1, CHUNK, dtype)[0] for dtype in ("int64", "int64", "int64", "int32")]
+        return [registers(1, CHUNK, dtype)[0] for dtype in (*["int64"] * 4, "int32")]
 
     def visible_to_all(self, unit: Unit) -> Expr:
         """Do all rows of the unit see every key?"""
@@ -179,45 +186,3 @@ class Chunk:
         if mask.chunk is not None:
             conditions.append(first >= quotient(newest, mask.chunk) * mask.chunk)
         return tirx.all(*conditions) if len(conditions) > 1 else conditions[0]
-
-    def fetch_keys(self, work: Pass, b: Expr, part: Expr, parts: int) -> None:
-        """Asks for part `part` of `parts` of this pass's share of the keys of the block that comes
-        `CHUNK` blocks after block b."""
-        unit = work.unit
-        self._fetch(unit.given.k_cache, unit.keys_start, unit.shape.dim, work, b, part, parts)
-
-    def fetch_values(self, work: Pass, b: Expr, part: Expr, parts: int) -> None:
-        """The same of values."""
-        unit = work.unit
-        self._fetch(
-            unit.given.v_cache, unit.values_start, unit.shape.value_dim, work, b, part, parts
-        )
-
-    def _fetch(
-        self, buffer: Expr, start: Expr, channels: int, work: Pass, b: Expr, part: Expr, parts: int
-    ) -> None:
-        block = work.unit.shape.block
-        lines, shares = lines_of(channels, block), work.total * parts
-        share = T.bind(work.number * parts + part)
-        where = settle(self.ahead[b] + start, "int64")
-
-        def ask(line: Expr) -> None:
-            at = where + line * (LINE // block.itemsize)
-            T.evaluate(
-                T.call_llvm_intrin(
-                    "void", "llvm.prefetch.p0", T.address_of(buffer[at]), T.int32(0),
-                    T.int32(2), T.int32(1),
-                )
-            )  # fmt: skip
-
-        if lines % shares == 0:
-            for number in range(lines // shares):
-                ask(share * (lines // shares) + number)
-            return
-        with T.serial(quotient(share * lines, shares), quotient((share + 1) * lines, shares)) as i:
-            ask(i)
-
-
-def lines_of(channels: int, block: KvBlock) -> int:
-    """Cache lines of one head's keys, or values, in a block."""
-    return -(-channels * BLOCK_SIZE * block.itemsize // LINE)
