@@ -19,6 +19,7 @@ CHUNK = (
     ATTENTION_CHUNK // BLOCK_SIZE
 )  # blocks whose scores a pass holds: the maximum is looked for once in 64 keys
 SEGMENT_BLOCKS = 16  # blocks of the shortest segment; a segment is a whole number of chunks
+RUN_BYTES = 16 << 10  # of a block's keys that a run holds: what comes next is not too far behind
 RUN_ROWS = 64  # query rows that a run holds
 AHEAD_BYTES = 8 << 10  # asked for before they are needed; more was slower
 TILE_ROWS = 24  # query rows of a whole tile: four passes for AVX2
@@ -75,7 +76,9 @@ class AttentionShape:
     def run_items(self) -> int:
         """Items of a token that take their turns at each block: in a block, keys of one head follow
         those of another, and short pieces from many places are read at half the speed."""
-        return min(self.items, max(1, RUN_ROWS // self.item_heads))
+        keys = max(self.dim, self.value_dim) * BLOCK_SIZE * self.block.itemsize
+        most = min(RUN_BYTES // keys, RUN_ROWS // self.item_heads)
+        return min(self.items, max(1, most))
 
     @property
     def blocks_ahead(self) -> int:
