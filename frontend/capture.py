@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._dynamo.config
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.graph_signature import InputKind, OutputKind
@@ -86,6 +87,20 @@ def capture_with_weights(
     max_context: int | None = None,
 ) -> Program:
     """`capture_module`, with `source` saying where the values of each tensor come from."""
+    # torch keeps what operators return for fake tensors. As layers that are alike are traced once,
+    # few calls are equal here, and keeping answers takes longer than finding them.
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        return _capture(model, source, example_tokens, name, vocab_size, max_context)
+
+
+def _capture(
+    model: nn.Module,
+    source: Source,
+    example_tokens: torch.Tensor | None,
+    name: str | None,
+    vocab_size: int | None,
+    max_context: int | None,
+) -> Program:
     forward = StatelessForward(model)
     tokens = torch.zeros(_EXAMPLE_LENGTH, dtype=torch.int64)
     if example_tokens is not None:
