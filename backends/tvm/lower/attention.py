@@ -13,6 +13,7 @@ from graphwright.backends.tvm.kernels.attention_combine import attention_combine
 from graphwright.backends.tvm.phases import Operand, Phase
 from graphwright.backends.tvm.registry import lowering
 from graphwright.ir.masks import Mask
+from graphwright.ir.memory import ATTENTION_SEGMENTS
 
 __all__ = ["cached_attention"]
 
@@ -22,7 +23,8 @@ gw = torch.ops.gw
 @lowering(gw.cached_attention.default)
 def cached_attention(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
     """Appends, then attends, so that every thread sees all keys of this step; where the keys of a
-    token are cut into segments, their results are put together last."""
+    token are cut into segments, threads take those that others have not begun, and the results are
+    put together last."""
     given = arguments(node)
     block = context.kv.block_of(str(given["k_cache"].target))
     heads = int(given["q"].meta["val"].shape[-2])
@@ -52,7 +54,8 @@ def cached_attention(context: LoweringContext, node: fx.Node) -> tuple[Phase, ..
         context.weight(value, dense()) for value in extras.values() if value is not None
     )
     operands = (batch, context.value(given["q"]), *caches, *paging, *weights, *partial, *results)
-    phases.append(Phase(node.name, kernel, operands, "T"))
+    parts = ATTENTION_SEGMENTS if partial else 1  # of about a segment each
+    phases.append(Phase(node.name, kernel, operands, "T", parts=parts))
     if partial:
         kernel = context.kernel(attention_combine, heads, block, mask=mask)
         operands = (batch, positions, query_start, *partial, *results)
