@@ -240,6 +240,8 @@ NUMBERS: Cases = {
         lambda x, p, one, two: (
             torch.index_select(x * 2, 1, one),
             torch.gather(x, 1, p % 6),
+            torch.index_select(x, -1, one),
+            torch.gather(x, -1, p % 6),
             x[:, two],
         ),
         rows(6),

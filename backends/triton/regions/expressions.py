@@ -6,23 +6,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from graphwright.backends.triton.regions.text import Text, call, literal
 from graphwright.ir.errors import BackendError
 
-__all__ = ["COMPARISONS", "CONDITIONS", "POINTWISE", "cast", "dtype_name"]
+__all__ = ["POINTWISE", "cast"]
 
 Given = dict[str, Any]  # arguments by name: operands as Text, parameters as Python values
-_KNOWN = frozenset({torch.float32, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
-                    torch.bool, torch.float64})  # fmt: skip
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """torch's name of it. Raises BackendError for what regions do not compute with."""
-    if dtype not in _KNOWN:
-        raise BackendError(f"a region cannot compute with {dtype}.")
-    return str(dtype).removeprefix("torch.")
 
 
 def cast(value: Text, dtype: str) -> Text:
@@ -185,11 +174,6 @@ def _floats(template: str) -> Callable[[Given], Text]:
 
 
 _AND, _OR = _two("({0} & {1})"), _two("({0} | {1})")
-COMPARISONS = frozenset(
-    "eq ne lt le gt ge logical_and logical_or logical_xor logical_not isnan isinf".split()
-)
-# Operands that keep their own type; all others take the type the op computes in.
-CONDITIONS = frozenset({("where", "condition"), ("masked_fill", "mask")})
 POINTWISE: dict[str, Callable[[Given], Text]] = {
     "add": _add,
     "sub": lambda g: call("({0} - {1})", g["self"], _scaled(g)),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import fx
 
-from graphwright.backends.regions.index import Index, unflatten
-from graphwright.backends.regions.shapes import Arguments, refuse, shape_of
-from graphwright.backends.triton.regions.expressions import cast, dtype_name
+from graphwright.backends.regions.index import Index
+from graphwright.backends.regions.reduced import Reduced
+from graphwright.backends.regions.shapes import Arguments, refuse
+from graphwright.backends.triton.regions.expressions import cast
 from graphwright.backends.triton.regions.text import Axis, Text, call, literal
 
 __all__ = ["REDUCTIONS"]
@@ -36,23 +36,7 @@ class _Reduction:
     """One reduction of `node` for the result elements `indices`."""
 
     def __init__(self, scope: Scope, node: fx.Node, given: Arguments, indices: list[Index]) -> None:
-        self.scope, self.node, self.source = scope, node, given["self"]
-        shape = shape_of(self.source)
-        dims = given.get("dim")
-        dims = [dims] if isinstance(dims, int) else (dims or range(len(shape)))
-        self.axes = sorted(dim % len(shape) for dim in dims)
-        sizes = [shape[axis] for axis in self.axes]
-        if None in sizes:
-            raise refuse(node, "reduces the rows")
-        self.sizes = [int(size) for size in sizes if size is not None]
-        self.count = math.prod(self.sizes)
-        kept, same = iter(indices), len(indices) == len(shape)
-        self.indices: list[Index | None] = []
-        for axis in range(len(shape)):
-            own = next(kept) if same or axis not in self.axes else None
-            self.indices.append(None if axis in self.axes else own)
-        self.fixed = [index for index in self.indices if index is not None]
-        self.dtype = dtype_name(node.meta["val"].dtype)
+        self.scope, self.of = scope, Reduced.of(node, given, indices)
 
     def run(
         self, kind: str, start: float, function: str,
@@ -61,35 +45,33 @@ class _Reduction:
         """`function` over the terms, those beyond the end being `start`."""
 
         def compute() -> Text:
-            axis, j = self.scope.terms(self.count, self.fixed)
-            digits = iter(unflatten(j, self.sizes))
-            at = [next(digits) if index is None else index for index in self.indices]
-            own = self.scope.bind(cast(self.scope.of(self.source, at), self.dtype))
+            dtype = self.of.dtype
+            axis, number = self.scope.terms(self.of.count, self.of.fixed)
+            own = self.scope.of(self.of.source, self.of.term(number))
+            own = self.scope.bind(cast(own, dtype))
             term = self.scope.bind(change(own))
             if axis not in term.axes:  # every term is the same: spread it along the axis
                 term = self.scope.bind(call("({0} + {1} * 0)", term, Text(axis.name, (axis,))))
             if axis.padded:
                 inside = Text(f"({axis.mask})", (axis,), "bool")
-                beyond = literal(start, self.dtype)
-                term = call("tl.where({0}, {1}, {2})", inside, term, beyond, dtype=self.dtype)
+                beyond = literal(start, dtype)
+                term = call("tl.where({0}, {1}, {2})", inside, term, beyond, dtype=dtype)
             self.scope.note_tile(term)
             place = term.axes.index(axis)
             left = tuple(each for each in term.axes if each != axis)
-            return self.scope.bind(Text(f"{function}({term.code}, axis={place})", left, self.dtype))
+            return self.scope.bind(Text(f"{function}({term.code}, axis={place})", left, dtype))
 
-        key = (kind, self.source, self.dtype, *self.axes, *self.indices)
-        found: Text = self.scope.recall(key, compute)
+        found: Text = self.scope.recall(self.of.key(kind), compute)
         return found
 
     def total(self) -> Text:
         return self.run("sum", 0, "tl.sum")
 
     def mean(self) -> Text:
-        return self.scope.bind(call(f"({{0}} * {1 / self.count!r})", self.total()))
+        return self.scope.bind(call(f"({{0}} * {1 / self.of.count!r})", self.total()))
 
     def highest(self) -> Text:
-        lowest = -math.inf if self.dtype.startswith("float") else -(2**31)
-        return self.run("max", lowest, "tl.max")
+        return self.run("max", self.of.lowest, "tl.max")
 
 
 def _sum(scope: Scope, node: fx.Node, given: Arguments, indices: list[Index]) -> Text:
@@ -106,8 +88,7 @@ def _amax(scope: Scope, node: fx.Node, given: Arguments, indices: list[Index]) -
 
 def _amin(scope: Scope, node: fx.Node, given: Arguments, indices: list[Index]) -> Text:
     reduction = _Reduction(scope, node, given, indices)
-    highest = math.inf if reduction.dtype.startswith("float") else 2**31 - 1
-    return reduction.run("min", highest, "tl.min")
+    return reduction.run("min", reduction.of.highest, "tl.min")
 
 
 def _softmax(scope: Scope, node: fx.Node, given: Arguments, indices: list[Index]) -> Text:
@@ -116,7 +97,7 @@ def _softmax(scope: Scope, node: fx.Node, given: Arguments, indices: list[Index]
     total = reduction.run(
         "softmax", 0, "tl.sum", lambda x: call("tl.exp({0} - {1})", x, top, dtype=x.dtype)
     )
-    own = scope.bind(cast(scope.of(reduction.source, indices), reduction.dtype))
+    own = scope.bind(cast(scope.of(reduction.of.source, indices), reduction.of.dtype))
     return call("(tl.exp({0} - {1}) / {2})", own, top, total)
 
 
@@ -129,7 +110,7 @@ def _var(scope: Scope, node: fx.Node, given: Arguments, indices: list[Index]) ->
         return call("({0} * {0})", away)
 
     correction = 1 if given["correction"] is None else given["correction"]
-    left = max(0.0, float(reduction.count - correction))
+    left = max(0.0, float(reduction.of.count - correction))
     return call(f"({{0}} / {left!r})", reduction.run("squares", 0, "tl.sum", squared))
 
 

@@ -20,9 +20,10 @@ import torch
 from torch import fx
 
 from graphwright.backends.regions.index import Index, unflatten
+from graphwright.backends.regions.operands import dtype_name
 from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
-from graphwright.backends.triton.regions.expressions import cast, dtype_name
+from graphwright.backends.triton.regions.expressions import cast
 from graphwright.backends.triton.regions.text import Text
 from graphwright.backends.triton.regions.values import LONGEST, Inputs, Values
 from graphwright.ir.errors import BackendError

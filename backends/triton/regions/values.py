@@ -1,8 +1,6 @@
 """The values of a tile of a region's nodes, as lines of source over its inputs.
 
-`Values.of` walks from a node to the inputs; shape ops only rewrite indices (backends/regions/), so
-no intermediate value is stored. Everything is straight-line code: a reduction opens an axis of the
-tile for its terms and closes it. What was computed once is found again by node and indices.
+Everything is straight-line code: a reduction opens an axis of the tile for its terms and closes it.
 """
 
 from __future__ import annotations
@@ -13,37 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import fx
 
-from graphwright.backends.regions.index import Index, Variable, flatten
-from graphwright.backends.regions.shapes import (
-    MOVES,
-    Arguments,
-    Piece,
-    arguments,
-    broadcast,
-    pieces,
-    refuse,
-    shape_of,
-)
+from graphwright.backends.regions.evaluation import Evaluation
+from graphwright.backends.regions.index import Index, Variable
+from graphwright.backends.regions.operands import dtype_name
+from graphwright.backends.regions.shapes import Arguments
 from graphwright.backends.triton.kernels.sizes import next_power_of_two
-from graphwright.backends.triton.regions.expressions import (
-    COMPARISONS,
-    CONDITIONS,
-    POINTWISE,
-    cast,
-    dtype_name,
-)
+from graphwright.backends.triton.regions.expressions import POINTWISE, cast
 from graphwright.backends.triton.regions.reductions import REDUCTIONS
 from graphwright.backends.triton.regions.text import INT32, Axis, Text, call, literal
-from graphwright.ir.layout import row_axis
 
 __all__ = ["LONGEST", "Inputs", "Values"]
 
 LONGEST = 65536  # terms of a reduction, or of two inside each other, that a program can hold
-_OPERANDS = frozenset({"self", "other"})  # numbers given for these are constants of the op's type
-_FILLS = {"zeros": 0, "ones": 1, "zeros_like": 0, "ones_like": 1, "new_zeros": 0, "new_ones": 1}
 
 
 @dataclass(frozen=True)
@@ -55,10 +36,13 @@ class Inputs:
 
 
 @dataclass
-class Values:
+class Values(Evaluation[Text]):
     """The lines of one section of a kernel. reduced: terms of the largest reduction so far that
     each column has of its own; shared: of the largest that all columns share.
     """
+
+    pointwise = POINTWISE
+    reductions = REDUCTIONS
 
     inputs: Inputs
     lines: list[str] = field(default_factory=list)
@@ -90,11 +74,6 @@ class Values:
         if key not in self._known:
             self._known[key] = compute()
         return self._known[key]
-
-    def of(self, node: Any, indices: list[Index]) -> Text:
-        """The elements of `node` at `indices`. Raises BackendError naming a node."""
-        found: Text = self.recall((node, *indices), lambda: self.bind(self._compute(node, indices)))
-        return found
 
     def terms(self, count: int, fixed: list[Index]) -> tuple[Axis, Index]:
         """An axis of `count` terms along which `fixed` do not vary: a known one, or a new one."""
@@ -135,149 +114,47 @@ class Values:
         else:
             self.reduced = max(self.reduced, total)
 
-    def _compute(self, node: fx.Node, indices: list[Index]) -> Text:
-        if node.op == "placeholder":
-            return self._load(node, indices)
-        if node.op != "call_function" or getattr(node.target, "namespace", "") != "aten":
-            raise refuse(node, "is no aten op")
-        overload = str(node.target).removeprefix("aten.")
-        name, given = overload.split(".")[0], arguments(node)
-        dtype = dtype_name(node.meta["val"].dtype)
-        if overload in MOVES:
-            return self.of(node.args[0], MOVES[overload](node, given, indices))
-        if (parts := pieces(node)) is not None:
-            return self._join(node, indices, *parts)
-        if overload in REDUCTIONS:
-            return REDUCTIONS[overload](self, node, given, indices)
-        if name in ("embedding", "index_select", "index", "gather"):
-            return self._gather(node, name, given, indices)
-        if name in ("full", "full_like"):
-            return literal(given["fill_value"], dtype)
-        if name == "scalar_tensor":
-            return literal(given["s"], dtype)
-        if name in _FILLS:
-            return literal(_FILLS[name], dtype)
-        if name in POINTWISE:
-            return self._pointwise(node, name, given, indices, dtype)
-        raise refuse(node, "is not an op that regions know")
+    # ---- how values are written
 
-    def _load(self, node: fx.Node, indices: list[Index]) -> Text:
-        value = node.meta["val"]
-        axis = row_axis(value)
-        if axis is None:
-            position = flatten(indices, [int(size) for size in value.shape])
-        else:
-            sizes = [int(size) for size in value.shape[axis + 1 :]]
-            row = indices[axis] * self.inputs.strides[node]
-            position = row + flatten(indices[axis + 1 :], sizes)
+    def constant(self, number: Any, dtype: str) -> Text:
+        return literal(number, dtype)
+
+    def cast(self, value: Text, dtype: str) -> Text:
+        return cast(value, dtype)
+
+    def load(self, node: fx.Node, position: Index) -> Text:
         at = position.expr(INT32)
         mask = self.mask(at.axes)
         other = "" if mask is None else f", mask={mask.code}, other=0"
-        dtype = dtype_name(value.dtype)
+        dtype = dtype_name(node.meta["val"].dtype)
         loaded = f"tl.load({self.inputs.names[node]} + {at.code}{other})"
         if dtype == "bool":
             return Text(f"({loaded} != 0)", at.axes, dtype)
         return Text(f"{loaded}.to(tl.{dtype})", at.axes, dtype)
 
-    def _join(
-        self, node: fx.Node, indices: list[Index], axis: int, parts: list[Piece], filler: float
-    ) -> Text:
-        """One of the parts by the index; when that is not known, all of them and a selection."""
-        index, dtype = indices[axis], dtype_name(node.meta["val"].dtype)
-        low, high = index.bounds()
-        near = [p for p in parts if p.first <= high and p.first + p.size > low]
+    def stride(self, node: fx.Node) -> int:
+        return self.inputs.strides[node]
 
-        def value(part: Piece) -> Text:
-            if part.source is None:
-                return literal(filler, dtype)
-            local = index + -part.first
-            if len(near) > 1:
-                key = ("clamped", index, part.first, part.size)
+    def row_count(self) -> Text:
+        return Text("rows", (), "int32")
 
-                def clamped() -> Index:
-                    bounds = f"tl.minimum(tl.maximum({{0}}, 0), {part.size - 1})"
-                    inside = self.bind(call(bounds, self.bind(local.expr(INT32))))
-                    return self.variable(0, part.size - 1, inside)
+    def clamped(self, index: Index, most: int) -> Text:
+        bounds = f"tl.minimum(tl.maximum({{0}}, 0), {most})"
+        return call(bounds, self.bind(index.expr(INT32)))
 
-                local = self.recall(key, clamped)
-            own = [local] * (not part.stacked)
-            return cast(self.of(part.source, [*indices[:axis], *own, *indices[axis + 1 :]]), dtype)
+    def before(self, index: Index, end: int, yes: Text, no: Text) -> Text:
+        choice = f"tl.where({{0}} < {end}, {{1}}, {{2}})"
+        return self.bind(call(choice, index.expr(INT32), yes, no, dtype=no.dtype))
 
-        total = value(near[-1])
-        for part in near[-2::-1]:
-            at = index.expr(INT32)
-            choice = f"tl.where({{0}} < {part.first + part.size}, {{1}}, {{2}})"
-            total = self.bind(call(choice, at, value(part), total, dtype=dtype))
-        return total
+    def from_end(self, number: Text, size: int) -> Text:
+        return call(f"tl.where({{0}} < 0, {{0}} + {size}, {{0}})", number)
 
-    def _gather(self, node: fx.Node, name: str, given: Arguments, indices: list[Index]) -> Text:
-        source: Any = given.get("self")
-        number: Any = given.get("index")
-        axis = int(given.get("dim") or 0)
-        if name == "embedding":
-            source, number = given["weight"], given["indices"]
-        elif name == "index":
-            used = [i for i, each in enumerate(given["indices"]) if each is not None]
-            if len(used) != 1:
-                raise refuse(node, f"gathers along {len(used)} axes at once")
-            axis, number = used[0], given["indices"][used[0]]
-        axis %= len(shape_of(source))
-        size = shape_of(source)[axis]
-        if size is None:
-            raise refuse(node, "gathers rows")
-        count = number.meta["val"].dim()
-        at = indices if name == "gather" else indices[axis : axis + count]
-
-        def chosen() -> Index:
-            found = self.bind(cast(self.of(number, at), "int32"))
-            if name == "index":
-                found = self.bind(call(f"tl.where({{0}} < 0, {{0}} + {size}, {{0}})", found))
-            return self.variable(0, size - 1, found)
-
-        position = self.recall(("gathered", number, size, name, *at), chosen)
-        skipped = 1 if name == "gather" else count
-        return self.of(source, [*indices[:axis], position, *indices[axis + skipped :]])
-
-    def _pointwise(
-        self, node: fx.Node, name: str, given: Arguments, indices: list[Index], dtype: str
-    ) -> Text:
-        if name in COMPARISONS:
-            dtype = "bool" if name.startswith("logical") else self._common(node, given)
-        operands: Arguments = {}
-        for key, value in given.items():
-            own = "bool" if (name, key) in CONDITIONS else dtype
-            if isinstance(value, fx.Node):
-                operands[key] = self._settled(cast(self._operand(value, indices), own))
-            elif isinstance(value, (bool, int, float)) and (
-                key in _OPERANDS or (name, key) == ("masked_fill", "value")
-            ):
-                operands[key] = literal(value, own)
-            else:
-                operands[key] = value
+    def apply(self, name: str, operands: Arguments, dtype: str) -> Text:
+        """A constant among operands is no tile; Python would compute it, and differently."""
         texts = [each for each in operands.values() if isinstance(each, Text)]
-        if all(each.is_literal for each in texts):  # Python would compute it, and differently
+        if all(each.is_literal for each in texts):
             first = next(k for k, each in operands.items() if isinstance(each, Text))
             made = f"tl.full((), {operands[first].code}, tl.{operands[first].dtype})"
             operands[first] = self.bind(Text(made, (), operands[first].dtype))
-        result = POINTWISE[name](operands)
-        return Text(result.code, result.axes, dtype_name(node.meta["val"].dtype))
-
-    def _settled(self, value: Text) -> Text:
-        return self.bind(value)
-
-    def _operand(self, node: fx.Node, indices: list[Index]) -> Text:
-        if isinstance(node.meta["val"], torch.Tensor):
-            return self.of(node, broadcast(indices, shape_of(node)))
-        if node.target is torch.ops.aten.sym_size.int:
-            return Text("rows", (), "int32")
-        raise refuse(node, "is no tensor")
-
-    @staticmethod
-    def _common(node: fx.Node, given: Arguments) -> str:
-        """The type in which a comparison is made, by torch's promotion."""
-        sides: list[Any] = [
-            side.meta["val"] if isinstance(side, fx.Node) else side
-            for side in (given["self"], given.get("other", given["self"]))
-        ]
-        dtype = dtype_name(torch.result_type(*sides))
-        return "int32" if dtype == "bool" else dtype
+        result = super().apply(name, operands, dtype)
+        return Text(result.code, result.axes, dtype)

@@ -27,9 +27,10 @@ from graphwright.backends.regions.index import (
     flatten,
     unflatten,
 )
+from graphwright.backends.regions.operands import dtype_name
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define, partition
 from graphwright.backends.tvm.kernels.loops import quotient, remainder
-from graphwright.backends.tvm.kernels.region_expressions import cast, dtype_name
+from graphwright.backends.tvm.kernels.region_expressions import cast
 from graphwright.backends.tvm.kernels.region_values import INT32, Inputs, Values
 from graphwright.backends.tvm.target import Cpu
 from graphwright.ir.errors import BackendError

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
@@ -19,35 +18,9 @@ from graphwright.backends.tvm.kernels import vector
 from graphwright.backends.tvm.kernels.kernel import Expr
 from graphwright.ir.errors import BackendError
 
-__all__ = [
-    "COMPARISONS",
-    "CONDITIONS",
-    "POINTWISE",
-    "cast",
-    "constant",
-    "dtype_name",
-    "largest",
-    "smallest",
-]
+__all__ = ["POINTWISE", "cast", "constant", "largest", "smallest"]
 
 Given = dict[str, Any]  # arguments by name: operands as expressions, parameters as Python values
-_NAMES = {
-    torch.float32: "float32",
-    torch.int64: "int64",
-    torch.int32: "int32",
-    torch.int16: "int16",
-    torch.int8: "int8",
-    torch.uint8: "uint8",
-    torch.bool: "bool",
-    torch.float64: "float64",
-}
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """TVM's name of it. Raises BackendError for what regions do not compute with."""
-    if dtype not in _NAMES:
-        raise BackendError(f"a region cannot compute with {dtype}.")
-    return _NAMES[dtype]
 
 
 def constant(value: Any, dtype: str) -> Expr:
@@ -248,9 +221,6 @@ def _whole(function: Callable[[Expr], Expr]) -> Callable[[Given], Expr]:
     return lambda g: function(g["self"]) if _is_float(g["self"]) else g["self"]
 
 
-COMPARISONS = frozenset(
-    "eq ne lt le gt ge logical_and logical_or logical_xor logical_not isnan isinf".split()
-)
 POINTWISE: dict[str, Callable[[Given], Expr]] = {
     "add": _add,
     "sub": lambda g: g["self"] - _scaled(g),
@@ -326,5 +296,3 @@ POINTWISE: dict[str, Callable[[Given], Expr]] = {
     "_to_copy": _of(lambda x: x),
     "addcmul": _addcmul,
 }
-# Operands that keep their own type; all others take the type the op computes in.
-CONDITIONS = frozenset({("where", "condition"), ("masked_fill", "mask")})

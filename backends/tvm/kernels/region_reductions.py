@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -10,16 +9,11 @@ from typing import Any, Protocol
 from torch import fx
 from tvm.tirx.script import builder as T
 
-from graphwright.backends.regions.index import Index, unflatten
-from graphwright.backends.regions.shapes import Arguments, refuse, shape_of
+from graphwright.backends.regions.index import Index
+from graphwright.backends.regions.reduced import Reduced
+from graphwright.backends.regions.shapes import Arguments, refuse
 from graphwright.backends.tvm.kernels.kernel import Expr
-from graphwright.backends.tvm.kernels.region_expressions import (
-    cast,
-    constant,
-    dtype_name,
-    largest,
-    smallest,
-)
+from graphwright.backends.tvm.kernels.region_expressions import cast, constant, largest, smallest
 from graphwright.backends.tvm.kernels.vector import vexp
 
 __all__ = ["REDUCTIONS"]
@@ -39,54 +33,31 @@ class Scope(Protocol):
 
 
 class _Reduction:
-    """One reduction of `node` for the result element `indices`: the element (j) of the source."""
+    """One reduction of `node` for the result element `indices`."""
 
     def __init__(self, node: fx.Node, given: Arguments, indices: list[Index]) -> None:
-        self.source = given["self"]
-        shape = shape_of(self.source)
-        dims = given.get("dim")
-        dims = [dims] if isinstance(dims, int) else (dims or range(len(shape)))
-        self.axes = sorted(dim % len(shape) for dim in dims)
-        sizes = [shape[axis] for axis in self.axes]
-        if None in sizes:
-            raise refuse(node, "reduces the rows")
-        self.sizes = [int(size) for size in sizes if size is not None]
-        self.count = math.prod(self.sizes)
-        kept = iter(indices)
-        same = len(indices) == len(shape)
-        self.indices: list[Index | None] = []
-        for axis in range(len(shape)):
-            own = next(kept) if same or axis not in self.axes else None
-            self.indices.append(None if axis in self.axes else own)
-        self.dtype = dtype_name(node.meta["val"].dtype)
-        self.node = node
-
-    def term(self, scope: Scope, j: Index) -> Expr:
-        digits = iter(unflatten(j, self.sizes))
-        at = [next(digits) if index is None else index for index in self.indices]
-        return cast(scope.of(self.source, at), self.dtype)
+        self.of = Reduced.of(node, given, indices)
 
     def run(
         self, scope: Scope, kind: str, start: float, combine: Callable[[Expr, Expr], Expr],
         change: Callable[[Expr], Expr] = lambda term: term,
     ) -> Expr:  # fmt: skip
-        fixed = [index for index in self.indices if index is not None]
+        of = self.of
 
-        def term(j: Index) -> Expr:
-            return change(scope.bind(self.term(scope, j)))
+        def term(number: Index) -> Expr:
+            return change(scope.bind(cast(scope.of(of.source, of.term(number)), of.dtype)))
 
-        key = (kind, self.source, self.dtype, *self.axes, *self.indices)
-        return scope.reduce(key, fixed, self.count, constant(start, self.dtype), combine, term)
+        first = constant(start, of.dtype)
+        return scope.reduce(of.key(kind), of.fixed, of.count, first, combine, term)
 
     def total(self, scope: Scope) -> Expr:
         return self.run(scope, "sum", 0, operator.add)
 
     def mean(self, scope: Scope) -> Expr:
-        return scope.bind(self.total(scope) * constant(1 / self.count, self.dtype))
+        return scope.bind(self.total(scope) * constant(1 / self.of.count, self.of.dtype))
 
     def highest(self, scope: Scope) -> Expr:
-        lowest = -math.inf if self.dtype.startswith("float") else -(2**31)
-        return self.run(scope, "max", lowest, largest)
+        return self.run(scope, "max", self.of.lowest, largest)
 
 
 def _sum(scope: Scope, node: fx.Node, given: Arguments, indices: list[Index]) -> Expr:
@@ -103,15 +74,14 @@ def _amax(scope: Scope, node: fx.Node, given: Arguments, indices: list[Index]) -
 
 def _amin(scope: Scope, node: fx.Node, given: Arguments, indices: list[Index]) -> Expr:
     reduction = _Reduction(node, given, indices)
-    highest = math.inf if reduction.dtype.startswith("float") else 2**31 - 1
-    return reduction.run(scope, "min", highest, smallest)
+    return reduction.run(scope, "min", reduction.of.highest, smallest)
 
 
 def _softmax(scope: Scope, node: fx.Node, given: Arguments, indices: list[Index]) -> Expr:
     reduction = _Reduction(node, given, indices)
     top = reduction.highest(scope)
     total = reduction.run(scope, "softmax", 0, operator.add, lambda x: vexp(x - top, 1))
-    own = cast(scope.of(reduction.source, indices), reduction.dtype)
+    own = cast(scope.of(reduction.of.source, indices), reduction.of.dtype)
     return vexp(own - top, 1) / total
 
 
@@ -123,9 +93,9 @@ def _var(scope: Scope, node: fx.Node, given: Arguments, indices: list[Index]) ->
         return away * away
 
     correction = 1 if given["correction"] is None else given["correction"]
-    left = max(0.0, reduction.count - correction)
+    left = max(0.0, reduction.of.count - correction)
     squares = reduction.run(scope, "squares", 0, operator.add, squared)
-    return squares / constant(left, reduction.dtype)
+    return squares / constant(left, reduction.of.dtype)
 
 
 def _norm(scope: Scope, node: fx.Node, given: Arguments, indices: list[Index]) -> Expr:

@@ -1,6 +1,6 @@
 """The value of one element of a node of a region, as an expression over its inputs.
 
-`Values.of` walks from a node to the inputs and emits what must be computed before: a binding per
+On the way from a node to the inputs it is emitted what must be computed before: a binding per
 value, a loop per reduction. A loop's body is walked twice. Looking ahead, nothing of the body is
 emitted, but reductions that do not depend on the loop are, in front of it; the second walk then
 finds them.
@@ -14,40 +14,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from graphwright.backends.regions.index import Index, Variable, flatten
-from graphwright.backends.regions.shapes import (
-    MOVES,
-    Arguments,
-    Piece,
-    arguments,
-    broadcast,
-    pieces,
-    refuse,
-    shape_of,
-)
+from graphwright.backends.regions.evaluation import Evaluation
+from graphwright.backends.regions.index import Index, Variable
+from graphwright.backends.regions.operands import dtype_name
 from graphwright.backends.tvm.kernels.kernel import Expr, registers
 from graphwright.backends.tvm.kernels.loops import quotient, remainder, settle
-from graphwright.backends.tvm.kernels.region_expressions import (
-    COMPARISONS,
-    CONDITIONS,
-    POINTWISE,
-    cast,
-    constant,
-    dtype_name,
-)
+from graphwright.backends.tvm.kernels.region_expressions import POINTWISE, cast, constant
 from graphwright.backends.tvm.kernels.region_reductions import REDUCTIONS
-from graphwright.ir.layout import row_axis
 
 __all__ = ["INT32", "Inputs", "Values"]
 
 ACCUMULATORS = 16  # partial results of a long reduction, so that its loop can be vectorized
-_OPERANDS = frozenset({"self", "other"})  # numbers given for these are constants of the op's type
-_FILLS = {"zeros": 0, "ones": 1, "zeros_like": 0, "ones_like": 1, "new_zeros": 0, "new_ones": 1}
 Key = tuple[Any, ...]
 
 
@@ -74,8 +55,11 @@ class Inputs:
     rows: Expr
 
 
-class Values:
+class Values(Evaluation[Expr]):
     """Values of elements, in the scope of the loops that are open."""
+
+    pointwise = POINTWISE
+    reductions = REDUCTIONS
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs = inputs
@@ -128,10 +112,6 @@ class Values:
         self._known[-1][key] = value
         return value
 
-    def of(self, node: Any, indices: list[Index]) -> Expr:
-        """The element of `node` at `indices`, in its dtype. Raises BackendError naming a node."""
-        return self.recall((node, *indices), lambda: self.bind(self._compute(node, indices)))
-
     def reduce(
         self, key: Key, indices: list[Index], count: int, start: Expr,
         combine: Callable[[Expr, Expr], Expr], term: Callable[[Index], Expr],
@@ -181,130 +161,34 @@ class Values:
             T.buffer_store(total, combine(total[0], partial[lane + 1]), [0])
         return total[0]
 
-    def _compute(self, node: fx.Node, indices: list[Index]) -> Expr:
-        if node.op == "placeholder":
-            return self._load(node, indices)
-        if node.op != "call_function" or getattr(node.target, "namespace", "") != "aten":
-            raise refuse(node, "is no aten op")
-        overload = str(node.target).removeprefix("aten.")
-        name, given = overload.split(".")[0], arguments(node)
-        dtype = dtype_name(node.meta["val"].dtype)
-        if overload in MOVES:
-            return self.of(node.args[0], MOVES[overload](node, given, indices))
-        if (parts := pieces(node)) is not None:
-            return self._join(node, indices, *parts)
-        if overload in REDUCTIONS:
-            return REDUCTIONS[overload](self, node, given, indices)
-        if name in ("embedding", "index_select", "index", "gather"):
-            return self._gather(node, name, given, indices)
-        if name in ("full", "full_like"):
-            return constant(given["fill_value"], dtype)
-        if name == "scalar_tensor":
-            return constant(given["s"], dtype)
-        if name in _FILLS:
-            return constant(_FILLS[name], dtype)
-        if name in POINTWISE:
-            return self._pointwise(node, name, given, indices, dtype)
-        raise refuse(node, "is not an op that regions know")
+    # ---- how values are written
 
-    def _load(self, node: fx.Node, indices: list[Index]) -> Expr:
-        value = node.meta["val"]
-        axis = row_axis(value)
-        if axis is None:
-            position = flatten(indices, [int(size) for size in value.shape])
-        else:
-            sizes = [int(size) for size in value.shape[axis + 1 :]]
-            row = indices[axis] * self.inputs.strides[node]
-            position = row + flatten(indices[axis + 1 :], sizes)
+    def constant(self, number: Any, dtype: str) -> Expr:
+        return constant(number, dtype)
+
+    def cast(self, value: Expr, dtype: str) -> Expr:
+        return cast(value, dtype)
+
+    def load(self, node: fx.Node, position: Index) -> Expr:
         self.used.append(position)
-        return cast(self.inputs.buffers[node][position.expr(INT32)], dtype_name(value.dtype))
+        loaded = self.inputs.buffers[node][position.expr(INT32)]
+        return cast(loaded, dtype_name(node.meta["val"].dtype))
 
-    def _join(
-        self, node: fx.Node, indices: list[Index], axis: int, parts: list[Piece], filler: float
-    ) -> Expr:
-        """One of the parts by the index; when that is not known, all of them and a selection."""
-        index, dtype = indices[axis], dtype_name(node.meta["val"].dtype)
-        low, high = index.bounds()
-        near = [p for p in parts if p.first <= high and p.first + p.size > low]
+    def stride(self, node: fx.Node) -> int:
+        return self.inputs.strides[node]
+
+    def row_count(self) -> Expr:
+        return tirx.Cast("int64", self.inputs.rows)
+
+    def clamped(self, index: Index, most: int) -> Expr:
+        return tirx.max(tirx.min(index.expr(INT32), most), 0)
+
+    def before(self, index: Index, end: int, yes: Expr, no: Expr) -> Expr:
+        return tirx.Select(index.expr(INT32) < end, yes, no)
+
+    def from_end(self, number: Expr, size: int) -> Expr:
+        return tirx.Select(number < 0, number + size, number)
+
+    def note_join(self, index: Index, bounds: list[int]) -> None:
         self.used.append(index)
-        self.edges.extend((index, part.first) for part in near[1:])
-
-        def value(part: Piece) -> Expr:
-            if part.source is None:
-                return constant(filler, dtype)
-            local = index + -part.first
-            if len(near) > 1:
-                inside = tirx.max(tirx.min(local.expr(INT32), part.size - 1), 0)
-                key = ("clamped", index, part.first, part.size)
-                local = self.recall(key, lambda: self.variable(0, part.size - 1, self.bind(inside)))
-            own = [local] * (not part.stacked)
-            found = self.of(part.source, [*indices[:axis], *own, *indices[axis + 1 :]])
-            return cast(found, dtype)
-
-        total = value(near[-1])
-        for part in near[-2::-1]:
-            before = index.expr(INT32) < part.first + part.size
-            total = tirx.Select(before, value(part), total)
-        return total
-
-    def _gather(self, node: fx.Node, name: str, given: Arguments, indices: list[Index]) -> Expr:
-        source: Any = given.get("self")
-        number: Any = given.get("index")
-        axis = int(given.get("dim") or 0)
-        if name == "embedding":
-            source, number = given["weight"], given["indices"]
-        elif name == "index":
-            used = [i for i, each in enumerate(given["indices"]) if each is not None]
-            if len(used) != 1:
-                raise refuse(node, f"gathers along {len(used)} axes at once")
-            axis, number = used[0], given["indices"][used[0]]
-        size = shape_of(source)[axis]
-        if size is None:
-            raise refuse(node, "gathers rows")
-        count = number.meta["val"].dim()
-        at = indices if name == "gather" else indices[axis : axis + count]
-
-        def chosen() -> Index:
-            found = self.bind(tirx.Cast("int32", self.of(number, at)))
-            if name == "index":
-                found = self.bind(tirx.Select(found < 0, found + size, found))
-            return self.variable(0, size - 1, found)
-
-        position = self.recall(("gathered", number, size, *at), chosen)
-        skipped = 1 if name == "gather" else count
-        return self.of(source, [*indices[:axis], position, *indices[axis + skipped :]])
-
-    def _pointwise(
-        self, node: fx.Node, name: str, given: Arguments, indices: list[Index], dtype: str
-    ) -> Expr:
-        if name in COMPARISONS:
-            dtype = "bool" if name.startswith("logical") else self._common(node, given)
-        operands: Arguments = {}
-        for key, value in given.items():
-            own = "bool" if (name, key) in CONDITIONS else dtype
-            if isinstance(value, fx.Node):
-                operands[key] = self.bind(cast(self._operand(value, indices), own))
-            elif isinstance(value, (bool, int, float)) and (
-                key in _OPERANDS or (name, key) == ("masked_fill", "value")
-            ):
-                operands[key] = constant(value, own)
-            else:
-                operands[key] = value
-        return POINTWISE[name](operands)
-
-    def _operand(self, node: fx.Node, indices: list[Index]) -> Expr:
-        if isinstance(node.meta["val"], torch.Tensor):
-            return self.of(node, broadcast(indices, shape_of(node)))
-        if node.target is torch.ops.aten.sym_size.int:
-            return tirx.Cast("int64", self.inputs.rows)
-        raise refuse(node, "is no tensor")
-
-    @staticmethod
-    def _common(node: fx.Node, given: Arguments) -> str:
-        """The type in which a comparison is made, by torch's promotion."""
-        sides: list[Any] = [
-            side.meta["val"] if isinstance(side, fx.Node) else side
-            for side in (given["self"], given.get("other", given["self"]))
-        ]
-        dtype = dtype_name(torch.result_type(*sides))
-        return "int32" if dtype == "bool" else dtype
+        self.edges.extend((index, bound) for bound in bounds)
