@@ -12,11 +12,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.graph_signature import InputKind, OutputKind
 
-from graphwright.frontend.check_lengths import (
-    check_against_eager,
-    check_positions,
-    check_shapes,
-)
+from graphwright.frontend.check_lengths import check_lengths, check_positions
 from graphwright.frontend.experts import traceable_experts
 from graphwright.frontend.export_ladder import Exported
 from graphwright.frontend.random_ops import refuse_random
@@ -135,10 +131,8 @@ def _capture(
     )
     small = sum(tensor.nbytes for tensor in _held(model).values()) <= _CHECKED_BYTES
     try:
-        check_shapes(program, exported.most)
-        if exported.least > 2 or small:
-            with settled_buffers(model, context):
-                check_against_eager(program, forward, exported.least)
+        with settled_buffers(model, context):
+            check_lengths(program, forward, exported.least, exported.most, small=small)
     except FrontendError as error:
         if not exported.because:
             raise

@@ -17,14 +17,33 @@ from graphwright.ir.interpreter import Interpreter
 from graphwright.ir.program import Program
 from graphwright.ir.tolerance import check_close
 
-__all__ = ["check_against_eager", "check_positions", "check_shapes"]
+__all__ = ["check_lengths", "check_positions"]
 
 _LOG = logging.getLogger("graphwright.frontend")
+_UNSEEN = 13  # tokens: no example has so many
 
 
-def check_shapes(program: Program, most: int | None) -> None:
-    """The shapes must work out at lengths the trace did not see. Raises FrontendError."""
-    for length in (1, min(13, most or 13)):
+def check_lengths(
+    program: Program, forward: StatelessForward, least: int, most: int | None, *, small: bool
+) -> None:
+    """What was traced for `least` tokens or more must be right for 1, and for lengths unlike the
+    example's up to `most`. Raises FrontendError.
+
+    small: the model may be run. Its numbers are compared then, and shapes only where there are
+    none. A trace made for long sequences is compared for all short ones in any case.
+    """
+    unseen = {1, min(_UNSEEN, most or _UNSEEN)}
+    lengths = set(range(1, max(least, 3))) if small or least > 2 else set()
+    try:
+        compared = _compare(program, forward, sorted(lengths | unseen if small else lengths), least)
+    except FrontendError:
+        _check_shapes(program, unseen)  # which would name the line
+        raise
+    _check_shapes(program, unseen - compared)
+
+
+def _check_shapes(program: Program, lengths: set[int]) -> None:
+    for length in sorted(lengths):
         try:
             logits = _shapes(program, length)
         except FrontendError as error:
@@ -32,22 +51,28 @@ def check_shapes(program: Program, most: int | None) -> None:
             raise FrontendError(
                 f"the trace of {program.info.name} does not work for {length} token(s): {reason}."
             ) from error
-        expected = (length, int(program.output.meta["val"].shape[-1]))
-        if tuple(logits.shape) != expected:
-            raise FrontendError(
-                f"{program.info.name} returns logits of shape {list(logits.shape)} for {length} "
-                f"token(s); expected {list(expected)}, one row per token."
-            )
+        _check_rows(program, logits, length)
 
 
-def check_against_eager(program: Program, forward: StatelessForward, least: int) -> None:
-    """A trace made for long sequences must still be right for short ones: compare the numbers.
+def _check_rows(program: Program, logits: torch.Tensor, length: int) -> None:
+    expected = (length, int(program.output.meta["val"].shape[-1]))
+    if tuple(logits.shape) != expected:
+        raise FrontendError(
+            f"{program.info.name} returns logits of shape {list(logits.shape)} for {length} "
+            f"token(s); expected {list(expected)}, one row per token."
+        )
+
+
+def _compare(
+    program: Program, forward: StatelessForward, lengths: list[int], least: int
+) -> set[int]:
+    """Compares numbers with the model's own; the lengths that it takes itself.
 
     The numbers decide, and not what the trace asserts: most of it is about memory.
     """
-    interpreter = Interpreter(program, asserts=False)
+    interpreter, compared = Interpreter(program, asserts=False), set()
     with float32_parameters(forward.model, values=True), torch.no_grad():
-        for length in range(1, max(least, 3)):
+        for length in lengths:
             tokens = torch.arange(length) % program.info.vocab_size
             positions = torch.arange(length)
             try:
@@ -58,11 +83,14 @@ def check_against_eager(program: Program, forward: StatelessForward, least: int)
             try:
                 got = interpreter.run({"tokens": tokens, "positions": positions})
                 check_close(got, want)
+                _check_rows(program, got, length)
             except (PassError, RuntimeError) as error:  # of numbers, or of shapes
                 raise FrontendError(
                     f"{program.info.name} could only be traced for {least} tokens or "
                     f"more, and that trace is wrong for {length}: {error}"
                 ) from error
+            compared.add(length)
+    return compared
 
 
 def check_positions(forward: StatelessForward, length: int) -> None:
