@@ -16,21 +16,25 @@ if TYPE_CHECKING:
     from graphwright.passes.calibration import Calibration
     from graphwright.passes.recipe import Recipe
 
-__all__ = ["CalibrationSource", "open_calibration"]
+__all__ = ["CALIBRATION_TOKENS", "CalibrationSource", "open_calibration"]
 
-_SEQUENCES, _LENGTH = 32, 512  # of a text, at most
+CALIBRATION_TOKENS = 16384  # of a text, at most
+_LENGTH = 512  # of a sequence, at most
 _TEXT_BYTES = 8 << 20  # of a file that is tokenized: its beginning
 
 CalibrationSource: TypeAlias = Union[str, Path, "torch.Tensor", Sequence[Sequence[int]]]
 _Open: TypeAlias = Callable[["ModelInfo", Mapping[str, bytes]], "Calibration"]
 
 
-def open_calibration(source: CalibrationSource, model: object, recipe: Recipe) -> _Open:
+def open_calibration(
+    source: CalibrationSource, model: object, recipe: Recipe, tokens: int = CALIBRATION_TOKENS
+) -> _Open:
     """What makes the tokens once `model` is captured, of what is known of it and of its files.
 
-    source: a UTF-8 text file, of which at most 32 sequences of 512 tokens, or of the context, are
-    taken, evenly spread over it; or token ids, [sequences, length] or several lists, all of which
-    are. Raises FrontendError or PassError for what can be seen to be wrong already.
+    source: a UTF-8 text file, of which sequences of 512 tokens, or of the context, are taken that
+    come to at most `tokens`, evenly spread over it; or token ids, [sequences, length] or several
+    lists, all of which are taken. Raises FrontendError or PassError, where what is wrong can be
+    seen already.
     """
     if recipe.bits > 8:
         raise PassError(
@@ -49,7 +53,7 @@ def open_calibration(source: CalibrationSource, model: object, recipe: Recipe) -
             "with, in Python."
         )
     text = _read_text(Path(source))
-    return lambda info, files: _tokenized(text, files, info)
+    return lambda info, files: _tokenized(text, files, info, tokens)
 
 
 def _read_text(path: Path) -> str:
@@ -73,7 +77,7 @@ def _read_text(path: Path) -> str:
     return text
 
 
-def _tokenized(text: str, files: Mapping[str, bytes], info: ModelInfo) -> Calibration:
+def _tokenized(text: str, files: Mapping[str, bytes], info: ModelInfo, tokens: int) -> Calibration:
     """Sequences of a text, evenly spread over it, begun with the BOS if the tokenizer adds one."""
     import torch
 
@@ -84,12 +88,16 @@ def _tokenized(text: str, files: Mapping[str, bytes], info: ModelInfo) -> Calibr
     tokenizer = Tokenizer(files["tokenizer.json"], config)
     begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     ids = tokenizer.encode(text, special=False)
-    width = min(_LENGTH, info.max_context or _LENGTH) - len(begin)
+    length = min(_LENGTH, info.max_context or _LENGTH, tokens)
+    width = length - len(begin)
     if not ids or width < 1:
-        raise FrontendError(f"the text for calibration has no tokens in sequences of {width}.")
+        raise FrontendError(
+            f"the text for calibration has {len(ids)} tokens; sequences of {length}, begun with "
+            f"{len(begin)} that every text begins with, hold none of them."
+        )
     windows = [ids[start : start + width] for start in range(0, len(ids), width)]
-    if len(windows) > _SEQUENCES:
-        windows = [windows[i * len(windows) // _SEQUENCES] for i in range(_SEQUENCES)]
+    count = min(tokens // length, len(windows))
+    windows = [windows[i * len(windows) // count] for i in range(count)]
     return Calibration(tuple(torch.tensor(begin + each) for each in windows))
 
 

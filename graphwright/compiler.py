@@ -10,7 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphwright.calibration_tokens import CalibrationSource, open_calibration
+from graphwright.calibration_tokens import (
+    CALIBRATION_TOKENS,
+    CalibrationSource,
+    open_calibration,
+)
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.program import PassRecord, Program
 from graphwright.process import without_collection
@@ -125,6 +129,7 @@ def compile(
     dtype: str = "auto",
     tune: float | None = None,
     calibration: CalibrationSource | None = None,
+    calibration_tokens: int = CALIBRATION_TOKENS,
     example_tokens: torch.Tensor | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
@@ -133,7 +138,8 @@ def compile(
 
     `example_tokens` int64 [1, S] helps to trace a module whose vocabulary is not known otherwise.
     `calibration`, a UTF-8 text file for the checkpoint's tokenizer or token ids [sequences,
-    length], rounds integer weights by what tokens like these make of their inputs.
+    length], rounds integer weights by the inputs that such tokens give them; of a text at most
+    `calibration_tokens` are taken.
     Raises FrontendError, PassError or BackendError: a model is compiled right or refused.
     """
     with without_collection():
@@ -154,7 +160,9 @@ def compile(
         Recipe.parse(quant), generator.decode_tokens, chunk, kv_cache_dtype=kv_cache_dtype
     )
     steps = pipeline(chosen)
-    calibrating = calibration is not None and open_calibration(calibration, model, chosen.recipe)
+    calibrating = None
+    if calibration is not None:
+        calibrating = open_calibration(calibration, model, chosen.recipe, calibration_tokens)
     seconds: dict[str, float] = {}
 
     def timed(stage: str, start: float) -> float:
@@ -166,7 +174,7 @@ def compile(
     progress.stage("capture")
     with _one_thread(), without_collection():
         program, files = _capture(model, example_tokens, trust_remote_code, context)
-    if calibrating:
+    if calibrating is not None:
         tokens = calibrating(program.info, files)
         options = replace(options, calibration=f"{tokens}, sha256 {tokens.digest}")
         steps = pipeline(replace(chosen, calibration=tokens))

@@ -26,6 +26,7 @@ columns, and what is rare in the inputs given should not count for nothing in ot
 0.1 cost a model of 260,000 parameters least on text that was neither given nor reported on."""
 SWEEPS = 3
 
+_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # of a group's range, with zero points
 _BLOCK = 128  # columns between two products with all errors before them
 _ELEMENTS_AT_ONCE = 1 << 23  # of a weight rounded together; there are five such tensors of float32
 
@@ -65,11 +66,13 @@ class _Form:
     """The damped H [K, K] and what follows from H = F Fᵀ with F upper triangular.
 
     left[j, k]: what column k, rounded after column j, makes up for each unit of j's error; F with
-    its columns divided by their diagonal elements. factor: F in float64.
+    its columns divided by their diagonal elements. alone [K]: what a unit of error in a column
+    costs when the later ones make up for it. factor: F in float64.
     """
 
     matrix: torch.Tensor
     left: torch.Tensor
+    alone: torch.Tensor
     factor: torch.Tensor
 
     @staticmethod
@@ -81,7 +84,8 @@ class _Form:
         # With rows and columns turned round, the lower factor is the upper one of H.
         factor = torch.linalg.cholesky(matrix.flip(0, 1)).flip(0, 1)
         left = (factor / factor.diagonal()).triu(1)
-        return _Form(matrix.float(), left.float(), factor)
+        alone = factor.diagonal().square()
+        return _Form(matrix.float(), left.float(), alone.float(), factor)
 
     def solve(self, right: torch.Tensor) -> torch.Tensor:
         """H⁻¹ right, [K, N] in float64."""
@@ -131,11 +135,24 @@ class _Rounding:
                 wanted[column - begin + 1 :] += later * self._error[column]
 
     def _choose_scale(self, group: int, wanted: torch.Tensor) -> None:
-        """The scales and zero points that plain rounding has for what is wanted of a group."""
+        """The scales of plain rounding for what is wanted of a group. With zero points, which span
+        the whole range, those for a share of the range if that loses less."""
         whole = slice(group * self._size, (group + 1) * self._size)
         columns = wanted if len(wanted) == self._size else self._weight[whole]
-        _, scale, zero = nearest(columns.T.contiguous(), self._scheme)
-        self._scale[group], self._zero[group] = scale[:, 0].float(), zero[:, 0].float()
+        values, weights = columns.T.contiguous(), self._form.alone[whole]
+        least = values.new_zeros(len(values), 1)
+        low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+        for share in _SHARES if self._scheme.zero else (1.0,):
+            _, scale, zero = nearest(values.clamp(low * share, high * share), self._scheme)
+            scale, zero = scale.float(), zero.float()
+            lost = values - self._value(self._integer(values, scale, zero), scale, zero)
+            loss = (lost.square() * weights).sum(1, keepdim=True)
+            better = (
+                (loss < least)[:, 0] if share < 1 else torch.ones(len(values), dtype=torch.bool)
+            )
+            least[better] = loss[better]
+            self._scale[group][better] = scale[better, 0]
+            self._zero[group][better] = zero[better, 0]
 
     def _sweep(self) -> None:
         """Each group's scale, then each of its integers, to where the form is least."""
@@ -170,10 +187,21 @@ class _Rounding:
     def _set(self, group: int, column: int, wanted: torch.Tensor) -> None:
         """The integers of a column: those nearest to the `wanted` values [N]."""
         scale, zero = self._scale[group], self._zero[group]
+        integers = self._integer(wanted, scale, zero)
+        self._integers[column] = integers
+        self._error[column] = self._weight[column] - self._value(integers, scale, zero)
+
+    def _integer(
+        self, wanted: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor
+    ) -> torch.Tensor:
         low, high = self._scheme.range
-        integers = (wanted / torch.where(scale == 0, 1.0, scale)).round_().add_(zero)
-        self._integers[column] = integers.clamp_(low, high)
-        self._error[column] = self._weight[column] - (self._integers[column] - zero) * scale
+        units = (wanted / torch.where(scale == 0, 1.0, scale)).round_()
+        return units.add_(zero).clamp_(low, high)
+
+    def _value(
+        self, integers: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor
+    ) -> torch.Tensor:
+        return (integers - zero) * scale
 
     def _blocks(self) -> Iterator[tuple[int, slice]]:
         """(group, columns): a group at a time, large ones in several blocks."""

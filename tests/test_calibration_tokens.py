@@ -10,7 +10,7 @@ import torch
 from toy_model import word_tokenizer
 
 from graphwright.__main__ import main
-from graphwright.calibration_tokens import open_calibration
+from graphwright.calibration_tokens import CALIBRATION_TOKENS, open_calibration
 from graphwright.ir.errors import FrontendError, PassError
 from graphwright.ir.program import ModelInfo
 from graphwright.passes.recipe import Recipe
@@ -27,11 +27,13 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def sequences(checkpoint: Path, text: str, info: ModelInfo = INFO) -> list[list[int]]:
+def sequences(
+    checkpoint: Path, text: str, info: ModelInfo = INFO, tokens: int = 2048
+) -> list[list[int]]:
     file = checkpoint / "text.txt"
     file.write_text(text)
     files = {each.name: each.read_bytes() for each in checkpoint.iterdir()}
-    found = open_calibration(file, checkpoint, W4)(info, files)
+    found = open_calibration(file, checkpoint, W4, tokens)(info, files)
     assert found.tokens == sum(len(each) for each in found.sequences)
     return [each.tolist() for each in found.sequences]
 
@@ -49,7 +51,10 @@ def test_a_long_text_gives_a_bounded_number_from_all_over_it(checkpoint: Path) -
     assert len(found) == 32
     assert len({each[-1] for each in found}) > 20
     long = sequences(checkpoint, text, ModelInfo("small", 97, None))
-    assert max(map(len, long)) == 512
+    assert [len(each) for each in long] == [512] * 4
+    assert [len(each) for each in sequences(checkpoint, text, tokens=10)] == [10]
+    with pytest.raises(FrontendError, match="sequences of 1, begun with 1 that every text"):
+        sequences(checkpoint, text, ModelInfo("small", 97, 1))
 
 
 def test_a_character_may_end_behind_the_end_of_what_is_read(
@@ -119,3 +124,7 @@ def test_the_command_line_refuses_in_a_sentence(
         assert main(["compile", str(tmp_path), "-o", str(tmp_path / "x.gw"), *arguments]) == 1
         error = capsys.readouterr().err
         assert message in error and "Traceback" not in error
+    assert main(["compile", str(tmp_path), "--calibration-tokens", "9"]) == 2
+    assert "goes with --calibrate" in capsys.readouterr().err
+    assert main(["compile", "--help"]) == 0
+    assert f"(default: {CALIBRATION_TOKENS})" in " ".join(capsys.readouterr().out.split())

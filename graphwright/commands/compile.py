@@ -27,8 +27,11 @@ TUNE_SECONDS = 60
 )
 @click.option("--quant", default="f32", show_default=True, help="Weights: f32, w8, w8g32, ….")
 @click.option("--calibrate", type=click.Path(path_type=Path), metavar="TEXT",
-              help="Round integer weights by what the tokens of this UTF-8 file make of "
-              "their inputs.")  # fmt: skip
+              help="Round integer weights by the inputs that this UTF-8 file gives "
+              "them.")  # fmt: skip
+@click.option("--calibration-tokens", type=click.IntRange(2), metavar="N",
+              help="With --calibrate: at most so many tokens of it "
+              "(default: 16384).")  # fmt: skip
 @click.option("--target", default="host", show_default=True,
               help="host, a CPU's name, several, or GPUs: cuda:sm_80,sm_90.")  # fmt: skip
 @click.option("--chunk", default=512, show_default=True, type=click.IntRange(8, 8192),
@@ -55,6 +58,7 @@ def command(
     output: Path | None,
     quant: str,
     calibrate: Path | None,
+    calibration_tokens: int | None,
     target: str,
     chunk: int,
     context: int | None,
@@ -74,6 +78,8 @@ def command(
 
     if tune_budget is not None and not tune:
         raise click.UsageError("--tune-budget says how long to tune; it goes with --tune.")
+    if calibration_tokens is not None and calibrate is None:
+        raise click.UsageError("--calibration-tokens goes with --calibrate.")
     if not is_user_module(model) and not Path(model).exists():  # before seconds of imports
         raise click.ClickException(
             f"there is no directory '{model}': MODEL is a Hugging Face checkpoint on this disk, or "
@@ -83,6 +89,7 @@ def command(
         raise click.ClickException(f"there is no file '{calibrate}' to calibrate with.")
     require_compiler(target)
     with without_collection():
+        from graphwright.calibration_tokens import CALIBRATION_TOKENS
         from graphwright.compiler import compile
     from graphwright.runtime.artifact import check_writable
 
@@ -101,6 +108,7 @@ def command(
             dtype=dtype,
             check=check,
             calibration=calibrate,
+            calibration_tokens=calibration_tokens or CALIBRATION_TOKENS,
             tune=(tune_budget or TUNE_SECONDS) if tune else None,
             trust_remote_code=trust_remote_code,
             progress=report.progress,
