@@ -163,7 +163,7 @@ def check(case: Case) -> None:
     attending = standalone(attend, ["int32", real, *pointers, *index, *more], case.cpu)
     combining = standalone(combine, ["int32", "int64", "int32", real, real], case.cpu)
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, ATTENTION_SEGMENTS):  # as many parts as segments, too
         memory = case.memory()
         cache = [
             memory[case.layout.offsets[name] :][:-64].view(pointer)
