@@ -30,7 +30,7 @@ def kernels(cpu: Cpu) -> dict[str, Kernel]:
         "quantize": quantize_rows(128, x_stride=128, group=32, cpu=cpu),
         "attention": attention(
             2, KvBlock(1, 16, 16, 4096), q_stride=32, scale=0.25, mask=Mask(), softcap=0.0,
-            slopes=False, sinks=False, cpu=cpu,
+            slopes=False, sinks=False, max_rows=32, cpu=cpu,
         ),
     }  # fmt: skip
     for each in (FLOAT32, BFLOAT16, FLOAT16):

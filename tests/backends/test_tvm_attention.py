@@ -148,9 +148,10 @@ def check(case: Case) -> None:
     )
     attend = attention(
         case.heads, block, q_stride=case.heads * case.dim + gap, scale=case.dim**-0.5, mask=mask,
-        softcap=case.softcap, slopes=case.slopes, sinks=case.sinks, split=case.split, cpu=case.cpu,
+        softcap=case.softcap, slopes=case.slopes, sinks=case.sinks, split=case.split,
+        max_rows=case.tokens, cpu=case.cpu,
     )  # fmt: skip
-    combine = attention_combine(case.heads, block, mask=mask, cpu=case.cpu)
+    combine = attention_combine(case.heads, block, mask=mask, max_rows=case.tokens, cpu=case.cpu)
     batch = np.array([case.tokens, len(case.batch), case.table.shape[1], 0, 0, 0, 0, 0], np.int32)
     positions, start, table = case.positions.numpy(), case.start.numpy(), case.table.numpy()
     extras = [each.numpy() for each in case.extras if each is not None]
@@ -289,7 +290,7 @@ def kernel_of(cpu: Cpu, dtype: str) -> tuple[Kernel, list[str]]:
     block = KvBlock(8, 128, 256, 2**20, dtype)
     kernel = attention(
         64, block, q_stride=8192, scale=0.1, mask=Mask(window=40, first=4), softcap=3.0,
-        slopes=True, sinks=True, split=True, cpu=cpu,
+        slopes=True, sinks=True, split=True, max_rows=32, cpu=cpu,
     )  # fmt: skip
     pointers = [pointer for _, pointer in block.pointers]
     return kernel, ["int32", "float32", *pointers, "int64", "int32", "int32", *["float32"] * 4]

@@ -35,19 +35,20 @@ __all__ = ["attention", "for_each_tile"]
 
 def attention(
     heads: int, block: KvBlock, *, q_stride: int, scale: float, mask: Mask, softcap: float,
-    slopes: bool, sinks: bool, split: bool = False, cpu: Cpu,
+    slopes: bool, sinks: bool, split: bool = False, max_rows: int, cpu: Cpu,
 ) -> Kernel:  # fmt: skip
     """Pointers: batch, q, k_cache, v_cache, (k_scale, v_scale), positions, query_start,
     block_table, (slopes [heads]), (sinks [heads]), (partial), out [T, heads * value_dim].
 
     As gw.cached_attention, after append_kv. Positions must rise by one within a sequence.
     split: tokens that come alone leave their results in `partial`, as attention_combine takes them.
+    A call may have up to `max_rows` tokens.
     """
     if heads % block.kv_heads:
         raise BackendError(
             f"attention: {heads} heads cannot share {block.kv_heads} key heads evenly."
         )
-    shape = AttentionShape(heads, block, q_stride, scale, mask, softcap, cpu.lanes, split)
+    shape = AttentionShape(heads, block, q_stride, scale, mask, softcap, cpu.lanes, split, max_rows)
     pointers = [("batch", "int32"), ("q", "float32"), *block.pointers, ("positions", "int64")]
     pointers += [("query_start", "int32"), ("block_table", "int32")]
     pointers += [("slopes", "float32")] * slopes + [("sinks", "float32")] * sinks
@@ -59,7 +60,7 @@ def attention(
 
     name = kernel_name(
         "attention", cpu, h=heads, block=block_name(block), qs=q_stride, by=scale, mask=mask,
-        cap=softcap, slopes=slopes, sinks=sinks, split=split,
+        cap=softcap, slopes=slopes, sinks=sinks, split=split, tile=shape.tile_tokens,
     )  # fmt: skip
     return define(name, pointers, body)
 

@@ -26,13 +26,14 @@ from graphwright.ir.memory import ATTENTION_SEGMENTS
 __all__ = ["attention_combine"]
 
 
-def attention_combine(heads: int, block: KvBlock, *, mask: Mask, cpu: Cpu) -> Kernel:
+def attention_combine(heads: int, block: KvBlock, *, mask: Mask, max_rows: int, cpu: Cpu) -> Kernel:
     """Pointers: batch, positions, query_start, partial, out [T, heads * value_dim].
 
-    Of every token that came alone: its segments' sums of values, each scaled to the largest maximum
-    of all, added up in order, over the sum of the weights.
+    Of every token that came alone in attention with the same `max_rows`: its segments' sums of
+    values, each scaled to the largest maximum of all, added up in order, over the sum of the
+    weights.
     """
-    shape = AttentionShape(heads, block, 0, 1.0, mask, 0.0, cpu.lanes, True)
+    shape = AttentionShape(heads, block, 0, 1.0, mask, 0.0, cpu.lanes, True, max_rows)
 
     def body(
         thread: Expr, threads: Expr, rows: Expr, batch: Expr, positions: Expr, query_start: Expr,
@@ -52,7 +53,10 @@ def attention_combine(heads: int, block: KvBlock, *, mask: Mask, cpu: Cpu) -> Ke
 
         for_each_tile(shape, given, rows, combine)
 
-    name = kernel_name("attention_combine", cpu, h=heads, block=block_name(block), mask=mask)
+    name = kernel_name(
+        "attention_combine", cpu, h=heads, block=block_name(block), mask=mask,
+        tile=shape.tile_tokens,
+    )  # fmt: skip
     pointers = [("batch", "int32"), ("positions", "int64"), ("query_start", "int32")]
     return define(name, [*pointers, ("partial", "float32"), ("out", "float32")], body)
 

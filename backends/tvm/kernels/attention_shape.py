@@ -29,7 +29,7 @@ TILE_ROWS = 24  # query rows of a whole tile: four passes for AVX2
 class AttentionShape:
     """The static parameters, and how the work is cut.
 
-    split: are the keys of tokens that come alone cut into segments?
+    split: are the keys of tokens that come alone cut into segments? most: tokens of a step.
     """
 
     heads: int
@@ -40,6 +40,7 @@ class AttentionShape:
     softcap: float
     lanes: int
     split: bool
+    most: int
 
     @property
     def dim(self) -> int:
@@ -88,8 +89,9 @@ class AttentionShape:
 
     @property
     def tile_tokens(self) -> int:
-        """Tokens of a whole tile."""
-        return max(1, min(12, TILE_ROWS // self.item_heads))
+        """Tokens of a whole tile; 1 where no step has as many as one."""
+        found = max(1, min(12, TILE_ROWS // self.item_heads))
+        return found if found <= self.most else 1
 
     def passes(self, rows: int) -> list[tuple[int, int]]:
         """(passes, rows of each) that `rows` rows are computed in: few and of nearly equal size.

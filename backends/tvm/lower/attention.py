@@ -48,6 +48,7 @@ def cached_attention(context: LoweringContext, node: fx.Node) -> tuple[Phase, ..
     kernel = context.kernel(
         attention, heads, block, q_stride=context.view(given["q"]).row_stride,
         scale=given["scale"], mask=mask, softcap=given["softcap"], split=bool(partial),
+        max_rows=context.plan.max_tokens,
         **{name: value is not None for name, value in extras.items()},
     )  # fmt: skip
     weights = tuple(
@@ -57,7 +58,9 @@ def cached_attention(context: LoweringContext, node: fx.Node) -> tuple[Phase, ..
     parts = ATTENTION_SEGMENTS if partial else 1  # of about a segment each
     phases.append(Phase(node.name, kernel, operands, "T", parts=parts))
     if partial:
-        kernel = context.kernel(attention_combine, heads, block, mask=mask)
+        kernel = context.kernel(
+            attention_combine, heads, block, mask=mask, max_rows=context.plan.max_tokens
+        )
         operands = (batch, positions, query_start, *partial, *results)
         phases.append(Phase(node.name, kernel, operands, "T"))
     return tuple(phases)
