@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from graphwright.ir.calibrated_rounding import round_by_inputs
+from graphwright.ir.calibrated_rounding import damping_for, round_by_inputs
 from graphwright.ir.interpreter import Step, steps_of
 from graphwright.ir.ops.routed_linear import rows_of_slots
 from graphwright.ir.program import Program
@@ -64,18 +64,20 @@ class _Product:
 
 @dataclass
 class _Sums:
-    """Of the rows that one matrix [N, K] multiplies: x in the rounded lane, y in the other, and by
-    how much the residual of its result is larger in the other.
+    """Of the `count` rows that one matrix [N, K] multiplies: x in the rounded lane, y in the other,
+    and by how much the residual of its result is larger in the other.
 
     moments: XᵀX, cross: Xᵀ(Y - X), residual: Xᵀ(R_y - R_x) [K, N] where there is one.
     """
 
+    count: int
     moments: torch.Tensor
     cross: torch.Tensor | None = None
     residual: torch.Tensor | None = None
 
     def add(self, other: _Sums) -> None:
         """The sums of both."""
+        self.count += other.count
         self.moments += other.moments
         for name in ("cross", "residual"):
             more = getattr(other, name)
@@ -166,14 +168,20 @@ class _Calibrating:
         weight = quantization.weight.load()
         matrices = weight if weight.dim() == 3 else weight[None]
         found = [
-            round_by_inputs(matrix, quantization.scheme, each.moments, each.missing(matrix))
+            round_by_inputs(
+                matrix,
+                quantization.scheme,
+                each.moments,
+                each.missing(matrix),
+                damping=damping_for(matrix.shape[-1], each.count),
+            )
             for matrix, each in zip(matrices, sums, strict=True)
         ]
         outputs = (torch.stack(parts) for parts in zip(*found, strict=True))
         quantization.settle([part.reshape(*weight.shape[:-1], -1) for part in outputs])
         if weight.dim() == 3:
             self._experts += len(sums)
-            self._unreached += sum(not bool(each.moments.any()) for each in sums)
+            self._unreached += sum(each.count == 0 for each in sums)
 
 
 def _sums(product: _Product, rounded: Lane, exact: Lane | None) -> list[_Sums]:
@@ -227,7 +235,7 @@ def _total(rows: Iterable[Sequence[Any]]) -> _Sums:
             for right in (left.T, None if y is None else y.float() - left.T, residual)
         )
         assert moments is not None
-        sums = _Sums(moments, cross, more)
+        sums = _Sums(len(x), moments, cross, more)
         if total is None:
             total = sums
         else:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphwright.ir.calibrated_rounding import round_by_inputs
+from graphwright.ir.calibrated_rounding import damping_for, round_by_inputs
 from graphwright.ir.errors import PassError
 from graphwright.ir.schemes import Scheme, dequantize, quantize_weight
 
@@ -60,21 +60,21 @@ def test_without_correlations_it_is_nearest(scheme: str) -> None:
     weight = torch.randn(7, 128, generator=torch.Generator().manual_seed(3))
     plain = quantize_weight(weight, scheme)
     for diagonal in (torch.ones(128), torch.zeros(128), torch.arange(128.0)):
-        parts = round_by_inputs(weight, scheme, torch.diag(diagonal), sweeps=0)
+        parts = round_by_inputs(weight, scheme, torch.diag(diagonal), damping=0.1, sweeps=0)
         assert all(torch.equal(a, b) for a, b in zip(parts, plain, strict=True))
 
 
 @pytest.mark.parametrize("scheme", ["w4g32z", "w4g128z"])
 def test_with_zero_points_ranges_are_clipped_where_it_helps(scheme: str) -> None:
     weight, one = torch.randn(50, 128, generator=torch.Generator().manual_seed(4)), torch.eye(128)
-    parts = round_by_inputs(weight, scheme, one, sweeps=0)
+    parts = round_by_inputs(weight, scheme, one, damping=0.1, sweeps=0)
     assert loss(weight, parts, one) < 0.97 * loss(weight, quantize_weight(weight, scheme), one)
 
 
 def test_inputs_that_are_always_zero_change_nothing_elsewhere() -> None:
     weight, x = case(5, 6, 64, 200)
     x[:, 3] = x[:, 40] = 0
-    parts = round_by_inputs(weight, "w4g32", (x.T @ x).double())
+    parts = round_by_inputs(weight, "w4g32", (x.T @ x).double(), damping=0.1)
     got = dequantize(*parts)
     scale = parts[1].float().abs().repeat_interleave(32, 1)
     assert bool(((got - weight).abs() <= scale * 1.5)[:, [3, 40]].all())
@@ -84,9 +84,18 @@ def test_inputs_that_are_always_zero_change_nothing_elsewhere() -> None:
 def test_zero_rows_and_one_row_of_inputs() -> None:
     weight, x = case(6, 5, 64, 1)
     weight[2] = 0
-    parts = round_by_inputs(weight, "w4g32z", (x.T @ x).double())
+    parts = round_by_inputs(weight, "w4g32z", (x.T @ x).double(), damping=0.1)
     assert bool((dequantize(*parts)[2] == 0).all())
     assert loss(weight, parts, x) < loss(weight, quantize_weight(weight, "w4g32z"), x)
+
+
+def test_few_inputs_cost_others_little() -> None:
+    weight, x = case(9, 40, 64, 600)
+    plain = quantize_weight(weight, "w4g32")
+    for count, share in ((1, 1.15), (16, 1.05), (300, 0.9)):
+        moments, damping = (x[:count].T @ x[:count]).double(), damping_for(64, count)
+        parts = round_by_inputs(weight, "w4g32", moments, damping=damping)
+        assert loss(weight, parts, x[300:]) < share * loss(weight, plain, x[300:]), count
 
 
 def test_what_is_missing_from_the_products_is_made_up_for() -> None:
@@ -101,4 +110,4 @@ def test_what_is_missing_from_the_products_is_made_up_for() -> None:
 
 def test_scales_beyond_float16_are_refused() -> None:
     with pytest.raises(PassError, match="need scales beyond float16"):
-        round_by_inputs(torch.full((2, 32), 1e7), "w4g32", torch.eye(32).double())
+        round_by_inputs(torch.full((2, 32), 1e7), "w4g32", torch.eye(32).double(), damping=0.1)
