@@ -14,8 +14,9 @@ from graphwright.backends.tuning import Choice, Picks
 from graphwright.backends.tvm.kernels.matmul import Tiling, Tilings
 from graphwright.backends.tvm.target import Cpu
 
-__all__ = ["BATCH", "MANY", "candidate_tilings", "choose_tilings", "product_choices"]
+__all__ = ["BATCH", "MANY", "SMALL", "candidate_tilings", "choose_tilings", "product_choices"]
 
+SMALL = 32 << 10  # bytes of a weight that stays in a core's first cache
 BATCH, MANY = 8, 256  # rows at which blocks for a few and for many are measured
 WEIGHTS = {1: 1.0, MANY: 0.5, BATCH: 0.25}  # of choices: a token alone is what people wait for
 # Candidates by float32 lanes of a register (which say how many sums there is room for).
@@ -33,11 +34,13 @@ _MANY_FLOATS: _Candidates = {
 
 
 def choose_tilings(
-    picks: Picks, cpu: Cpu, kind: str, n: int, k: int, max_rows: int, default: Tilings
+    picks: Picks, cpu: Cpu, kind: str, n: int, k: int, size: int, max_rows: int, default: Tilings
 ) -> Tilings | None:
     """The blocks picked for products of `kind` (w4g32, bf16, …) in calls of up to `max_rows` rows.
 
-    None: the default ones everywhere.
+    None: the default ones everywhere. Where nothing else is picked, a weight of few bytes (`size`)
+    has those for many rows alone: memory is never its limit, and each kind of blocks is code of its
+    own, which takes longer to compile than such a weight will ever take to read.
     """
     found = {
         rows: picks.pick(choice)
@@ -47,7 +50,10 @@ def choose_tilings(
         candidate_tilings(rows, found[rows], default) if rows in found else None
         for rows in (1, BATCH, MANY)
     )
-    return (one[0], batch[1], 1) if one and batch else one or batch or many
+    if one and batch:
+        return one[0], batch[1], 1
+    small = (default[1], default[1], 0) if size <= SMALL else None
+    return one or batch or many or small
 
 
 def product_choices(

@@ -20,7 +20,12 @@ from graphwright.backends.tvm.build import BuiltProgram, build
 from graphwright.backends.tvm.kernels.float_weights import BFLOAT16
 from graphwright.backends.tvm.kernels.linear_float import float_tilings
 from graphwright.backends.tvm.kernels.linear_quantized import tilings_of
-from graphwright.backends.tvm.product_choices import MANY, choose_tilings, product_choices
+from graphwright.backends.tvm.product_choices import (
+    MANY,
+    SMALL,
+    choose_tilings,
+    product_choices,
+)
 from graphwright.backends.tvm.product_rig import ProductRig, choices_of
 from graphwright.backends.tvm.target import cpu_by_name, host_cpu
 from graphwright.commands.compile import command
@@ -41,7 +46,9 @@ def test_untuned_products_keep_their_blocks(level: str, kind: str) -> None:
         cpu, Scheme.parse(kind)
     )  # fmt: skip
     for max_rows in (1, 4, 512):
-        assert choose_tilings(Picks(), cpu, kind, 64, 64, max_rows, default) is None
+        assert choose_tilings(Picks(), cpu, kind, 64, 64, SMALL + 1, max_rows, default) is None
+        small = choose_tilings(Picks(), cpu, kind, 64, 64, SMALL, max_rows, default)
+        assert small == (default[1], default[1], 0), "one kind of code is enough"
 
 
 def test_picks_become_blocks() -> None:
@@ -52,7 +59,7 @@ def test_picks_become_blocks() -> None:
         keys = {int(rows[1:]): name for rows, name in picked.items()}
         choices = product_choices(cpu, "w4g32", 64, 96, max_rows, default)
         picks = Picks({choice.key: keys[rows] for rows, choice in choices.items() if rows in keys})
-        return choose_tilings(picks, cpu, "w4g32", 64, 96, max_rows, default)
+        return choose_tilings(picks, cpu, "w4g32", 64, 96, SMALL + 1, max_rows, default)
 
     one = replace(few, rows=(1,), tiles=2, abreast=1)
     batch = replace(few, rows=(2, 1), abreast=1)
@@ -72,7 +79,7 @@ def test_float_products_keep_three_kinds_of_blocks() -> None:
     (choice,) = product_choices(cpu, "bf16", 64, 96, 8, default).values()
     picks = Picks({choice.key: "1x2a"})
     wide = replace(few, rows=(2, 1), tiles=2, abreast=1)
-    assert choose_tilings(picks, cpu, "bf16", 64, 96, 8, default) == (wide, many, limit)
+    assert choose_tilings(picks, cpu, "bf16", 64, 96, SMALL, 8, default) == (wide, many, limit)
 
 
 def test_the_rig_runs_every_candidate() -> None:

@@ -70,7 +70,8 @@ class Tiling:
         return f"{self.rows[0]}x{self.tiles}{'a' * self.ahead}{abreast}"
 
 
-# For few rows, where memory is the limit, for many, where arithmetic is; up to where few.
+# For few rows, where memory is the limit, for many, where arithmetic is; up to where few (0: all
+# are many).
 Tilings: TypeAlias = tuple[Tiling, Tiling, int]
 
 
@@ -125,8 +126,8 @@ def few_or_many(
     rows: Expr, limit: int, max_rows: int, few: Callable[[], None], many: Callable[[], None]
 ) -> None:
     """Emits `few` for calls of at most `limit` rows and, if there can be more, `many` for those."""
-    if max_rows <= limit:
-        few()
+    if limit == 0 or max_rows <= limit:
+        (few if limit else many)()
         return
     with T.If(rows <= limit):
         with T.Then():

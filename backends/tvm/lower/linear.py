@@ -39,10 +39,11 @@ def linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
     outputs, inputs = (int(size) for size in given["weight"].meta["val"].shape)
     weights = FloatWeights.of(given["weight"].meta["val"].dtype)
     options, epilogue = epilogue_of(context, given)
+    size = weights.tile_bytes(inputs) * outputs // TILE
     kernel = context.kernel(
         linear_float, outputs, inputs, weights=weights,
         x_stride=context.view(given["x"]).row_stride, max_rows=context.plan.max_tokens,
-        tilings=choose_tilings(context.picks, context.cpu, weights.name, outputs, inputs,
+        tilings=choose_tilings(context.picks, context.cpu, weights.name, outputs, inputs, size,
                                context.plan.max_tokens, float_tilings(context.cpu, weights)),
         **options,
     )  # fmt: skip
@@ -52,8 +53,7 @@ def linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
         *epilogue,
         *context.results(node),
     )
-    parts = parts_of(weights.tile_bytes(inputs) * outputs // TILE)
-    return (Phase(node.name, kernel, operands, context.rows(node), parts=parts),)
+    return (Phase(node.name, kernel, operands, context.rows(node), parts=parts_of(size)),)
 
 
 def epilogue_of(

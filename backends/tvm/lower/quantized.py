@@ -47,9 +47,10 @@ def quantized_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ..
         quantized = (context.value(x), values, scales)
         phases.append(Phase(node.name, kernel, quantized, rows, context.replicable(None, inputs)))
     options, epilogue = epilogue_of(context, given)
+    size = tile_bytes(inputs, scheme) * outputs // TILE
     kernel = context.kernel(
         linear_quantized, outputs, inputs, scheme, max_rows=context.plan.max_tokens,
-        tilings=choose_tilings(context.picks, context.cpu, str(scheme), outputs, inputs,
+        tilings=choose_tilings(context.picks, context.cpu, str(scheme), outputs, inputs, size,
                                context.plan.max_tokens, tilings_of(context.cpu, scheme)),
         **options,
     )  # fmt: skip
@@ -60,8 +61,7 @@ def quantized_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ..
         *epilogue,
         *context.results(node),
     )
-    parts = parts_of(tile_bytes(inputs, scheme) * outputs // TILE)
-    phases.append(Phase(node.name, kernel, operands, rows, parts=parts))
+    phases.append(Phase(node.name, kernel, operands, rows, parts=parts_of(size)))
     return tuple(phases)
 
 
