@@ -23,6 +23,7 @@ from graphwright.ir.errors import FrontendError
 
 __all__ = ["export_repeated", "find_classes"]
 
+_FEW_LAYERS = 8  # up to which it takes longer to keep torch's answers for the next ones
 _LOG = logging.getLogger("graphwright.frontend")
 
 
@@ -73,6 +74,7 @@ def find_classes(forward: StatelessForward, tokens: torch.Tensor, stubs: Stubbed
     ops, and with the copies replaced by stubs everything around the layers stays the same.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode.cache_enabled = len(stubs.by_path) > _FEW_LAYERS
     inputs = inputs_of_shape(forward, tokens, mode)
     full, stubbed = Recorder(mode), Recorder(mode)
     try:
