@@ -20,7 +20,7 @@ from graphwright.ir.tolerance import check_close
 __all__ = ["check_lengths", "check_positions"]
 
 _LOG = logging.getLogger("graphwright.frontend")
-_UNSEEN = 13  # tokens: no example has so many
+_UNSEEN = 13  # tokens: the examples that are not given by the user have other lengths
 
 
 def check_lengths(

@@ -8,6 +8,9 @@ later (8 KB or more: soon enough, and too little to lose the hardware's track).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
@@ -25,6 +28,7 @@ __all__ = [
     "lines_of",
 ]
 
+_Fetch: TypeAlias = Callable[[Pass, Expr, Expr, int], None]
 LINE = 64  # bytes of a cache line
 
 
@@ -47,24 +51,28 @@ def fetch_values(work: Pass, chunk: Chunk, b: Expr, part: Expr, parts: int) -> N
 def fetch_after_keys(work: Pass, chunk: Chunk, b: Expr, part: Expr, parts: int) -> None:
     """The same of what is read `blocks_ahead` blocks after the keys of block b, where the keys of a
     chunk's blocks are followed by their values, and those by the keys of the next chunk."""
-    later = T.bind(b + work.unit.shape.blocks_ahead)
-    with T.If(later < chunk.count):
-        with T.Then():
-            _fetch_keys(work, chunk.starts[later], part, parts)
-        with T.Else():
-            place = tirx.min(later - chunk.count, chunk.count - 1)
-            _fetch_values(work, chunk.starts[place], part, parts)
+    _fetch_after(work, chunk, b, part, parts, (_fetch_keys, _fetch_values), chunk.starts)
 
 
 def fetch_after_values(work: Pass, chunk: Chunk, b: Expr, part: Expr, parts: int) -> None:
     """The same of what is read after the values of block b."""
+    _fetch_after(work, chunk, b, part, parts, (_fetch_values, _fetch_keys), chunk.ahead)
+
+
+def _fetch_after(
+    work: Pass, chunk: Chunk, b: Expr, part: Expr, parts: int,
+    fetches: tuple[_Fetch, _Fetch], next_starts: Expr,
+) -> None:  # fmt: skip
+    """By the first of `fetches` in this chunk, by the second in the blocks that start at
+    `next_starts`."""
+    here, behind = fetches
     later = T.bind(b + work.unit.shape.blocks_ahead)
     with T.If(later < chunk.count):
         with T.Then():
-            _fetch_values(work, chunk.starts[later], part, parts)
+            here(work, chunk.starts[later], part, parts)
         with T.Else():
             place = tirx.min(later - chunk.count, chunk.count - 1)
-            _fetch_keys(work, chunk.ahead[place], part, parts)
+            behind(work, next_starts[place], part, parts)
 
 
 def fetch_scales(work: Pass, chunk: Chunk, b: Expr) -> None:
