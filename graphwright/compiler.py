@@ -145,9 +145,10 @@ def compile(
     with without_collection():
         from graphwright.golden import golden_tokens
         from graphwright.machine_code import code_generator
-        from graphwright.passes.base import PassContext, run_passes
+        from graphwright.passes.base import PassContext
         from graphwright.passes.pipeline import PipelineOptions, pipeline
         from graphwright.passes.recipe import Recipe
+        from graphwright.passes.running import run_passes
         from graphwright.passes.verification import NumericCheck, should_check
         from graphwright.program_tuning import check_budget, picks_of, tune_program
 

@@ -214,6 +214,10 @@ class Program:
             _inference=self._inference,
         )
 
+    def become(self, other: Program) -> None:
+        """Takes over all that `other` is, which is not to be used any more."""
+        vars(self).update(vars(other))
+
 
 def lazy_module(root: torch.nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """A graph module whose Python code is only written when it is called: passes never do that."""

@@ -1,7 +1,7 @@
 """The pass base class: what every pass gets for free is here, once.
 
-Timing, counts, text dumps, verification, serial numbers of rewrites (`GRAPHWRIGHT_FUEL`), and the
-reasons why something that looks alike was left alone.
+Serial numbers of rewrites (`GRAPHWRIGHT_FUEL`), and the reasons why something that looks alike was
+left alone; running.py times, counts, prints and verifies.
 """
 
 from __future__ import annotations
@@ -9,18 +9,16 @@ from __future__ import annotations
 import enum
 import os
 import re
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-from graphwright.ir.errors import GraphwrightError, PassError
-from graphwright.ir.printer import format_graph
+from graphwright.ir.errors import PassError
 from graphwright.ir.program import Level, PassRecord, Program
-from graphwright.ir.verifier import verify_level
 
-__all__ = ["Check", "Exactness", "Pass", "PassContext", "Stage", "current_context", "run_passes"]
+__all__ = ["Check", "Exactness", "Pass", "PassContext", "Stage", "current_context", "in_context"]
 
 
 class Stage(enum.Enum):
@@ -43,7 +41,7 @@ class Exactness(enum.Enum):
 
 
 class Check(Protocol):
-    """Compares what a program computes before and after each pass."""
+    """Compares what a program computes before and after passes."""
 
     def remember(self, program: Program) -> None:
         """`program` is right: this is what the next ones are compared with."""
@@ -59,7 +57,7 @@ class Check(Protocol):
 class PassContext:
     """One run of a pipeline: its options, its fuel, its check and what it dumps.
 
-    on_graph receives the text after each pass.
+    on_graph receives the text after each pass, on_record what it did, once both are checked.
     """
 
     check: Check | None = None
@@ -68,7 +66,6 @@ class PassContext:
     fuel: int | None = None
     misses: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    text: str = ""  # the graph after the last pass that changed it
 
     @staticmethod
     def fuel_from_environment() -> int | None:
@@ -87,6 +84,16 @@ _CONTEXT: list[PassContext] = []
 def current_context() -> PassContext:
     """The context of the running pipeline; outside of one, a fresh context without limits."""
     return _CONTEXT[-1] if _CONTEXT else PassContext()
+
+
+@contextmanager
+def in_context(context: PassContext) -> Iterator[None]:
+    """Makes `context` the current one meanwhile."""
+    _CONTEXT.append(context)
+    try:
+        yield
+    finally:
+        _CONTEXT.pop()
 
 
 @dataclass(frozen=True)
@@ -125,73 +132,3 @@ class Pass(ABC):
     def note(self, text: str) -> None:
         """Records how something was done that the graph does not show."""
         current_context().notes.append(text)
-
-
-def run_passes(
-    program: Program, passes: Sequence[Pass], context: PassContext | None = None
-) -> Program:
-    """Runs `passes` in order over `program`, in place, and returns it; each adds to `program.log`.
-
-    Raises PassError naming the pass that failed and those that ran before it.
-    """
-    context = context or PassContext(fuel=PassContext.fuel_from_environment())
-    _check_order(passes)
-    context.text = ""
-    _CONTEXT.append(context)
-    try:
-        if context.check:
-            context.check.remember(program)
-        for number, step in enumerate(passes):
-            _run_one(program, step, number, context)
-    finally:
-        _CONTEXT.pop()
-    return program
-
-
-def _check_order(passes: Sequence[Pass]) -> None:
-    seen: set[type[Pass]] = set()
-    present = {type(step) for step in passes}
-    for step in passes:
-        for earlier in step.after:
-            if earlier in present and earlier not in seen:
-                raise PassError(f"'{step.title()}' must come after '{earlier.title()}'.")
-        seen.add(type(step))
-
-
-def _run_one(program: Program, step: Pass, number: int, context: PassContext) -> None:
-    nodes = len(program.graph.nodes)
-    context.misses, context.notes = [], []
-    start = time.perf_counter()
-    try:
-        rewrites = step.run(program)
-        seconds = time.perf_counter() - start
-        if rewrites:
-            program.clean()
-        if step.reaches is not None:
-            program.level = step.reaches
-        verify_level(program)
-        verified = None
-        if context.check and rewrites:
-            verified = context.check.compare(program, step.exactness)
-    except GraphwrightError as error:
-        done = ", ".join(record.name for record in program.log) or "none"
-        raise type(error)(
-            f"{error}\n  in pass '{step.title()}'; passes before it: {done}."
-        ) from error
-    record = PassRecord(
-        name=step.title(),
-        rewrites=rewrites,
-        seconds=seconds,
-        nodes_before=nodes,
-        nodes_after=len(program.graph.nodes),
-        verified=verified,
-        misses=list(context.misses),
-        notes=list(context.notes),
-    )
-    program.log.append(record)
-    if context.on_graph:
-        if rewrites or not context.text:
-            context.text = format_graph(program)
-        context.on_graph(f"{number:02d}-{step.title()}", context.text)
-    if context.on_record:
-        context.on_record(record)

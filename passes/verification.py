@@ -1,4 +1,4 @@
-"""Checking a pass by numbers: the program before and after it must give the same logits."""
+"""Checking passes by numbers: the program before and after them must give the same logits."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from graphwright.ir import Level, PassError, Program
-from graphwright.ir.call_memory import CallMemory
-from graphwright.ir.interpreter import WeightCache
+from graphwright.ir.interpreter import Interpreter, WeightCache
 from graphwright.ir.paging import PagedCache
-from graphwright.ir.remembering import RememberingInterpreter
 from graphwright.ir.tolerance import TOLERANCES, error_ratio
 from graphwright.passes.base import Exactness
 
@@ -56,15 +54,12 @@ def should_check(program: Program, limit_bytes: int = CHECK_LIMIT_BYTES) -> bool
 class NumericCheck:
     """Use as PassContext.check: probes each program once and compares its logits with the last's.
 
-    Of a program, only what differs from the last in calls or in any bit of their operands is
-    evaluated: the logits are those of evaluating all of it (ir/call_memory.py).
     One instance serves one run of a pipeline.
     """
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
         self._weights = WeightCache()
-        self._memory = CallMemory()
         self._want: list[torch.Tensor] = []
 
     def remember(self, program: Program) -> None:
@@ -89,27 +84,24 @@ class NumericCheck:
         return worst
 
     def _run(self, program: Program) -> list[torch.Tensor]:
-        steps, interpreter = _steps(program), RememberingInterpreter(program, self._memory)
+        steps, interpreter = _steps(program), Interpreter(program)
         generator = torch.Generator().manual_seed(self._seed)
         sequences = [
             torch.randint(program.info.vocab_size, (sum(counts),), generator=generator)
             for counts in zip(*steps, strict=True)
         ]
-        try:
-            if program.level < Level.CACHED:
-                return [self._stateless(interpreter, tokens) for tokens in sequences if len(tokens)]
-            return self._cached(program, interpreter, sequences, steps)
-        finally:
-            self._memory.next_program()
+        if program.level < Level.CACHED:
+            return [self._stateless(interpreter, tokens) for tokens in sequences if len(tokens)]
+        return self._cached(program, interpreter, sequences, steps)
 
-    def _stateless(self, interpreter: RememberingInterpreter, tokens: torch.Tensor) -> torch.Tensor:
+    def _stateless(self, interpreter: Interpreter, tokens: torch.Tensor) -> torch.Tensor:
         inputs = {"tokens": tokens, "positions": torch.arange(len(tokens))}
         return interpreter.run(inputs, self._weights)
 
     def _cached(
         self,
         program: Program,
-        interpreter: RememberingInterpreter,
+        interpreter: Interpreter,
         sequences: Sequence[torch.Tensor],
         steps: Sequence[Sequence[int]],
     ) -> list[torch.Tensor]:

@@ -15,8 +15,9 @@ from graphwright.frontend.capture import capture_module
 from graphwright.ir import Program
 from graphwright.ir.errors import FrontendError, PassError
 from graphwright.ir.tolerance import check_close
-from graphwright.passes.base import PassContext, run_passes
+from graphwright.passes.base import PassContext
 from graphwright.passes.pipeline import pipeline
+from graphwright.passes.running import run_passes
 from graphwright.passes.verification import NumericCheck
 from graphwright.runtime.sampling_params import SamplingParams
 

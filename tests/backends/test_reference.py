@@ -16,7 +16,6 @@ from graphwright.backends.reference import ReferenceEngine
 from graphwright.frontend.capture import capture_module
 from graphwright.ir import BackendError, KVState, PassError, Program
 from graphwright.ir.tolerance import check_close
-from graphwright.passes.base import run_passes
 from graphwright.passes.canonicalize_ops import CanonicalizeOps
 from graphwright.passes.drop_no_ops import DropNoOps
 from graphwright.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
@@ -25,6 +24,7 @@ from graphwright.passes.insert_kv_cache import InsertKvCache
 from graphwright.passes.recognize_attention import RecognizeAttention
 from graphwright.passes.recognize_rope import RecognizeRope
 from graphwright.passes.rewrite_positions import RewritePositions
+from graphwright.passes.running import run_passes
 from graphwright.passes.select_sampled_rows import SelectSampledRows
 
 PASSES = (

@@ -17,8 +17,9 @@ from graphwright.ir import BackendError, Level, Program
 from graphwright.ir.interpreter import run_program
 from graphwright.ir.schemes import quantize_weight
 from graphwright.ir.tolerance import check_close
-from graphwright.passes.base import PassContext, run_passes
+from graphwright.passes.base import PassContext
 from graphwright.passes.plan_memory import PlanMemory
+from graphwright.passes.running import run_passes
 
 aten, gw = torch.ops.aten, torch.ops.gw
 CPU = host_cpu()

@@ -20,9 +20,9 @@ from graphwright.frontend.checkpoint import capture_checkpoint
 from graphwright.ir import Program
 from graphwright.ir.interpreter import run_program
 from graphwright.ir.tolerance import check_close
-from graphwright.passes.base import run_passes
 from graphwright.passes.pipeline import PipelineOptions, pipeline
 from graphwright.passes.recipe import Recipe
+from graphwright.passes.running import run_passes
 
 CHUNK = 40
 

@@ -16,12 +16,12 @@ from graphwright.ir import ConstantTensor, Level, Program, format_graph
 from graphwright.ir.interpreter import run_program
 from graphwright.ir.tolerance import check_close
 from graphwright.ir.verifier import verify_level
-from graphwright.passes.base import run_passes
 from graphwright.passes.canonicalize_ops import CanonicalizeOps
 from graphwright.passes.drop_no_ops import DropNoOps
 from graphwright.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from graphwright.passes.fold_constants import FoldConstants
 from graphwright.passes.rewrite_positions import RewritePositions
+from graphwright.passes.running import run_passes
 
 NORMALIZE = (
     DropNoOps(),

@@ -26,7 +26,8 @@ from torch.fx.experimental.symbolic_shapes import (
 from graphwright.ir import ConstantTensor, Level, ModelInfo, Program, WeightStore
 from graphwright.ir.interpreter import run_program
 from graphwright.ir.tolerance import check_close
-from graphwright.passes.base import Pass, PassContext, run_passes
+from graphwright.passes.base import Pass, PassContext
+from graphwright.passes.running import run_passes
 
 __all__ = ["Rows", "build_program", "check_pass", "fire", "random_inputs", "rows"]
 

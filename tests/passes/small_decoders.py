@@ -13,7 +13,8 @@ import torch
 from graphs import build_program, rows
 
 from graphwright.ir import Level, Program
-from graphwright.passes.base import Pass, PassContext, run_passes
+from graphwright.passes.base import Pass, PassContext
+from graphwright.passes.running import run_passes
 from graphwright.passes.verification import NumericCheck
 
 __all__ = ["HEADS", "KV_HEADS", "SIZE", "Masks", "check_decoder", "small_decoder"]

@@ -15,7 +15,8 @@ from graphwright.ir.errors import PassError
 from graphwright.ir.printer import format_graph
 from graphwright.ir.program import Level, ModelInfo, Program
 from graphwright.ir.weights import ConstantTensor, WeightStore
-from graphwright.passes.base import Exactness, Pass, PassContext, Stage, run_passes
+from graphwright.passes.base import Exactness, Pass, PassContext, Stage
+from graphwright.passes.running import run_passes
 
 aten = torch.ops.aten
 

@@ -10,10 +10,10 @@ from graphs import build_program, rows
 from graphwright.ir import Level, Program
 from graphwright.ir.interpreter import run_program
 from graphwright.ir.schemes import quantize_weight
-from graphwright.passes.base import run_passes
 from graphwright.passes.calibration import Calibration
 from graphwright.passes.quantize_weights import QuantizeWeights
 from graphwright.passes.recipe import Recipe
+from graphwright.passes.running import run_passes
 
 aten, gw = torch.ops.aten, torch.ops.gw
 

@@ -10,8 +10,9 @@ import torch
 from graphs import build_program, fire, rows
 
 from graphwright.ir import Program, format_graph
-from graphwright.passes.base import Pass, PassContext, Stage, run_passes
+from graphwright.passes.base import Pass, PassContext, Stage
 from graphwright.passes.pattern import Match, Rewrite, apply_rewrites
+from graphwright.passes.running import run_passes
 
 aten = torch.ops.aten
 add, mul, sub = aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor

@@ -9,11 +9,12 @@ import torch
 from small_decoders import Masks, small_decoder
 
 from graphwright.ir import ConstantTensor, PassError, Program
-from graphwright.passes.base import Exactness, run_passes
+from graphwright.passes.base import Exactness
 from graphwright.passes.insert_kv_cache import InsertKvCache
 from graphwright.passes.quantize_weights import QuantizeWeights
 from graphwright.passes.recipe import Recipe
 from graphwright.passes.recognize_attention import RecognizeAttention
+from graphwright.passes.running import run_passes
 from graphwright.passes.select_sampled_rows import SelectSampledRows
 from graphwright.passes.verification import numeric_check, should_check
 

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 from graphwright.frontend.checkpoint import capture_checkpoint
 from graphwright.ir.errors import BackendError
 from graphwright.ir.tolerance import check_close
-from graphwright.passes.base import run_passes
 from graphwright.passes.pipeline import PipelineOptions, pipeline
+from graphwright.passes.running import run_passes
 from graphwright.runtime.artifact import Artifact
 from graphwright.runtime.cuda.driver import Driver
 from graphwright.runtime.cuda.library import CudaLibrary

@@ -14,9 +14,9 @@ from graphwright.frontend.capture import capture_module
 from graphwright.ir.errors import BackendError
 from graphwright.ir.program import Program
 from graphwright.ir.tolerance import check_close
-from graphwright.passes.base import run_passes
 from graphwright.passes.pipeline import PipelineOptions, pipeline
 from graphwright.passes.recipe import Recipe
+from graphwright.passes.running import run_passes
 
 pytest.importorskip("triton")
 
