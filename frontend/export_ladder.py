@@ -18,7 +18,6 @@ from torch import fx
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.fx.proxy import TracerBase
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from graphwright.frontend.gradient_modes import without_idle_switches
@@ -34,7 +33,8 @@ from graphwright.frontend.length_guards import (
     literals,
     longest_traced,
 )
-from graphwright.frontend.source_lines import is_of_the_model, place_of
+from graphwright.frontend.node_lines import lines_of_the_model
+from graphwright.frontend.source_lines import place_of
 from graphwright.frontend.stateless import StatelessForward
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.program import Level
@@ -144,7 +144,7 @@ def _export(
     if forward.takes_positions:
         args = (tokens, torch.arange(length))
     dynamic = tuple({0: Dim.DYNAMIC(min=rung.least)} for _ in args)
-    with torch.no_grad(), without_idle_switches(), _quiet(), _lines_of_the_model():
+    with torch.no_grad(), without_idle_switches(), _quiet(), lines_of_the_model():
         try:
             with (
                 floats_of_the_length() as floats,
@@ -244,23 +244,6 @@ def _quiet() -> Iterator[None]:
     """Without warnings, and without the graphs that torch prints before it raises."""
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
-def _lines_of_the_model() -> Iterator[None]:
-    """Nodes remember the line of the model that made them, not only lines of functions called
-    `forward`, which is all that torch keeps."""
-
-    def keep(tracer: TracerBase, stack: traceback.StackSummary) -> traceback.StackSummary:
-        frames = [f for f in stack if is_of_the_model(f.filename)]
-        entered = [i for i, f in enumerate(frames) if f.name == "forward"]
-        return traceback.StackSummary.from_list(frames[entered[0] :][-2:] if entered else [])
-
-    if not hasattr(TracerBase, "_filter_traceback_frames"):
-        yield
-        return
-    with mock.patch.object(TracerBase, "_filter_traceback_frames", keep):
         yield
 
 

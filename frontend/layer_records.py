@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graphwright.frontend.source_lines import model_frame
+from graphwright.frontend.source_lines import model_line
 
 __all__ = ["LayerRecord", "Recorder", "constant"]
 
@@ -26,7 +26,7 @@ aten = torch.ops.aten
 _PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout,
           torch.memory_format)  # fmt: skip
 _SMALL = 1 << 12
-_OFTEN = 24  # ops of one line in one layer
+_OFTEN = 24  # ops of one line in one module of a layer
 
 
 @dataclass
@@ -131,9 +131,9 @@ class Recorder(TorchDispatchMode):
                 names[id(leaf)] = ("step", len(steps), number)
                 if self._current is not None:
                     self._made[id(leaf)] = self._current
-        frame = model_frame()
-        if frame is not None:
-            self._lines[self._current, frame.f_code, frame.f_lineno] += 1
+        line = model_line()
+        if line is not None:
+            self._lines[self._current, line] += 1
         steps.append((func, structure, described, tuple(map(_type, after))))
         self._kept += [*before, *after]
         return result

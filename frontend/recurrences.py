@@ -12,7 +12,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import CodeType
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphwright.frontend.layer_stubs import StubbedLayers
 from graphwright.frontend.shape_runs import inputs_of_shape, run_on_shapes
-from graphwright.frontend.source_lines import line_of, model_frame
+from graphwright.frontend.source_lines import Line, line_of, model_line
 from graphwright.frontend.stateless import StatelessForward
 from graphwright.ir.errors import FrontendError
 
@@ -34,8 +33,6 @@ _SHORT, _MIDDLE = 6, 12
 _LONG = 576  # more than one block of 64, 128 or 256 tokens
 _BLOCK = 64
 
-Line = tuple[CodeType, int, int]
-"""Some code, a line number and the id of the module that it ran in: modules share code."""
 Sizes = tuple[int, ...]
 
 
@@ -151,7 +148,7 @@ class _Lines(_Watch):
         self.lines: list[Line] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.last = line = _line()
+        self.last = line = model_line()
         if line is not None:
             self.lines.append(line)
         return func(*args, **(kwargs or {}))
@@ -169,7 +166,7 @@ class _Chains(_Watch):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self.last = line = _line()
+        self.last = line = model_line()
         before = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         given = {_memory(x) for x in before}
         result = func(*args, **kwargs)
@@ -204,20 +201,6 @@ _OVERWRITES = frozenset(
 
 def _memory(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-def _line() -> Line | None:
-    """The model's line that is running."""
-    frame = model_frame()
-    if frame is None:
-        return None
-    code, number = frame.f_code, frame.f_lineno
-    while frame is not None:
-        module = frame.f_locals.get("self")
-        if isinstance(module, nn.Module):
-            return code, number, id(module)
-        frame = frame.f_back
-    return code, number, 0
 
 
 @contextmanager

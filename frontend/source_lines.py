@@ -10,8 +10,12 @@ from pathlib import Path
 from types import CodeType, FrameType
 
 import torch
+from torch import nn
 
-__all__ = ["is_of_the_model", "line_of", "model_frame", "place_of"]
+__all__ = ["Line", "is_of_the_model", "line_of", "model_line", "place_of"]
+
+Line = tuple[CodeType, int, int]
+"""Some code, a line number and the id of the module that it ran in: modules share code."""
 
 _OURS = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
@@ -36,9 +40,17 @@ def line_of(code: CodeType, number: int) -> str:
     return f" at {code.co_filename}:{number}: {text}"
 
 
-def model_frame() -> FrameType | None:
-    """The innermost frame of the model's code that is running; None outside of it."""
+def model_line() -> Line | None:
+    """The innermost line of the model's code that is running; None outside of it."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and not is_of_the_model(frame.f_code.co_filename):
         frame = frame.f_back
-    return frame
+    if frame is None:
+        return None
+    code, number = frame.f_code, frame.f_lineno
+    while frame is not None:
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module):
+            return code, number, id(module)
+        frame = frame.f_back
+    return code, number, 0

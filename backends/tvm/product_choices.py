@@ -14,7 +14,8 @@ from graphwright.backends.tuning import Choice, Picks
 from graphwright.backends.tvm.kernels.matmul import Tiling, Tilings
 from graphwright.backends.tvm.target import Cpu
 
-__all__ = ["BATCH", "MANY", "SMALL", "candidate_tilings", "choose_tilings", "product_choices"]
+__all__ = ["BATCH", "MANY", "SMALL", "candidate_tilings", "choose_tilings", "product_choices",
+           "small_tilings"]  # fmt: skip
 
 SMALL = 32 << 10  # bytes of a weight that stays in a core's first cache
 BATCH, MANY = 8, 256  # rows at which blocks for a few and for many are measured
@@ -39,8 +40,7 @@ def choose_tilings(
     """The blocks picked for products of `kind` (w4g32, bf16, …) in calls of up to `max_rows` rows.
 
     None: the default ones everywhere. Where nothing else is picked, a weight of few bytes (`size`)
-    has those for many rows alone: memory is never its limit, and each kind of blocks is code of its
-    own, which takes longer to compile than such a weight will ever take to read.
+    has those of small_tilings.
     """
     found = {
         rows: picks.pick(choice)
@@ -52,8 +52,16 @@ def choose_tilings(
     )
     if one and batch:
         return one[0], batch[1], 1
-    small = (default[1], default[1], 0) if size <= SMALL else None
-    return one or batch or many or small
+    return one or batch or many or small_tilings(size, default)
+
+
+def small_tilings(size: int, default: Tilings) -> Tilings | None:
+    """Of a matrix of few bytes (`size`) the blocks for many rows alone; None for others.
+
+    Memory is never its limit, and each kind of blocks is code of its own, which takes longer to
+    compile than such a matrix will ever take to read.
+    """
+    return (default[1], default[1], 0) if size <= SMALL else None
 
 
 def product_choices(

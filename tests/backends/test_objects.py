@@ -46,6 +46,16 @@ def test_objects_do_not_depend_on_threads(tmp_path: Path) -> None:
     assert objects("one", 1) == objects("four", 4)
 
 
+def test_a_kernel_is_once_in_its_object(tmp_path: Path) -> None:
+    kernel = select_rows(24, x_stride=24, cpu=host_cpu())
+    with Objects(tmp_path, host_cpu()) as made:
+        made.add_kernel(kernel)
+        (file,) = made.files([kernel.name])
+    symbols = file.read_bytes()
+    assert kernel.name.encode() in symbols
+    assert b"ffi_main" not in symbols, "TVM wrapped it, with a second copy of its code"
+
+
 def test_kept_objects_are_those_that_would_be_made(tmp_path: Path) -> None:
     kernels = some_kernels()
     source = tmp_path / "one.c"

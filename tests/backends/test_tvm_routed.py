@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from graphwright.backends.blobs import BlobTable
 from graphwright.backends.tvm.kernels.float_weights import FLOAT32, pack_routed_float
 from graphwright.backends.tvm.kernels.kernel import Kernel
-from graphwright.backends.tvm.kernels.linear_quantized import weight_pointers
+from graphwright.backends.tvm.kernels.linear_float import float_tilings
+from graphwright.backends.tvm.kernels.linear_quantized import tilings_of, weight_pointers
+from graphwright.backends.tvm.kernels.matmul import Tiling, Tilings
 from graphwright.backends.tvm.kernels.quantize_rows import quantize_rows, row_size
 from graphwright.backends.tvm.kernels.routed_groups import groups_ints, routed_groups
 from graphwright.backends.tvm.kernels.routed_linear_float import routed_linear_float
@@ -29,6 +31,7 @@ from graphwright.backends.tvm.kernels.standalone import Run, build, standalone
 from graphwright.backends.tvm.kernels.top_k import top_k
 from graphwright.backends.tvm.kernels.weighted_sum import weighted_sum
 from graphwright.backends.tvm.layouts import routed_float_layout, routed_quantized_layouts
+from graphwright.backends.tvm.product_choices import small_tilings
 from graphwright.backends.tvm.target import cpu_by_name, host_cpu, host_features
 from graphwright.ir.op import get_op
 from graphwright.ir.schemes import Scheme, quantize_weight
@@ -54,6 +57,7 @@ class Case:
     scheme: str = "w8"  # of a quantized product
     padding: int = 0  # elements between the rows of x
     max_rows: int = 512
+    small: bool = False  # one kind of blocks
     rows: int = 1
     threads: int = 1
 
@@ -69,6 +73,9 @@ class Case:
     def options(self) -> dict[str, Any]:
         names = ("slots", "shared", "bias", "max_rows")
         return {name: getattr(self, name) for name in names} | {"cpu": cpu_by_name(self.cpu)}
+
+    def tilings(self, default: Tilings) -> Tilings | None:
+        return small_tilings(1, default) if self.small else None
 
     def data(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """x with NaN between its rows, experts with repetitions, weight, bias."""
@@ -115,7 +122,10 @@ def compiled(kernel: Kernel, dtypes: tuple[str, ...], cpu: str) -> Run:
 
 @cache
 def f32_kernel(case: Case) -> Run:
-    kernel = routed_linear_float(case.n, case.k, x_stride=case.x_row + case.padding, **case.options)
+    kernel = routed_linear_float(
+        case.n, case.k, x_stride=case.x_row + case.padding,
+        tilings=case.tilings(float_tilings(cpu_by_name(case.cpu), FLOAT32)), **case.options,
+    )  # fmt: skip
     floats = ["float32"] * (3 + case.bias)
     return standalone(kernel, ["int32", *floats], cpu_by_name(case.cpu))
 
@@ -127,7 +137,9 @@ def quantized_kernels(case: Case) -> tuple[Run, Run]:
         case.k, x_stride=case.x_row + case.padding, group=scheme.group,
         vectors=1 if case.shared else case.slots, cpu=cpu,
     )  # fmt: skip
-    product = routed_linear_quantized(case.n, case.k, scheme, **case.options)
+    product = routed_linear_quantized(
+        case.n, case.k, scheme, tilings=case.tilings(tilings_of(cpu, scheme)), **case.options
+    )
     weights = [dtype for _, dtype in weight_pointers(scheme)]
     dtypes = ["int32", "int8", "float32", *weights, *["float32"] * (1 + case.bias)]
     return standalone(quantize, ["float32", "int8", "float32"], cpu), standalone(
@@ -196,6 +208,7 @@ CASES = st.builds(
     scheme=st.sampled_from(["w8", "w8g32", "w8g64", "w8g128", "w4g32", "w4g64z", "w4g128"]),
     padding=st.integers(0, 5),
     max_rows=st.sampled_from([8, 512]),
+    small=st.booleans(),
     rows=st.integers(1, 60),
     threads=st.integers(1, 4),
 )
@@ -312,6 +325,7 @@ def test_names_tell_kernels_apart() -> None:
     base: dict[str, Any] = {"slots": 2, "shared": True, "max_rows": 4, "cpu": CPU}
     variants: list[dict[str, Any]] = [
         {}, {"slots": 3}, {"shared": False}, {"max_rows": 512}, {"bias": True},
+        {"max_rows": 512, "tilings": (Tiling((2, 1), 1), Tiling((2, 1), 1), 0)},
     ]  # fmt: skip
     names = [
         routed_linear_quantized(16, 64, Scheme.parse("w8"), **{**base, **each}).name

@@ -68,3 +68,40 @@ def test_runs_that_end_at_other_lines_are_not_compared() -> None:
         with pytest.raises(FrontendError, match="is recurrent"):
             refuse_recurrence(StatelessForward(States()), stubs, torch.arange(12) % 8, None)
         refuse_recurrence(StatelessForward(EndsElsewhere()), stubs, torch.arange(12) % 8, None)
+
+
+class Scaled(nn.Module):
+    """Five ops in a line of code that several modules share."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h * torch.rsqrt((h * h).mean(-1, keepdim=True) + 1e-6)
+
+
+class SharesLines(nn.Module):
+    """Layers of six `Scaled` each; with `step`, a module that is called once for each token."""
+
+    def __init__(self, step: nn.Module | None = None) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(8, 4), nn.Linear(4, 8)
+        self.blocks = nn.ModuleList(nn.Sequential(*(Scaled() for _ in range(6))) for _ in range(2))
+        self.step = step
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.table(tokens)[0]
+        for block in self.blocks:
+            h = block(h)
+        if self.step is not None:
+            h = torch.cat([self.step(row) for row in h.split([1] * h.shape[0])])
+        result: Tensor = self.head(h)[None]
+        return result
+
+
+@pytest.mark.parametrize("step", [None, Scaled()])
+def test_only_a_module_that_runs_a_line_often_is_looked_at(
+    step: nn.Module | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(repeated_layers, "refuse_recurrence", lambda *args: asked.append(args))
+    monkeypatch.setattr(repeated_layers, "_export", lambda *args: None)
+    repeated_layers.export_repeated(StatelessForward(SharesLines(step)), torch.arange(12) % 8)
+    assert len(asked) == (step is not None), "30 ops of one line in a layer, 5 or 60 in a module"

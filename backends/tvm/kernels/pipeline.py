@@ -34,9 +34,8 @@ def compile_module(module: IRModule, cpu: Cpu) -> Any:
 def lower_module(module: IRModule, cpu: Cpu) -> IRModule:
     """What LLVM takes, of a `module` whose functions have calling conventions of their own."""
     target = cpu.tvm_target()
-    passes, finalize, _ = _pipeline()
     bound = t.BindTarget(target.with_host(target))(module)
-    lowered: IRModule = finalize()(passes(bound))
+    lowered: IRModule = compilation_pipeline.finalize_host_passes()(_passes(bound))
     return lowered
 
 
@@ -65,21 +64,22 @@ def _lower_script(function: tirx.PrimFunc, module: IRModule, context: Any) -> ti
     return tvm.transform.Sequential(passes)(IRModule({name: function}))[name]
 
 
-def _pipeline() -> tuple[Any, Any, Any]:
-    passes = (
+# No function is annotated as the entry, which t.AnnotateEntryFunc does to one that is alone in its
+# module: TVM makes a function of another name beside it, and LLVM puts the kernel into both.
+_passes = tvm.transform.Sequential(
+    (
         tirx.transform.prim_func_pass(_lower_script, opt_level=0),
         t.VectorizeLoop(True),
         t.UnrollLoop(),
-        t.AnnotateEntryFunc(),
         t.SplitHostDevice(),
         t.MakePackedAPI(),
     )
+)
+
+
+def _pipeline() -> tuple[Any, Any, Any]:
     finalize = compilation_pipeline
-    return (
-        tvm.transform.Sequential(passes),
-        finalize.finalize_host_passes,
-        finalize.finalize_device_passes,
-    )
+    return _passes, finalize.finalize_host_passes, finalize.finalize_device_passes
 
 
 compilation_pipeline.register_tir_pipeline(PIPELINE, _pipeline)

@@ -11,7 +11,13 @@ from graphwright.backends.tvm.kernels.float_weights import FLOAT32, FloatWeights
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define
 from graphwright.backends.tvm.kernels.linear_float import float_tilings, multiply_float
 from graphwright.backends.tvm.kernels.loops import kernel_name, load, quotient, vector_start
-from graphwright.backends.tvm.kernels.matmul import Tiling, few_or_many, stage
+from graphwright.backends.tvm.kernels.matmul import (
+    Tiling,
+    Tilings,
+    few_or_many,
+    stage,
+    tilings_name,
+)
 from graphwright.backends.tvm.kernels.routed_blocks import (
     RoutedBlocks,
     for_each_routed_block,
@@ -33,14 +39,16 @@ def routed_linear_float(
     x_stride: int,
     bias: bool = False,
     max_rows: int,
+    tilings: Tilings | None = None,
     cpu: Cpu,
 ) -> Kernel:
     """Pointers: groups (routed_groups), x, weight (pack_routed_float), (bias [E, N]), out.
 
     x is float32 [rows, K] if `shared` by the slots, else [rows, slots, K], with `x_stride` between
     rows; out is [rows, slots, N]. A call may have up to `max_rows` rows.
+    `tilings`: other blocks than those of float_tilings.
     """
-    few, many, limit = float_tilings(cpu, weights)
+    few, many, limit = tilings or float_tilings(cpu, weights)
     only_few = limit if max_rows <= limit else None
 
     def body(
@@ -78,7 +86,7 @@ def routed_linear_float(
 
     name = kernel_name(
         f"routed_linear_{weights.name}", cpu, n=n, k=k, s=slots, shared=shared, x=x_stride,
-        rows=only_few, bias=bias,
+        rows=only_few, bias=bias, tiled=tilings_name(tilings, only_few is not None),
     )  # fmt: skip
     pointers = [
         ("groups", "int32"),

@@ -15,7 +15,7 @@ from graphwright.backends.tvm.kernels.linear_quantized import (
     weight_pointers,
 )
 from graphwright.backends.tvm.kernels.loops import kernel_name, quotient
-from graphwright.backends.tvm.kernels.matmul import Tiling, few_or_many
+from graphwright.backends.tvm.kernels.matmul import Tiling, Tilings, few_or_many, tilings_name
 from graphwright.backends.tvm.kernels.routed_blocks import (
     RoutedBlocks,
     for_each_routed_block,
@@ -37,6 +37,7 @@ def routed_linear_quantized(
     shared: bool,
     bias: bool = False,
     max_rows: int,
+    tilings: Tilings | None = None,
     cpu: Cpu,
 ) -> Kernel:
     """Pointers: groups (routed_groups), x_q, x_scale, weight, weight_scale, (weight_zero), (bias
@@ -44,9 +45,10 @@ def routed_linear_quantized(
 
     x_q and x_scale come from quantize_rows: a row for each token if `shared` by the slots, else for
     each (token, slot) pair; the weight's parts are packed expert by expert; out is float32 [rows,
-    slots, N]. A call may have up to `max_rows` rows.
+    slots, N]. A call may have up to `max_rows` rows. `tilings`: other blocks than those of
+    tilings_of.
     """
-    few, many, limit = tilings_of(cpu, scheme)
+    few, many, limit = tilings or tilings_of(cpu, scheme)
     weights = weight_pointers(scheme)
     only_few = limit if max_rows <= limit else None
 
@@ -87,6 +89,7 @@ def routed_linear_quantized(
 
     name = kernel_name(
         f"routed_linear_{scheme}", cpu, n=n, k=k, s=slots, shared=shared, rows=only_few, bias=bias,
+        tiled=tilings_name(tilings, only_few is not None),
     )  # fmt: skip
     pointers = [
         ("groups", "int32"),

@@ -10,6 +10,9 @@ from torch import fx
 from graphwright.backends.blobs import Layout, dense
 from graphwright.backends.tvm.context import LoweringContext, arguments
 from graphwright.backends.tvm.kernels.float_weights import FloatWeights
+from graphwright.backends.tvm.kernels.linear_float import float_tilings
+from graphwright.backends.tvm.kernels.linear_quantized import tile_bytes, tilings_of
+from graphwright.backends.tvm.kernels.matmul import TILE
 from graphwright.backends.tvm.kernels.quantize_rows import quantize_rows
 from graphwright.backends.tvm.kernels.routed_groups import routed_groups
 from graphwright.backends.tvm.kernels.routed_linear_float import routed_linear_float
@@ -18,6 +21,7 @@ from graphwright.backends.tvm.kernels.top_k import top_k as top_k_kernel
 from graphwright.backends.tvm.kernels.weighted_sum import weighted_sum as weighted_sum_kernel
 from graphwright.backends.tvm.layouts import routed_float_layout, routed_quantized_layouts
 from graphwright.backends.tvm.phases import Operand, Phase, parts_of
+from graphwright.backends.tvm.product_choices import small_tilings
 from graphwright.backends.tvm.registry import lowering
 from graphwright.ir.schemes import Scheme
 
@@ -104,9 +108,11 @@ def routed_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
     routing = _Routing(context, node)
     weights = FloatWeights.of(routing.given["weight"].meta["val"].dtype)
     (groups,), (unfilled,) = context.scratch(node), context.fills_scratch(node)
+    expert = weights.tile_bytes(routing.inputs) * routing.outputs // TILE
     kernel = context.kernel(
         routed_linear_float, routing.outputs, routing.inputs, weights=weights,
-        x_stride=routing.x.row_stride, **routing.options,
+        x_stride=routing.x.row_stride,
+        tilings=small_tilings(expert, float_tilings(context.cpu, weights)), **routing.options,
     )  # fmt: skip
     layout = routed_float_layout(weights)
     product = routing.product(
@@ -132,9 +138,11 @@ def quantized_routed_linear(context: LoweringContext, node: fx.Node) -> tuple[Ph
         phases.append(routing.phase(kernel, context.value(routing.given["x"]), values, scales))
     if groups_unfilled:
         phases.append(routing.group(groups))
+    expert = tile_bytes(routing.inputs, scheme) * routing.outputs // TILE
     kernel = context.kernel(
-        routed_linear_quantized, routing.outputs, routing.inputs, scheme, **routing.options
-    )
+        routed_linear_quantized, routing.outputs, routing.inputs, scheme,
+        tilings=small_tilings(expert, tilings_of(context.cpu, scheme)), **routing.options,
+    )  # fmt: skip
     layouts = routed_quantized_layouts(scheme)
     parts = zip(("weight", "scale", "zero"), layouts, strict=False)
     weights = [routing.weight(name, layout) for name, layout in parts]
