@@ -7,24 +7,24 @@ Outside, a call of a layer is one entry, and what it returns is named after the 
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    FakeTensorMode,
+)
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from graphwright.frontend.shape_results import ShapeResults, constant, type_of
 from graphwright.frontend.source_lines import model_line
 
-__all__ = ["LayerRecord", "Recorder", "constant"]
+__all__ = ["LayerRecord", "Recorder"]
 
 aten = torch.ops.aten
-_PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout,
-          torch.memory_format)  # fmt: skip
 _SMALL = 1 << 12
 _OFTEN = 24  # ops of one line in one module of a layer
 
@@ -49,7 +49,7 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self, mode: FakeTensorMode) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._mode = mode
+        self._results = ShapeResults(mode)
         self.outer: list[Hashable] = []
         self.layers: dict[str, LayerRecord] = {}
         self.leaks: list[str] = []
@@ -59,7 +59,6 @@ class Recorder(TorchDispatchMode):
         self._kept: list[Any] = []  # so that no id is used twice
         self._current: str | None = None
         self._lines: Counter[Hashable] = Counter()
-        self._known: dict[Hashable, tuple[Any, ...]] = {}  # what calls return, by types
 
     @property
     def repeats(self) -> bool:
@@ -120,7 +119,7 @@ class Recorder(TorchDispatchMode):
         is_data = func is aten.lift_fresh.default
         name = self._outside if self._current is None else self._inside
         described = tuple([_content(leaf) if is_data else name(leaf) for leaf in before])
-        result = self._result(func, args, kwargs, before, structure)
+        result = self._results.of(func, args, kwargs, before, structure)
         steps, names = self.outer, self._names
         if self._current is not None:
             steps, names = self.layers[self._current].steps, self._inner
@@ -134,28 +133,8 @@ class Recorder(TorchDispatchMode):
         line = model_line()
         if line is not None:
             self._lines[self._current, line] += 1
-        steps.append((func, structure, described, tuple(map(_type, after))))
+        steps.append((func, structure, described, tuple(map(type_of, after))))
         self._kept += [*before, *after]
-        return result
-
-    def _result(
-        self, func: Any, args: Any, kwargs: Any, leaves: Sequence[Any], structure: Any
-    ) -> Any:
-        """What `func` returns. The layers are alike, so most calls were made before."""
-        key: Hashable = None
-        if _makes_one_tensor(func) and not any(map(_known_values, leaves)):
-            key = (func, structure, *map(_type, leaves))
-            if key in self._known:
-                dtype, device, shape, stride = self._known[key]
-                with torch._C._DisableTorchDispatch():
-                    meta = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
-                return FakeTensor(self._mode, meta, device)
-        if any(map(_has_values, leaves)) and func is not aten.lift_fresh.default:
-            shapes = [self._mode.from_tensor(x) if _has_values(x) else x for x in leaves]
-            args, kwargs = pytree.tree_unflatten(shapes, structure)  # which torch remembers
-        result = func(*args, **kwargs)
-        if key is not None and type(result) is FakeTensor and result.constant is None:
-            self._known[key] = result.dtype, result.device, tuple(result.shape), result.stride()
         return result
 
     def _note_writes(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -175,45 +154,12 @@ class Recorder(TorchDispatchMode):
             return constant(value)
         if id(value) in self._made:
             self.leaks.append(self._made[id(value)])
-        return self._names.get(id(value), ("given", id(value))), _type(value)
+        return self._names.get(id(value), ("given", id(value))), type_of(value)
 
     def _inside(self, value: Any) -> Hashable:
         if isinstance(value, torch.Tensor) and id(value) in self._inner:
-            return self._inner[id(value)], _type(value)
+            return self._inner[id(value)], type_of(value)
         return self._outside(value)
-
-
-def constant(value: Any) -> tuple[Any, Any]:
-    """Equal for equal constants, and different for 1, 1.0 and True; other objects are themselves,
-    and a tensor is never a constant."""
-    if isinstance(value, _PLAIN):
-        return type(value), repr(value) if isinstance(value, (float, complex)) else value
-    if isinstance(value, torch.SymInt):
-        return "symbol", value.node.expr
-    return "object", id(value)
-
-
-@functools.cache
-def _makes_one_tensor(func: Any) -> bool:
-    """Does it return a tensor with memory of its own, and write to nothing?"""
-    schema = getattr(func, "_schema", None)
-    if schema is None or schema.is_mutable or func is aten._unsafe_view.default:
-        return False
-    return len(schema.returns) == 1 and schema.returns[0].alias_info is None
-
-
-def _has_values(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor)
-
-
-def _known_values(value: Any) -> bool:
-    return isinstance(value, FakeTensor) and value.constant is not None
-
-
-def _type(value: Any) -> Hashable:
-    if not isinstance(value, torch.Tensor):
-        return constant(value)
-    return value.dtype, value.device, tuple(value.shape), value.stride()
 
 
 def _content(value: Any) -> Hashable:
@@ -225,7 +171,7 @@ def _content(value: Any) -> Hashable:
     if values.numel() > _SMALL or type(values) is not torch.Tensor:
         return "data", id(value)
     with torch.utils._python_dispatch._disable_current_modes():
-        return "data", repr(values.tolist()), _type(values)
+        return "data", repr(values.tolist()), type_of(values)
 
 
 def _memory(tensor: torch.Tensor) -> int:

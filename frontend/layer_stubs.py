@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from graphwright.frontend.layer_markers import ENTER, LEAVE, SKIPPED
-from graphwright.frontend.layer_records import constant
 from graphwright.frontend.layer_twins import WRITTEN, Layer
+from graphwright.frontend.shape_results import constant
 
 __all__ = ["StubbedLayers"]
 
