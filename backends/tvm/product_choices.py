@@ -17,7 +17,7 @@ from graphwright.backends.tvm.target import Cpu
 __all__ = ["BATCH", "MANY", "SMALL", "candidate_tilings", "choose_tilings", "product_choices",
            "small_tilings"]  # fmt: skip
 
-SMALL = 32 << 10  # bytes of a weight that stays in a core's first cache
+SMALL = 64 << 10  # bytes of a weight that stays in a core's first two caches
 BATCH, MANY = 8, 256  # rows at which blocks for a few and for many are measured
 WEIGHTS = {1: 1.0, MANY: 0.5, BATCH: 0.25}  # of choices: a token alone is what people wait for
 # Candidates by float32 lanes of a register (which say how many sums there is room for).
@@ -56,12 +56,16 @@ def choose_tilings(
 
 
 def small_tilings(size: int, default: Tilings) -> Tilings | None:
-    """Of a matrix of few bytes (`size`) the blocks for many rows alone; None for others.
+    """Of a matrix of few bytes (`size`) one kind of blocks, of few rows; None for others.
 
-    Memory is never its limit, and each kind of blocks is code of its own, which takes longer to
+    Memory is never its limit, and each size of blocks is code of its own, which takes longer to
     compile than such a matrix will ever take to read.
     """
-    return (default[1], default[1], 0) if size <= SMALL else None
+    if size > SMALL:
+        return None
+    many = default[1]
+    small = replace(many, rows=many.rows[1:] or many.rows, ahead=False)
+    return small, small, 0
 
 
 def product_choices(

@@ -69,4 +69,4 @@ def registers(count: int, lanes: int, dtype: str = "float32") -> list[Expr]:
     One small buffer each in scope "global": larger than 1023 bytes, or in scope "local", TVM would
     allocate them from its workspace on the heap, at every execution of the statement.
     """
-    return [T.alloc_buffer((lanes,), dtype) for _ in range(count)]
+    return [T.alloc_buffer((lanes,), dtype, layout=None) for _ in range(count)]
