@@ -8,7 +8,10 @@ compiled before is taken from `kept_objects.py`.
 
 from __future__ import annotations
 
+import heapq
+import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -36,6 +39,7 @@ class Objects:
         self._folder, self._cpu, self._kept = folder, cpu, kept
         self._workers = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
         self._made: dict[str, Future[Path]] = {}
+        self._waiting: list[tuple[float, int, Callable[[], None]]] = []  # a heap
 
     def __enter__(self) -> Objects:
         return self
@@ -78,6 +82,7 @@ class Objects:
             source.name,
             key_of_source(source, triple, macros),
             lambda: lambda file: compile_source(source, file, triple, macros),
+            first=True,
         )
 
     def files(self, names: Iterable[str]) -> list[Path]:
@@ -85,22 +90,38 @@ class Objects:
         failed."""
         return [self._made[name].result() for name in names]
 
-    def _add(self, name: str, key: str, begin: Callable[[], Callable[[Path], None]]) -> None:
+    def _add(
+        self, name: str, key: str, begin: Callable[[], Callable[[Path], None]], first: bool = False
+    ) -> None:
         file = self._folder / f"{len(self._made)}.o"
         kept = self._kept
         if kept is not None and kept.take(key, file):
             self._made[name] = Future()
             self._made[name].set_result(file)
             return
+        start = time.perf_counter()
         work = begin()
+        made: Future[Path] = Future()
 
-        def run() -> Path:
-            work(file)
-            if kept is not None:
-                kept.keep(key, file)
-            return file
+        def run() -> None:
+            try:
+                work(file)
+                if kept is not None:
+                    kept.keep(key, file)
+                made.set_result(file)
+            except BaseException as error:  # noqa: BLE001  (whoever asks for the file gets it)
+                made.set_exception(error)
 
-        self._made[name] = self._workers.submit(run)
+        # What took longest to lower takes LLVM longest, and goes before others: as the last one
+        # it would keep one thread busy while the rest has nothing left to do.
+        urgency = math.inf if first else time.perf_counter() - start
+        heapq.heappush(self._waiting, (-urgency, len(self._made), run))
+        self._made[name] = made
+        self._workers.submit(self._run_next)
+
+    def _run_next(self) -> None:
+        _, _, run = heapq.heappop(self._waiting)
+        run()
 
     @contextmanager
     def _named(self, name: str) -> Iterator[None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -44,6 +46,33 @@ def test_objects_do_not_depend_on_threads(tmp_path: Path) -> None:
             return [path.read_bytes() for path in made.files(kernel.name for kernel in kernels)]
 
     assert objects("one", 1) == objects("four", 4)
+
+
+def test_what_took_longest_to_lower_is_compiled_before_what_waits(tmp_path: Path) -> None:
+    running, done = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def work(name: str) -> Callable[[], Callable[[Path], None]]:
+        def run(file: Path) -> None:
+            running.set()
+            done.wait(10)
+            order.append(name)
+
+        return lambda: run
+
+    clock = iter([0.0, 0.0, 1.0, 3.0, 4.0, 9.0, 10.0, 11.0])  # seconds: 0, 2, 5 and 1
+    with (
+        mock.patch("os.sched_getaffinity", lambda process: range(1)),
+        mock.patch("graphwright.backends.tvm.objects.time.perf_counter", lambda: next(clock)),
+        Objects(tmp_path, host_cpu()) as made,
+    ):
+        made._add("begun", "0", work("begun"))
+        assert running.wait(10)
+        for name in ("middle", "long", "short"):
+            made._add(name, name, work(name))
+        done.set()
+        made.files(["short"])
+    assert order == ["begun", "long", "middle", "short"]
 
 
 def test_a_kernel_is_once_in_its_object(tmp_path: Path) -> None:
