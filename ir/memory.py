@@ -145,7 +145,7 @@ def scratch(step: fx.Node, tokens: int) -> tuple[Scratch, ...]:
     if step.target is gw.quantized_linear.default:
         return _int8_rows(arguments[0], arguments[1], arguments[2])
     if step.target is gw.cached_attention.default and tokens <= FEW_TOKENS:
-        return (_partial_results(step),)
+        return (_partial_results(step, arguments[0], arguments[3]),)
     if step.target is gw.routed_linear.default:
         return (_pairs_by_expert(arguments[1]),)
     if step.target is gw.quantized_routed_linear.default:
@@ -182,11 +182,14 @@ def _pairs_by_expert(experts: Any) -> Scratch:
     return Scratch(f"{_name_of(view)}.by_expert", 4 * (3 * view.row_size + 2))
 
 
-def _partial_results(step: fx.Node) -> Scratch:
+def _partial_results(step: fx.Node, q: Any, k_cache: Any) -> Scratch:
     """Of each segment of the keys and each head: the sum of the values, and the maximum and the sum
-    of the weights, and room for the scores of a chunk of keys, in float32."""
+    of the weights, and room for the scores of a chunk of keys, in float32. Beside int8 keys also
+    the query as int16, padded to float32s."""
     _, heads, value_dim = step.meta["val"].shape
-    floats = ATTENTION_SEGMENTS * int(heads) * (int(value_dim) + 2 + ATTENTION_CHUNK)
+    integers = k_cache.meta["val"].dtype is torch.int8
+    query = -(-int(q.meta["val"].shape[-1]) // 2) if integers else 0
+    floats = ATTENTION_SEGMENTS * int(heads) * (int(value_dim) + 2 + ATTENTION_CHUNK + query)
     return Scratch(f"{step.name}.partial", 4 * floats)
 
 

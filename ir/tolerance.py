@@ -27,6 +27,9 @@ TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
     ("reassociating", torch.float32): Tolerance(
         3e-5, 3e-5, "float32 sums in another order over some thousand terms and some tens of layers"
     ),
+    ("16 bits", torch.float32): Tolerance(
+        2**-12, 2**-12, "operands rounded to 2^-16 of the largest, next to others of 8 bits"
+    ),
     ("exact", torch.bfloat16): Tolerance(0.0, 2**-8, "one rounding to 8 bits of mantissa"),
     ("reassociating", torch.bfloat16): Tolerance(
         2**-7, 2**-6, "a few roundings to 8 bits of mantissa"

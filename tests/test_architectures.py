@@ -105,6 +105,9 @@ def test_chunked_prefill_equals_one_shot(subject: Subject) -> None:
 # A token that rounds early in one of the three sequences takes a third of the rows with it, and
 # activations with a scale for each group of 32 have more values that are large for their scale.
 IN_GROUPS = 0.4
+# Attention over int8 keys rounds queries and weights to 2^-16 of the largest: a hundred times more
+# than float32, so that more of what the next layer appends falls on the other side of a boundary.
+INT8_CACHE = 0.4
 ROUNDED = 0.1  # of the logits' standard deviation, as for passes that approximate
 EQUAL = 1e-3
 
@@ -157,7 +160,7 @@ def test_every_scheme_equals_its_reference(subject: Subject, quant: str, tmp_pat
 # Windows and a cap on the scores; keys and values of different sizes from one latent.
 @pytest.mark.parametrize("subject", ["gemma2", "deepseek-v3"], indirect=True)
 def test_an_int8_cache_equals_its_reference(subject: Subject, tmp_path: Path) -> None:
-    check_quantized(subject, "f32", tmp_path, 0.7, "int8")
+    check_quantized(subject, "f32", tmp_path, INT8_CACHE, "int8")
 
 
 CACHED = """llama mistral gpt2 falcon falcon-old opt bloom qwen3 gemma3 phi gpt-neox cohere gpt-oss
@@ -168,4 +171,4 @@ CACHED = """llama mistral gpt2 falcon falcon-old opt bloom qwen3 gemma3 phi gpt-
 @pytest.mark.parametrize("cache", ["int8", "f16"])
 @pytest.mark.parametrize("subject", CACHED, indirect=True)
 def test_a_small_cache_equals_its_reference(subject: Subject, cache: str, tmp_path: Path) -> None:
-    check_quantized(subject, "f32", tmp_path, 0.7, cache)
+    check_quantized(subject, "f32", tmp_path, INT8_CACHE if cache == "int8" else 0.7, cache)

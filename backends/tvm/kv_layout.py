@@ -1,8 +1,9 @@
 """How the states lie in memory: one region of blocks; in a block, state by state.
 
-Keys of a cache in a block are [heads, head_dim, 16], values [heads, 16, value_dim]; where they are
-int8, scales [heads, 16] follow for each. A rolling state is float32 [kept, channels] in each block;
-a sequence uses the one in its first block. Every part starts at a multiple of 64 bytes.
+Keys of a cache in a block are [heads, head_dim, 16], values [heads, 16, value_dim]. Where they are
+int8, two channels of a key and two values lie side by side (kernels/kv_values.py), and scales
+[heads, 16] follow for each. A rolling state is float32 [kept, channels] in each block; a sequence
+uses the one in its first block. Every part starts at a multiple of 64 bytes.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ class KvLayout:
             known.append(state)
             shapes = state.shapes(1, BLOCK_SIZE)
             for name, shape, dtype in zip(state.inputs, shapes, state.dtypes, strict=True):
+                channels = shape[-1] + (shape[-1] % 2 if dtype is torch.int8 else 0)  # in pairs
                 offsets[name] = end
-                end = align(end + math.prod(shape) * dtype.itemsize)
+                end = align(end + math.prod(shape[:-1]) * channels * dtype.itemsize)
         return KvLayout(tuple(known), offsets, end)
 
     @property

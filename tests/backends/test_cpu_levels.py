@@ -28,11 +28,12 @@ def kernels(cpu: Cpu) -> dict[str, Kernel]:
     """A small kernel of each kind that multiplies or converts."""
     found = {
         "quantize": quantize_rows(128, x_stride=128, group=32, cpu=cpu),
-        "attention": attention(
-            2, KvBlock(1, 16, 16, 4096), q_stride=32, scale=0.25, mask=Mask(), softcap=0.0,
+    }
+    for kind, dtype in (("attention", "float32"), ("attention of int8", "int8")):
+        found[kind] = attention(
+            2, KvBlock(1, 16, 16, 4096, dtype), q_stride=32, scale=0.25, mask=Mask(), softcap=0.0,
             slopes=False, sinks=False, max_rows=32, cpu=cpu,
-        ),
-    }  # fmt: skip
+        )  # fmt: skip
     for each in (FLOAT32, BFLOAT16, FLOAT16):
         found[each.name] = linear_float(32, 128, weights=each, x_stride=128, max_rows=32, cpu=cpu)
     for text in ("w8", "w8g32", "w4g32z"):
@@ -79,6 +80,14 @@ INTEGERS = {
     "aarch64": {"mla", "4s"},
     "aarch64-dotprod": {"sdot", "16b"},
 }
+PAIRS = {
+    "x86-64-v3": {"vpmaddwd", "ymm"},
+    "x86-64-v3-vnni": {"vpdpwssd", "ymm"},
+    "x86-64-v4": {"vpmaddwd", "zmm"},
+    "x86-64-v4-vnni": {"vpdpwssd", "zmm"},
+    "aarch64": {"mla", "4s"},
+    "aarch64-dotprod": {"mla", "4s"},
+}
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -88,6 +97,7 @@ def test_every_level_uses_its_instructions(level: str) -> None:
         assert FLOATS[level] <= words(level, kind), kind
     assert {"fcvtl" if arm else "vcvtph2ps"} <= words(level, "f16")
     assert {"shl" if arm else "vpslld"} <= words(level, "bf16")
+    assert PAIRS[level] <= words(level, "attention of int8")
     for kind in ("w8", "w8g32", "w4g32z"):
         assert INTEGERS[level] <= words(level, kind), kind
     assert {"fcvtns", "frintn"} & words(level, "quantize") if arm else {

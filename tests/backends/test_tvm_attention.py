@@ -10,17 +10,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import fx
 
 from graphwright.backends.tvm.kernels.append_kv import append_kv
 from graphwright.backends.tvm.kernels.attention import attention
 from graphwright.backends.tvm.kernels.attention_combine import attention_combine
+from graphwright.backends.tvm.kernels.attention_shape import AttentionShape
 from graphwright.backends.tvm.kernels.kernel import Kernel
 from graphwright.backends.tvm.kernels.kv_values import BLOCK_SIZE, KvBlock
 from graphwright.backends.tvm.kernels.standalone import aligned, assembly, standalone
 from graphwright.backends.tvm.kv_layout import KvLayout
 from graphwright.backends.tvm.target import Cpu, cpu_by_name, host_cpu
 from graphwright.ir.masks import Mask
-from graphwright.ir.memory import ATTENTION_CHUNK, ATTENTION_SEGMENTS
+from graphwright.ir.memory import ATTENTION_CHUNK, ATTENTION_SEGMENTS, scratch
 from graphwright.ir.op import get_op
 from graphwright.ir.states import KVState
 from graphwright.ir.tolerance import check_close
@@ -86,20 +88,35 @@ class Case:
         )  # fmt: skip
         return out, caches
 
-    def views(self, memory: np.ndarray) -> list[torch.Tensor]:
-        """The state's tensors in blocks of memory, in their logical order of axes."""
+    def parts(self, memory: np.ndarray) -> list[torch.Tensor]:
+        """The state's tensors as they lie in blocks of memory: axes of the position, the head and
+        the channel, some of them cut into pairs."""
         found = []
         pool = torch.from_numpy(memory).reshape(len(self.caches[0]), -1)
+        blocks, heads, half = len(pool), self.kv_heads, BLOCK_SIZE // 2
         for name, cache in zip(self.names, self.caches, strict=True):
-            first, size = self.layout.offsets[name], cache[0].nbytes
+            keys, pairs = name.endswith("_k"), cache.dtype is torch.int8
+            padding = cache.shape[3] % 2 * BLOCK_SIZE * heads if keys and pairs else 0
+            first, size = self.layout.offsets[name], cache[0].nbytes + padding
             part = pool[:, first : first + size].view(cache.dtype)
-            blocks, heads = len(pool), self.kv_heads
             if name.endswith("scale"):
                 found.append(part.view(blocks, heads, BLOCK_SIZE).permute(0, 2, 1))
-            elif name.endswith("_k"):
+            elif pairs and keys:
+                found.append(part.view(blocks, heads, -1, BLOCK_SIZE, 2).permute(0, 3, 1, 2, 4))
+            elif pairs:
+                found.append(part.view(blocks, heads, half, -1, 2).permute(0, 2, 4, 1, 3))
+            elif keys:
                 found.append(part.view(blocks, heads, -1, BLOCK_SIZE).permute(0, 3, 1, 2))
             else:
                 found.append(part.view(blocks, heads, BLOCK_SIZE, -1).permute(0, 2, 1, 3))
+        return found
+
+    def read(self, memory: np.ndarray) -> list[torch.Tensor]:
+        """Copies of the state's tensors in their logical order of axes; a channel that only fills a
+        pair comes last."""
+        found = []
+        for part, cache in zip(self.parts(memory), self.caches, strict=True):
+            found.append(part.reshape(*cache.shape[:3], *[-1] * (cache.ndim == 4)))
         return found
 
     def where(self, counts: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -116,9 +133,12 @@ class Case:
         memory = np.empty(size + 64, np.uint8)
         memory = memory[-memory.ctypes.data % 64 :][:size]
         memory[:] = 0xFF
-        for view, cache in zip(self.views(memory), self.caches, strict=True):
+        for part, logical, cache in zip(
+            self.parts(memory), self.read(memory), self.caches, strict=True
+        ):
             for place in self.where([old for old, _ in self.batch]):
-                view[place] = cache[place]
+                logical[..., : cache.shape[-1]][place] = cache[place]
+            part.copy_(logical.reshape(part.shape))
         return memory
 
 
@@ -156,7 +176,8 @@ def check(case: Case) -> None:
     positions, start, table = case.positions.numpy(), case.start.numpy(), case.table.numpy()
     extras = [each.numpy() for each in case.extras if each is not None]
     k, v, q = (rows_with_gap(each, gap) for each in (case.k, case.v, case.q))
-    stride = ATTENTION_SEGMENTS * case.heads * (case.value_dim + 2 + ATTENTION_CHUNK)
+    room = case.value_dim + 2 + ATTENTION_CHUNK + (-(-case.dim // 2) if block.scaled else 0)
+    stride = ATTENTION_SEGMENTS * case.heads * room
     pointers = [pointer for _, pointer in block.pointers]
     index, real = ["int64", "int32", "int32"], "float32"
     write = standalone(append, ["int32", real, real, *pointers, *index], case.cpu)
@@ -171,9 +192,9 @@ def check(case: Case) -> None:
             for name, pointer in zip(case.names, pointers, strict=True)
         ]
         write(case.tokens, threads, batch, k, v, *cache, positions, start, table)
-        for view, cached in zip(case.views(memory), caches, strict=True):
+        for found, cached in zip(case.read(memory), caches, strict=True):
             for place in case.where([old + new for old, new in case.batch]):
-                assert torch.equal(view[place], cached[place])
+                assert torch.equal(found[place][..., : cached.shape[-1]], cached[place])
         out = np.full(want.numel() + 32, -7.0, np.float32)
         partial = aligned(np.full(case.tokens * stride + 16, np.nan, np.float32))
         given = [batch, q, *cache, positions, start, table, *extras]
@@ -182,9 +203,10 @@ def check(case: Case) -> None:
             combining(case.tokens, threads, batch, positions, start, partial, out)
             assert np.isnan(partial[-16:]).all()
         assert (out[want.numel() :] == -7.0).all()
-        check_close(torch.from_numpy(out[: want.numel()]).reshape(want.shape), want)
+        kind = "16 bits" if block.scaled else "reassociating"  # queries and weights become int16
+        check_close(torch.from_numpy(out[: want.numel()]).reshape(want.shape), want, kind)
         results.append(out)
-    assert all((each == results[0]).all() for each in results)
+    assert all(np.array_equal(each, results[0], equal_nan=True) for each in results)
 
 
 RAGGED = [(9, 1), (0, 5), (37, 3), (100, 1)]
@@ -246,11 +268,72 @@ def test_empty_sequences_are_skipped() -> None:
     check(Case(4, 2, 16, 16, [(3, 0), (9, 1), (4, 0), (4, 0), (0, 5), (7, 0)], split=True))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_the_scratch_has_room_for_what_the_kernel_leaves(dtype: str) -> None:
+    block = KvBlock(2, 17, 24, 2**16, dtype)
+    graph = fx.Graph()
+    sizes = ((3, 8, 17), (3, 2, 17), (3, 2, 24), (9, 16, 2, 17), (9, 16, 2, 24))
+    kinds = (*[torch.float32] * 3, *[DTYPES[dtype]] * 2)
+    given = [graph.placeholder(f"x{i}") for i in range(len(sizes))]
+    for node, size, kind in zip(given, sizes, kinds, strict=True):
+        node.meta["val"] = torch.empty(size, dtype=kind)
+    step = graph.call_function(torch.ops.gw.cached_attention.default, tuple(given))
+    step.meta["val"] = torch.empty(3, 8, 24)
+    (found,) = scratch(step, 3)
+    shape = AttentionShape(8, block, 0, 1.0, Mask(), 0.0, 8, True, 3)
+    assert found.row_bytes == 4 * shape.partial_stride
+    if dtype == "int8":
+        assert shape.partial_query(ATTENTION_SEGMENTS - 1, 7) + 9 == shape.partial_stride
+
+
 def test_other_vector_width() -> None:
     if CPU.name == "aarch64":
         pytest.skip("this machine is no x86-64")
     for heads, kv_heads in ((8, 2), (3, 3)):
         check(Case(heads, kv_heads, 20, 20, RAGGED, cpu=cpu_by_name("x86-64-v3")))
+    plain = Cpu("plain", frozenset(), 4, False, "x86-64-v3")  # no instruction for pairs of int16
+    check(Case(2, 1, 21, 11, RAGGED, dtype="int8", split=True, cpu=plain))
+
+
+def test_pairs_of_integers_have_no_partner_or_several_pieces() -> None:
+    check(Case(8, 2, 17, 5, [*RAGGED, (255, 2), (300, 1)], dtype="int8", split=True))
+    check(Case(2, 1, 300, 16, RAGGED, dtype="int8"))
+    check(Case(3, 1, 601, 8, [(70, 1), (3, 2)], dtype="int8", split=True, sinks=True))
+
+
+@pytest.mark.parametrize("dim", [256, 600])
+def test_the_largest_integers_do_not_overflow(dim: int) -> None:
+    """All keys are 127 and all channels of a query equal, so that thousands of weights are equal
+    too; then keys are 127 or -127, and one channel of the query outweighs the others, which are
+    multiples of what it is rounded to: nothing else of them is lost."""
+    case = Case(4, 1, dim, 16, [(2100, 1), (40, 3)], dtype="int8", split=True)
+    case.caches[0][:] = 127
+    case.caches[2][:] = 1 / 127
+    case.k[:] = 1
+    case.q[:] = torch.tensor([1.0, -1.0, 0.01, 100.0])[:, None] / dim**0.5
+    check(case)
+    signs = torch.randint(0, 2, case.caches[0].shape) * 2 - 1
+    case.caches[0] = (127 * signs).to(torch.int8)
+    case.q = torch.randint(-200, 201, case.q.shape) / 128
+    case.q[..., 1] = min(2**15 - 1, (2**31 - 1) // (127 * dim)) / 128
+    check(case)
+
+
+def test_one_weight_or_one_value_larger_than_all_others() -> None:
+    case = Case(4, 2, 32, 16, [(700, 1), (90, 5)], dtype="int8", split=True)
+    first, second = case.where([700, 90])
+    for block, place in ((first[0][333], first[1][333]), (second[0][70], second[1][70])):
+        case.caches[0][block, place] = 127
+        case.caches[3][block, place] *= 50
+    case.q = case.q.abs() * 3
+    check(case)
+
+
+def test_what_is_no_number_stays_none() -> None:
+    for dtype in ("float16", "int8"):
+        case = Case(4, 2, 16, 16, [(70, 1), (9, 3)], dtype=dtype, split=True)
+        case.q[:, 1, 3] = float("nan")
+        check(case)
 
 
 def test_scores_far_apart_stay_finite() -> None:
@@ -280,7 +363,7 @@ def test_anything(data: st.DataObject) -> None:
             softcap=data.draw(st.sampled_from([0.0, 0.0, 3.0]), "softcap"),
             slopes=data.draw(st.booleans(), "slopes"),
             sinks=data.draw(st.booleans(), "sinks"),
-            dtype=data.draw(st.sampled_from(sorted(DTYPES)), "dtype"),
+            dtype=data.draw(st.sampled_from([*sorted(DTYPES), "int8"]), "dtype"),
             split=data.draw(st.booleans(), "split"),
         )
     )
@@ -303,7 +386,7 @@ def test_nothing_is_allocated_on_the_heap() -> None:
 
 @pytest.mark.parametrize(("cpu", "dtype", "instruction"), [
     ("x86-64-v3", "float16", "vcvtph2ps"), ("x86-64-v4", "bfloat16", "vpmovzxwd"),
-    ("x86-64-v4", "int8", "vpmovsxbd"), ("aarch64", "float16", "fcvtl"),
+    ("aarch64", "float16", "fcvtl"),
 ])  # fmt: skip
 def test_values_are_converted_in_registers(cpu: str, dtype: str, instruction: str) -> None:
     kernel, dtypes = kernel_of(cpu_by_name(cpu), dtype)

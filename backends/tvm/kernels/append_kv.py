@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define, partition, registers
 from graphwright.backends.tvm.kernels.kv_values import BLOCK_SIZE, KvBlock, store_values
 from graphwright.backends.tvm.kernels.loops import (
-    horizontal,
     kernel_name,
     load,
     quotient,
     remainder,
+    row_largest,
     spread,
-    store,
     vector_loop,
 )
-from graphwright.backends.tvm.kernels.vector import constant, vector_type
+from graphwright.backends.tvm.kernels.vector import vector_type
 from graphwright.backends.tvm.target import Cpu
 
 __all__ = ["advance", "append_kv"]
@@ -48,28 +49,35 @@ def append_kv(block: KvBlock, *, k_stride: int, v_stride: int, cpu: Cpu) -> Kern
             entry = block_table[sequence[0] * batch[2] + quotient(position, BLOCK_SIZE)]
             place = T.bind(tirx.Cast("int64", entry))
             start = T.bind(place * T.int64(block.stride))
-            keys = T.bind(start + head * (dim * BLOCK_SIZE) + slot)
-            values = T.bind(start + (head * BLOCK_SIZE + slot) * value_dim)
+            keys, values = (
+                T.bind(start + head * each) for each in (block.key_elements, block.value_elements)
+            )
             k_row, v_row = (
                 T.bind(token * k_stride + head * dim),
                 T.bind(token * v_stride + head * value_dim),
             )
-            divisors = [T.float32(1), T.float32(1)]
             if block.scaled:
-                at = T.bind(place * T.int64(block.scale_stride) + head * BLOCK_SIZE + slot)
-                sources = ((k, k_row, dim), (v, v_row, value_dim))
-                for i, (scale, source) in enumerate(zip(scales, sources, strict=True)):
-                    divisors[i] = _scale(*source, scale, at, cpu.lanes)
+                scale_at = T.bind(place * T.int64(block.scale_stride) + head * BLOCK_SIZE + slot)
+                pair, half = T.bind(quotient(slot, 2)), T.bind(remainder(slot, 2))
 
+                def key_at(d: Expr) -> Expr:
+                    return keys + (quotient(d, 2) * BLOCK_SIZE + slot) * 2 + remainder(d, 2)
+
+                def value_at(c: Expr) -> Expr:
+                    return values + (pair * value_dim + c) * 2 + half
+
+                k_scale, v_scale = scales
+                _append_pairs(k, k_row, dim, k_cache, key_at, k_scale, scale_at, cpu.lanes)
+                _append_pairs(v, v_row, value_dim, v_cache, value_at, v_scale, scale_at, cpu.lanes)
+                return
             with T.serial(0, dim) as d:
-                key = k[k_row + d] / divisors[0] if block.scaled else k[k_row + d]
-                store_values(k_cache, keys + d * BLOCK_SIZE, key, 1, block.dtype)
+                key_at = keys + d * BLOCK_SIZE + slot
+                store_values(k_cache, key_at, k[k_row + d], 1, block.dtype)
 
             def copy(first: Expr, width: int) -> None:
                 value = load(v, v_row + first, width)
-                if block.scaled:
-                    value = value / spread(divisors[1], width)
-                store_values(v_cache, values + first, value, width, block.dtype)
+                value_at = values + slot * value_dim + first
+                store_values(v_cache, value_at, value, width, block.dtype)
 
             vector_loop(value_dim, cpu.lanes, copy)
 
@@ -85,26 +93,32 @@ def block_name(block: KvBlock) -> str:
     return f"{sizes}_{block.dtype}_by{block.block_bytes}"
 
 
+def _append_pairs(
+    x: Expr, first: Expr, count: int, cache: Expr, place: Callable[[Expr], Expr], scale: Expr,
+    scale_at: Expr, lanes: int,
+) -> None:  # fmt: skip
+    """cache[place(i)] = x[first + i] over the scale, rounded, for i < count. Vectors are computed
+    whole; their bytes go beside the other halves of their pairs."""
+    divisor = _scale(x, first, count, scale, scale_at, lanes)
+
+    def copy(start: Expr, width: int) -> None:
+        (rounded,) = registers(1, width, "int8")
+        value = load(x, first + start, width) / spread(divisor, width)
+        store_values(rounded, 0, value, width, "int8")
+        for i in range(width):
+            T.buffer_store(cache, rounded[i], [place(start + i)])
+
+    vector_loop(count, lanes, copy)
+
+
 def _scale(x: Expr, first: Expr, count: int, scale: Expr, at: Expr, lanes: int) -> Expr:
     """Stores max|x[first : first + count]| / 127 and returns what to divide by."""
-    most, rest = registers(1, lanes)[0], registers(1, 1)[0]
-    store(most, 0, constant(0.0, lanes), lanes)
-    T.buffer_store(rest, T.float32(0), [0])
 
     def magnitude(index: Expr, width: int) -> Expr:
         value = load(x, first + index, width)
         return T.call_llvm_pure_intrin(vector_type("float32", width), "llvm.fabs", value)
 
-    def larger(a: Expr, b: Expr) -> Expr:
-        return T.call_llvm_pure_intrin(a.ty, "llvm.maximum", a, b)
-
-    if count // lanes:
-        with T.serial(0, count // lanes) as i:
-            found = larger(load(most, 0, lanes), magnitude(i * lanes, lanes))
-            store(most, 0, found, lanes)
-    for index in range(count // lanes * lanes, count):
-        T.buffer_store(rest, larger(rest[0], magnitude(index, 1)), [0])
-    top = larger(horizontal(load(most, 0, lanes), lanes, larger), rest[0])
+    top = row_largest(count, lanes, magnitude)
     value = T.bind(top / T.float32(127))
     T.buffer_store(scale, value, [at])
     return T.bind(tirx.Select(value == T.float32(0), T.float32(1), value))

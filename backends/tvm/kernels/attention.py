@@ -48,7 +48,10 @@ def attention(
         raise BackendError(
             f"attention: {heads} heads cannot share {block.kv_heads} key heads evenly."
         )
-    shape = AttentionShape(heads, block, q_stride, scale, mask, softcap, cpu.lanes, split, max_rows)
+    shape = AttentionShape(
+        heads, block, q_stride, scale, mask, softcap, cpu.lanes, split, max_rows,
+        pmaddwd="avx2" in cpu.features,
+    )  # fmt: skip
     pointers = [("batch", "int32"), ("q", "float32"), *block.pointers, ("positions", "int64")]
     pointers += [("query_start", "int32"), ("block_table", "int32")]
     pointers += [("slopes", "float32")] * slopes + [("sinks", "float32")] * sinks

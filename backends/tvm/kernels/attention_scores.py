@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -12,10 +13,15 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.attention_fetch import lines_of
+from graphwright.backends.tvm.kernels.attention_integers import (
+    Largest,
+    Queries,
+    quantize_weights,
+)
 from graphwright.backends.tvm.kernels.attention_shape import CHUNK, largest_divisor
 from graphwright.backends.tvm.kernels.attention_work import Chunk, Pass
 from graphwright.backends.tvm.kernels.kernel import Expr, registers
-from graphwright.backends.tvm.kernels.kv_values import BLOCK_SIZE, load_values
+from graphwright.backends.tvm.kernels.kv_values import BLOCK_SIZE
 from graphwright.backends.tvm.kernels.loops import (
     horizontal,
     load,
@@ -27,7 +33,6 @@ from graphwright.backends.tvm.kernels.loops import (
 )
 from graphwright.backends.tvm.kernels.vector import (
     constant,
-    fma,
     vector_type,
     vexp2_of_negative,
     vtanh,
@@ -66,55 +71,86 @@ class Scores:
 
 
 def score(
-    work: Pass, chunk: Chunk, b: Expr, scores: Scores, fetch: Callable[[Expr, int], None]
-) -> None:
+    work: Pass, chunk: Chunk, b: Expr, queries: Queries, scores: Scores,
+    fetch: Callable[[Expr, int], None],
+) -> None:  # fmt: skip
     """Row r of the scores = q · k of each row with the keys of block b of the chunk, scaled for
     powers of two. fetch(part, parts) is emitted `parts` times in between."""
-    shape, given = work.unit.shape, work.unit.given
-    lanes, vectors, dim = shape.lanes, shape.vectors, shape.dim
-    rows = [work.q_at(r) for r in range(work.rows)]
-    ways = largest_divisor(dim, max(1, 8 // (work.rows * vectors)))
-    turns = dim // ways
-    together = largest_divisor(
-        turns, max(1, work.total * dim // (lines_of(dim, shape.block) * ways))
-    )
+    shape, products = work.unit.shape, work.unit.shape.products
+    lanes, vectors = shape.lanes, shape.vectors
+    few = max(1, 8 // (work.rows * vectors))  # sums of a row, so that no addition waits for another
+    sums = [
+        [registers(vectors, lanes, products.sums) for _ in range(few if products.waits else 1)]
+        for _ in range(work.rows)
+    ]
+    for part in itertools.chain.from_iterable(itertools.chain.from_iterable(sums)):
+        store(part, 0, constant(0, lanes, products.sums), lanes)
     keys = settle(chunk.starts[b] + work.unit.keys_start, "int64")
-    sums = [registers(vectors, lanes) for _ in range(work.rows * ways)]
-    for each in sums:
-        for part in each:
-            store(part, 0, constant(0.0, lanes), lanes)
+    pieces = _Piece.of(work, queries, max(products.unroll, few))
+    parts = sum(piece.parts for piece in pieces)
 
-    def turn(number: Expr) -> None:
-        for way in range(ways):
-            d = T.bind(number * ways + way)
-            first = keys + d * BLOCK_SIZE
-            key = [
-                T.bind(load_values(given.k_cache, first + v * lanes, lanes, shape.block.dtype))
-                for v in range(vectors)
-            ]
-            for r, row in enumerate(rows):
-                query = T.bind(spread(given.q[row + d], lanes))
-                for v, part in enumerate(sums[r * ways + way]):
-                    store(part, 0, fma(query, key[v], load(part, 0, lanes), lanes), lanes)
+    def step(piece: _Piece, number: Expr, way: int) -> None:
+        first = keys + (piece.first + number) * (BLOCK_SIZE * products.depth)
+        key = [
+            products.load(work.unit.given.k_cache, first + v * lanes * products.depth, lanes)
+            for v in range(vectors)
+        ]
+        for (buffer, start), ways in zip(piece.rows, sums, strict=True):
+            query = products.spread(buffer[start + number], lanes)
+            for v, part in enumerate(ways[way % len(ways)]):
+                store(part, 0, products.add(load(part, 0, lanes), query, key[v], lanes), lanes)
 
-    with T.serial(0, turns // together) as i:
-        fetch(i, turns // together)
-        with T.serial(0, together) as j:
-            turn(T.bind(i * together + j))
+    before = 0
+    for piece in pieces:
+        with T.serial(0, piece.parts) as i:
+            fetch(before + i, parts)
+            with T.serial(0, piece.turns) as j:
+                turn = T.bind((i * piece.turns + j) * piece.ways)
+                for way in range(piece.ways):
+                    step(piece, T.bind(turn + way), way)
+        before += piece.parts
     for v in range(vectors):
         factor = constant(shape.scale * (1 if shape.softcap else LOG2_E), lanes)
         if shape.block.scaled:
             at = settle(chunk.scales[b] + work.unit.scales_start, "int64") + v * lanes
-            factor = T.bind(load(given.k_scale, at, lanes) * factor)
-        for r in range(work.rows):
-            parts = [load(sums[r * ways + way][v], 0, lanes) for way in range(ways)]
-            total = sum(parts[1:], parts[0]) * factor
+            factor = T.bind(load(work.unit.given.k_scale, at, lanes) * factor)
+        for r, ways in enumerate(sums):
+            found = [load(way[v], 0, lanes) for way in ways]
+            total = products.real(sum(found[1:], found[0]), lanes) * factor
+            if shape.block.scaled:
+                total = total * spread(work.unit.q_scales[work.state_at(r)], lanes)
             scores.store(r, b * BLOCK_SIZE + v * lanes, total, lanes)
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Steps from `first` on, whose operands lie together: `parts` times `turns` times `ways`."""
+
+    first: int
+    rows: Sequence[tuple[Expr, Expr]]
+    parts: int
+    turns: int
+    ways: int
+
+    @staticmethod
+    def of(work: Pass, queries: Queries, ways: int) -> list[_Piece]:
+        """All steps; in each piece as many parts as there are lines to ask for, or fewer."""
+        shape, found = work.unit.shape, []
+        lines = lines_of(shape.dim, shape.block)
+        for number, rows in enumerate(zip(*queries.pieces, strict=True)):
+            first = number * queries.steps
+            steps = min(queries.steps, shape.steps - first)
+            together = largest_divisor(steps, ways)
+            turns = largest_divisor(
+                steps // together, max(1, work.total * shape.steps // (lines * together))
+            )
+            found.append(_Piece(first, rows, steps // together // turns, turns, together))
+        return found
+
+
 def weigh(work: Pass, chunk: Chunk, scores: Scores) -> None:
-    """Scores become 2 ** (score - maximum), in int8 times the value's scale; a new maximum rescales
-    the row's sum and its output."""
+    """Scores become 2 ** (score - maximum), in int8 times the value's scale and as pairs of
+    integers; a new maximum rescales the row's sum and its output."""
     unit, lanes, rows = work.unit, work.unit.shape.lanes, range(work.rows)
     _bend(work, chunk, scores)
     with T.If(tirx.Not(chunk.visible_to_all(unit))), T.Then():
@@ -148,18 +184,26 @@ def _exponentiate(work: Pass, chunk: Chunk, r: int, scores: Scores) -> None:
     top = T.bind(spread(unit.tops[row], lanes))
     (total,) = registers(1, lanes)
     store(total, 0, constant(0.0, lanes), lanes)
+    (product,) = registers(1, lanes)
+    largest = Largest(lanes) if unit.shape.block.scaled else None
 
     def exponential(at: Expr, b: Expr, v: int) -> None:
         weight = T.bind(vexp2_of_negative(scores.load(r, at, lanes) - top, lanes))
         store(total, 0, load(total, 0, lanes) + weight, lanes)
-        if unit.shape.block.scaled:
+        if largest is not None:
             start = settle(chunk.scales[b] + work.unit.scales_start, "int64") + v * lanes
-            weight = weight * load(unit.given.v_scale, start, lanes)
+            scale, zero = load(unit.given.v_scale, start, lanes), constant(0.0, lanes)
+            # of a value that nobody has written, the scale may be anything
+            store(product, 0, tirx.Select(weight == zero, zero, weight * scale), lanes)
+            weight = load(product, 0, lanes)
+            largest.add(weight)
         scores.store(r, at, weight, lanes)
 
     _each_vector(work, chunk, exponential)
     found = horizontal(load(total, 0, lanes), lanes, operator.add)
     T.buffer_store(unit.sums, unit.sums[row] + found, [row])
+    if largest is not None:
+        quantize_weights(work, chunk, r, scores.buffers[r], scores.starts[r], largest.get())
 
 
 def scale_output(work: Pass, r: int, factor: Expr) -> None:

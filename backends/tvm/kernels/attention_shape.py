@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from graphwright.backends.tvm.kernels.attention_products import FloatProducts, PairProducts
 from graphwright.backends.tvm.kernels.kernel import Expr
 from graphwright.backends.tvm.kernels.kv_values import BLOCK_SIZE, KvBlock
 from graphwright.backends.tvm.kernels.loops import quotient
@@ -30,6 +31,7 @@ class AttentionShape:
     """The static parameters, and how the work is cut.
 
     split: are the keys of tokens that come alone cut into segments? most: tokens of a step.
+    pmaddwd: has the CPU that instruction?
     """
 
     heads: int
@@ -41,6 +43,7 @@ class AttentionShape:
     lanes: int
     split: bool
     most: int
+    pmaddwd: bool = False
 
     @property
     def dim(self) -> int:
@@ -51,6 +54,18 @@ class AttentionShape:
     def value_dim(self) -> int:
         """Channels of values."""
         return self.block.value_dim
+
+    @property
+    def products(self) -> FloatProducts | PairProducts:
+        """How keys and values are multiplied."""
+        if self.block.scaled:
+            return PairProducts(self.pmaddwd)
+        return FloatProducts(self.block.dtype)
+
+    @property
+    def steps(self) -> int:
+        """Products of a query with one key: by each channel, or each pair of int8 channels."""
+        return self.block.key_steps
 
     @property
     def vectors(self) -> int:
@@ -109,8 +124,10 @@ class AttentionShape:
     @property
     def partial_stride(self) -> int:
         """Floats of one token's partial results: of each segment and head the sum of the values,
-        then the maximum and the sum of the weights, then the scores of a chunk."""
-        return ATTENTION_SEGMENTS * self.heads * (self.value_dim + 2 + ATTENTION_CHUNK)
+        then the maximum and the sum of the weights, then the scores of a chunk, then (where keys
+        are int8) the query as pairs of int16."""
+        query = self.steps if self.block.scaled else 0
+        return ATTENTION_SEGMENTS * self.heads * (self.value_dim + 2 + ATTENTION_CHUNK + query)
 
     def partial_row(self, segment: Expr, head: Expr) -> Expr:
         """Where in a token's partial results the sum of the values is."""
@@ -125,6 +142,11 @@ class AttentionShape:
         """Where the scores are."""
         before = ATTENTION_SEGMENTS * self.heads * (self.value_dim + 2)
         return before + (segment * self.heads + head) * ATTENTION_CHUNK
+
+    def partial_query(self, segment: Expr, head: Expr) -> Expr:
+        """Where the query's pairs are."""
+        before = ATTENTION_SEGMENTS * self.heads * (self.value_dim + 2 + ATTENTION_CHUNK)
+        return before + (segment * self.heads + head) * self.steps
 
 
 def largest_divisor(number: int, limit: int) -> int:

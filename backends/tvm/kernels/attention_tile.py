@@ -25,6 +25,7 @@ from graphwright.backends.tvm.kernels.attention_fetch import (
     fetch_scales,
     fetch_values,
 )
+from graphwright.backends.tvm.kernels.attention_integers import Queries
 from graphwright.backends.tvm.kernels.attention_scores import (
     LOG2_E,
     Scores,
@@ -35,7 +36,7 @@ from graphwright.backends.tvm.kernels.attention_scores import (
 from graphwright.backends.tvm.kernels.attention_shape import CHUNK, AttentionShape, Operands, Tile
 from graphwright.backends.tvm.kernels.attention_work import Chunk, Pass, Unit
 from graphwright.backends.tvm.kernels.kernel import Expr, registers
-from graphwright.backends.tvm.kernels.kv_values import BLOCK_SIZE, load_values
+from graphwright.backends.tvm.kernels.kv_values import BLOCK_SIZE
 from graphwright.backends.tvm.kernels.loops import (
     load,
     quotient,
@@ -69,7 +70,7 @@ def compute(
     """Emits the computation of the units of a run: the tile's blocks `begin` to `end` are the
     segment with number `segment`."""
     rows = tile.tokens * shape.item_heads
-    states = registers(2, rows * run.most)
+    states = registers(4, rows * run.most)
     blocks = tuple(
         settle(each, "int32")
         for each in (
@@ -84,8 +85,10 @@ def compute(
             head = T.bind((run.first + i) * shape.item_heads)
             body(Unit(shape, given, tile, head, segment, T.bind(i * rows), *states))
 
-    each_item(lambda unit: unit.each_pass(_begin))
     memory, by_block = Chunk.memory(), tile.split(shape)
+    each_item(lambda unit: unit.each_pass(_begin))
+    if by_block:
+        each_item(lambda unit: unit.each_pass(lambda work: Queries.in_memory(work).write(work)))
     with T.serial(0, quotient(end - begin + (CHUNK - 1), CHUNK)) as number:
         first = T.bind(begin + number * CHUNK)
         count = settle(tirx.min(end - first, T.int32(CHUNK)), "int32")
@@ -100,9 +103,9 @@ def _attend_by_pass(each_item: EachItem, chunk: Chunk) -> None:
     """A pass goes through the chunk, then the next one: sums of values stay in registers."""
 
     def attend(work: Pass) -> None:
-        scores = Scores.in_registers(work)
+        queries, scores = Queries.of_pass(work), Scores.in_registers(work)
         with T.serial(0, chunk.count) as b:
-            score(work, chunk, b, scores, partial(fetch_keys, work, chunk, b))
+            score(work, chunk, b, queries, scores, partial(fetch_keys, work, chunk, b))
         weigh(work, chunk, scores)
         _accumulate(work, chunk, (T.int32(0), chunk.count), scores, fetch_values)
 
@@ -117,9 +120,8 @@ def _attend_by_block(each_item: EachItem, chunk: Chunk) -> None:
         def score_block(work: Pass) -> None:
             if work.unit.shape.block.scaled:
                 fetch_scales(work, chunk, b)
-            score(
-                work, chunk, b, Scores.in_partial(work), partial(fetch_after_keys, work, chunk, b)
-            )
+            queries, scores = Queries.in_memory(work), Scores.in_partial(work)
+            score(work, chunk, b, queries, scores, partial(fetch_after_keys, work, chunk, b))
 
         each_item(lambda unit: unit.each_pass(score_block))
     each_item(lambda unit: unit.each_pass(lambda work: weigh(work, chunk, Scores.in_partial(work))))
@@ -157,37 +159,47 @@ def _accumulate(
     fetch: Callable[[Pass, Chunk, Expr, Expr, int], None],
 ) -> None:  # fmt: skip
     """out += weights · values, over the keys of these blocks that were written: others may hold
-    anything."""
+    anything, and int8 ones are multiplied by 0."""
     shape, rows = work.unit.shape, [work.out_at(r) for r in range(work.rows)]
+    products, pairs = shape.products, shape.block.scaled
+    block_steps = BLOCK_SIZE // products.depth
 
     def columns(first: Expr, width: int, vectors: int, part: Expr = 0, parts: int = 0) -> None:
-        totals = [registers(vectors, width) for _ in rows]
+        totals = [registers(vectors, width, products.sums) for _ in rows]
         for row, sums in zip(rows, totals, strict=True):
             for v, each in enumerate(sums):
-                store(each, 0, load(work.out, row + first + v * width, width), width)
+                start = load(work.out, row + first + v * width, width)
+                store(each, 0, constant(0, width, "int32") if pairs else start, width)
         with T.serial(*blocks) as b:
             if parts:
                 fetch(work, chunk, b, part, parts)
-            values = settle(chunk.starts[b] + work.unit.values_start + first, "int64")
-            valid = tirx.min(chunk.valid - b * BLOCK_SIZE, T.int32(BLOCK_SIZE))
-            with T.serial(0, valid) as j:
-                at = T.bind(values + j * shape.value_dim)
+            values = chunk.starts[b] + work.unit.values_start + first * products.depth
+            values = settle(values, "int64")
+
+            def step(j: Expr) -> None:
+                at = T.bind(values + j * (shape.value_dim * products.depth))
                 value = [
-                    T.bind(
-                        load_values(
-                            work.unit.given.v_cache, at + v * width, width, shape.block.dtype
-                        )
-                    )
+                    products.load(work.unit.given.v_cache, at + v * width * products.depth, width)
                     for v in range(vectors)
                 ]
                 for r, sums in enumerate(totals):
-                    weight = T.bind(spread(weights.load(r, b * BLOCK_SIZE + j, 1), width))
+                    weight = products.spread(weights.load(r, b * block_steps + j, 1), width)
                     for v, each in enumerate(sums):
-                        total = fma(weight, value[v], load(each, 0, width), width)
+                        total = products.add(load(each, 0, width), weight, value[v], width)
                         store(each, 0, total, width)
-        for row, sums in zip(rows, totals, strict=True):
+
+            steps = block_steps // products.unroll if pairs else _written(chunk, b)
+            with T.serial(0, steps) as i:
+                for number in range(products.unroll):
+                    step(T.bind(i * products.unroll + number))
+        for r, (row, sums) in enumerate(zip(rows, totals, strict=True)):
             for v, each in enumerate(sums):
-                store(work.out, row + first + v * width, load(each, 0, width), width)
+                at, total = row + first + v * width, load(each, 0, width)
+                if pairs:
+                    scale = spread(work.unit.weight_scales[work.state_at(r)], width)
+                    before = load(work.out, at, width)
+                    total = fma(products.real(total, width), scale, before, width)
+                store(work.out, at, total, width)
 
     lanes, together = shape.lanes, max(2, shape.vectors)
     wide = shape.value_dim // (lanes * together)
@@ -195,6 +207,11 @@ def _accumulate(
         columns(i * (lanes * together), lanes, together, i, wide)
     done = wide * lanes * together
     vector_loop(shape.value_dim - done, lanes, lambda first, width: columns(done + first, width, 1))
+
+
+def _written(chunk: Chunk, b: Expr) -> Expr:
+    """How many keys of block b have been written."""
+    return tirx.min(chunk.valid - b * BLOCK_SIZE, T.int32(BLOCK_SIZE))
 
 
 def _finish(work: Pass) -> None:

@@ -21,6 +21,7 @@ class Unit:
     """The rows of a tile and of heads from `head` on, against segment `segment` of the keys.
 
     tops, sums: of every row the maximum and the sum of the weights so far, from `state` on.
+    q_scales, weight_scales: what its query and its weights are multiples of, as integers.
     """
 
     shape: AttentionShape
@@ -31,6 +32,8 @@ class Unit:
     state: Expr
     tops: Expr
     sums: Expr
+    q_scales: Expr
+    weight_scales: Expr
 
     @property
     def rows(self) -> int:
@@ -50,12 +53,12 @@ class Unit:
     @property
     def keys_start(self) -> Expr:
         """Elements from a block's keys to those of its head."""
-        return self.kv_head * (self.shape.dim * BLOCK_SIZE)
+        return self.kv_head * self.shape.block.key_elements
 
     @property
     def values_start(self) -> Expr:
         """The same of values."""
-        return self.kv_head * (self.shape.value_dim * BLOCK_SIZE)
+        return self.kv_head * self.shape.block.value_elements
 
     @property
     def scales_start(self) -> Expr:
@@ -102,6 +105,12 @@ class Pass:
         unit, shape = self.unit, self.unit.shape
         start = unit.tile.first * shape.partial_stride
         return T.bind(start + shape.partial_scores(unit.segment, self.head_at(r)))
+
+    def query_at(self, r: int) -> Expr:
+        """Where the pairs of row r's query start in `partial`."""
+        unit, shape = self.unit, self.unit.shape
+        start = unit.tile.first * shape.partial_stride
+        return T.bind(start + shape.partial_query(unit.segment, self.head_at(r)))
 
     @property
     def out(self) -> Expr:

@@ -1,4 +1,5 @@
-"""The element types of the KV cache: to float32 in registers, and back when a token is appended."""
+"""What a block of the KV cache holds, and its element types: to float32 in registers, and back when
+a token is appended."""
 
 from __future__ import annotations
 
@@ -21,8 +22,11 @@ _POINTERS = {"float32": "float32", "float16": "float16", "bfloat16": "uint16", "
 @dataclass(frozen=True)
 class KvBlock:
     """What a block holds of one cache: keys [kv_heads, dim, 16] and values [kv_heads, 16,
-    value_dim] of `dtype`, in int8 also scales [kv_heads, 16] float32. Blocks lie `block_bytes`
-    apart.
+    value_dim] of `dtype`. Blocks lie `block_bytes` apart.
+
+    In int8 two channels of a key lie side by side, and those of two values: keys [kv_heads,
+    ceil(dim / 2), 16, 2], values [kv_heads, 8, value_dim, 2], and scales [kv_heads, 16] float32 of
+    each. Integer products take both of a pair at once (attention_products.py).
     """
 
     kv_heads: int
@@ -39,6 +43,26 @@ class KvBlock:
     def scaled(self) -> bool:
         """Is there a scale for each key and each value?"""
         return self.dtype == "int8"
+
+    @property
+    def depth(self) -> int:
+        """Channels of a key, or values of a channel, that lie side by side."""
+        return 2 if self.scaled else 1
+
+    @property
+    def key_steps(self) -> int:
+        """Into how many such groups the channels of a key are put."""
+        return -(-self.dim // self.depth)
+
+    @property
+    def key_elements(self) -> int:
+        """Elements of one head's keys."""
+        return self.key_steps * self.depth * BLOCK_SIZE
+
+    @property
+    def value_elements(self) -> int:
+        """Elements of one head's values."""
+        return self.value_dim * BLOCK_SIZE
 
     @property
     def itemsize(self) -> int:

@@ -22,6 +22,7 @@ __all__ = [
     "quotient",
     "remainder",
     "row_chunks",
+    "row_largest",
     "row_sum",
     "settle",
     "spread",
@@ -137,6 +138,25 @@ def row_sum(count: int, lanes: int, term: Callable[[Expr, int], Expr]) -> Expr:
     for part in parts[1:]:
         total = total + load(part, 0, lanes)
     return T.bind(horizontal(total, lanes, operator.add) + tail[0])
+
+
+def row_largest(count: int, lanes: int, term: Callable[[Expr, int], Expr]) -> Expr:
+    """The largest of term(first, width), not negative, over the pieces of [0, count), as a bound
+    scalar. NaN if there is one."""
+    most, rest = registers(1, lanes)[0], registers(1, 1)[0]
+    store(most, 0, constant(0.0, lanes), lanes)
+    T.buffer_store(rest, T.float32(0), [0])
+
+    def larger(a: Expr, b: Expr) -> Expr:
+        return T.call_llvm_pure_intrin(a.ty, "llvm.maximum", a, b)
+
+    if count // lanes:
+        with T.serial(0, count // lanes) as i:
+            found = larger(load(most, 0, lanes), term(i * lanes, lanes))
+            store(most, 0, found, lanes)
+    for index in range(count // lanes * lanes, count):
+        T.buffer_store(rest, larger(rest[0], term(index, 1)), [0])
+    return T.bind(larger(horizontal(load(most, 0, lanes), lanes, larger), rest[0]))
 
 
 def horizontal(value: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
