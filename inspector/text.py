@@ -87,7 +87,7 @@ def _variants(manifest: dict[str, Any]) -> list[str]:
 def pass_table(artifact: Readable) -> str:
     """One line per pass: rewrites, nodes, how far the numbers moved, what it left alone."""
     rows = read_json(artifact, "log.json")
-    lines = [f"{'pass':34} {'rewrites':>8} {'nodes':>13}  checked"]
+    lines = [f"{'pass':34} {'rewrites':>8} {'nodes':>13}  checked, with its stage"]
     for row in rows:
         checked = row["verified"]
         text = "-" if checked is None else f"{checked:.1%} of tolerance"
