@@ -152,7 +152,9 @@ def _text(compiled: Compiled, output: Path, seconds: float) -> str:
     ]
     lines += [f"{record.name}: {note}" for record in compiled.program.log for note in record.notes]
     if checked:
-        lines.append(f"{len(checked)} rewriting passes checked by numbers, those of a stage together")
+        lines.append(
+            f"{len(checked)} rewriting passes checked by numbers, those of a stage together"
+        )
     if compiled.tuned:
         changed = sum(each.finding.chosen != each.choice.default for each in compiled.tuned)
         lines.append(f"{len(compiled.tuned)} choices tuned, {changed} of them changed: inspect "
