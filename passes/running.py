@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
 
@@ -36,12 +36,11 @@ def run_passes(
         return program
     original, fuel = program.copy(), context.fuel
     run = _Run(program, context)
-    try:
+    with suppress(GraphwrightError):  # which the passes one by one raise again, or do not deserve
         run.all(list(_groups(passes)))
-    except GraphwrightError:
-        again = _Run(original, replace(context, fuel=fuel), told=run.told)
-        again.all([[step] for step in passes])
-        program.become(original)
+        return program
+    _Run(original, replace(context, fuel=fuel), run.told).all([[step] for step in passes])
+    program.become(original)
     return program
 
 
