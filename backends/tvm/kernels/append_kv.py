@@ -18,7 +18,6 @@ from graphwright.backends.tvm.kernels.loops import (
     spread,
     vector_loop,
 )
-from graphwright.backends.tvm.kernels.vector import vector_type
 from graphwright.backends.tvm.target import Cpu
 
 __all__ = ["advance", "append_kv"]
@@ -113,13 +112,7 @@ def _append_pairs(
 
 def _scale(x: Expr, first: Expr, count: int, scale: Expr, at: Expr, lanes: int) -> Expr:
     """Stores max|x[first : first + count]| / 127 and returns what to divide by."""
-
-    def magnitude(index: Expr, width: int) -> Expr:
-        value = load(x, first + index, width)
-        return T.call_llvm_pure_intrin(vector_type("float32", width), "llvm.fabs", value)
-
-    top = row_largest(count, lanes, magnitude)
-    value = T.bind(top / T.float32(127))
+    value = T.bind(row_largest(x, first, count, lanes) / T.float32(127))
     T.buffer_store(scale, value, [at])
     return T.bind(tirx.Select(value == T.float32(0), T.float32(1), value))
 

@@ -117,12 +117,7 @@ def _quantize(work: Pass, r: int, pieces: list[tuple[Expr, Expr]]) -> None:
     and its scale. A channel without a partner is paired with 0."""
     unit, shape, row = work.unit, work.unit.shape, work.q_at(r)
     most = min(MOST, (2**31 - 1) // (KEY_MOST * shape.dim))
-
-    def magnitude(first: Expr, width: int) -> Expr:
-        value = load(unit.given.q, row + first, width)
-        return T.call_llvm_pure_intrin(vector_type("float32", width), "llvm.fabs", value)
-
-    factor = _factor(row_largest(shape.dim, shape.lanes, magnitude), most)
+    factor = _factor(row_largest(unit.given.q, row, shape.dim, shape.lanes), most)
     T.buffer_store(unit.q_scales, T.float32(1) / factor, [work.state_at(r)])
     size = QUERY_PIECE if len(pieces) > 1 else shape.dim
     for number, (buffer, start) in enumerate(pieces):

@@ -184,7 +184,6 @@ def _exponentiate(work: Pass, chunk: Chunk, r: int, scores: Scores) -> None:
     top = T.bind(spread(unit.tops[row], lanes))
     (total,) = registers(1, lanes)
     store(total, 0, constant(0.0, lanes), lanes)
-    (product,) = registers(1, lanes)
     largest = Largest(lanes) if unit.shape.block.scaled else None
 
     def exponential(at: Expr, b: Expr, v: int) -> None:
@@ -194,6 +193,7 @@ def _exponentiate(work: Pass, chunk: Chunk, r: int, scores: Scores) -> None:
             start = settle(chunk.scales[b] + work.unit.scales_start, "int64") + v * lanes
             scale, zero = load(unit.given.v_scale, start, lanes), constant(0.0, lanes)
             # of a value that nobody has written, the scale may be anything
+            (product,) = registers(1, lanes)
             store(product, 0, tirx.Select(weight == zero, zero, weight * scale), lanes)
             weight = load(product, 0, lanes)
             largest.add(weight)

@@ -140,22 +140,25 @@ def row_sum(count: int, lanes: int, term: Callable[[Expr, int], Expr]) -> Expr:
     return T.bind(horizontal(total, lanes, operator.add) + tail[0])
 
 
-def row_largest(count: int, lanes: int, term: Callable[[Expr, int], Expr]) -> Expr:
-    """The largest of term(first, width), not negative, over the pieces of [0, count), as a bound
-    scalar. NaN if there is one."""
+def row_largest(x: Expr, first: Expr, count: int, lanes: int) -> Expr:
+    """max |x[first : first + count]|, float32, as a bound scalar. NaN if one is."""
     most, rest = registers(1, lanes)[0], registers(1, 1)[0]
     store(most, 0, constant(0.0, lanes), lanes)
     T.buffer_store(rest, T.float32(0), [0])
+
+    def magnitude(index: Expr, width: int) -> Expr:
+        value = load(x, first + index, width)
+        return T.call_llvm_pure_intrin(vector_type("float32", width), "llvm.fabs", value)
 
     def larger(a: Expr, b: Expr) -> Expr:
         return T.call_llvm_pure_intrin(a.ty, "llvm.maximum", a, b)
 
     if count // lanes:
         with T.serial(0, count // lanes) as i:
-            found = larger(load(most, 0, lanes), term(i * lanes, lanes))
+            found = larger(load(most, 0, lanes), magnitude(i * lanes, lanes))
             store(most, 0, found, lanes)
     for index in range(count // lanes * lanes, count):
-        T.buffer_store(rest, larger(rest[0], term(index, 1)), [0])
+        T.buffer_store(rest, larger(rest[0], magnitude(index, 1)), [0])
     return T.bind(larger(horizontal(load(most, 0, lanes), lanes, larger), rest[0]))
 
 
