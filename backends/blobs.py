@@ -162,7 +162,7 @@ def _packed(blob: Blob) -> Iterator[np.ndarray]:
 def identity(weight: Any) -> Any:
     """A key that is equal for weights that come from the same place by the same functions."""
     if isinstance(weight, CheckpointTensor):
-        return ("file", str(weight.file), weight.key)
+        return ("file", str(weight.file.path), weight.key)
     if isinstance(weight, ConstantTensor):
         tensor = weight.tensor
         return (

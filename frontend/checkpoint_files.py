@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from graphwright.ir.errors import FrontendError
-from graphwright.ir.weights import CheckpointTensor, ConstantTensor, Expression, Weight
+from graphwright.ir.weights import CheckpointTensor, ConstantTensor, Expression, TensorFile, Weight
 
 __all__ = ["CheckpointFiles", "read_json"]
 
@@ -40,7 +40,7 @@ def read_json(path: Path) -> dict[str, Any]:
 class _Stored:
     """A tensor in a file, by its header."""
 
-    file: Path
+    file: TensorFile
     shape: tuple[int, ...]
     dtype: torch.dtype | None
 
@@ -52,20 +52,21 @@ class CheckpointFiles:
         """Raises FrontendError when weights are missing, incomplete or in another format."""
         self.directory = directory
         self._stored: dict[str, _Stored] = {}
-        for file in _weight_files(directory):
-            self._read_header(file)
+        for path in _weight_files(directory):
+            self._read_header(path)
         self._check_index()
 
-    def _read_header(self, file: Path) -> None:
+    def _read_header(self, path: Path) -> None:
+        file = TensorFile(path)
         try:
-            with safe_open(file, framework="pt") as checkpoint:
+            with safe_open(path, framework="pt") as checkpoint:
                 for key in checkpoint.keys():  # noqa: SIM118  (not a dict)
                     header = checkpoint.get_slice(key)
                     shape, dtype = tuple(header.get_shape()), _DTYPES.get(header.get_dtype())
                     self._stored[key] = _Stored(file, shape, dtype)
         except SafetensorError as error:
             raise FrontendError(
-                f"{file} ({file.stat().st_size} bytes) is damaged or cut off: {error}. "
+                f"{path} ({path.stat().st_size} bytes) is damaged or cut off: {error}. "
                 f"Copy or download it again."
             ) from error
 

@@ -10,6 +10,7 @@ from graphwright.ir.weights import (
     CheckpointTensor,
     ConstantTensor,
     Expression,
+    TensorFile,
     Weight,
     WeightStore,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "PassRecord",
     "Program",
     "State",
+    "TensorFile",
     "Weight",
     "WeightStore",
     "format_graph",

@@ -9,13 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-__all__ = ["CheckpointTensor", "ConstantTensor", "Expression", "Weight", "WeightStore"]
+__all__ = [
+    "CheckpointTensor",
+    "ConstantTensor",
+    "Expression",
+    "TensorFile",
+    "Weight",
+    "WeightStore",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,22 +47,37 @@ class Weight:
         raise NotImplementedError
 
 
+class TensorFile:
+    """A safetensors file, mapped when a tensor of it is first read and for as long as this lives:
+    each opening reads the names and shapes of all tensors in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def _opened(self) -> Any:
+        from safetensors import safe_open
+
+        return safe_open(self.path, framework="pt")
+
+    def read(self, key: str) -> torch.Tensor:
+        """The tensor `key`, whose memory is the file's. Raises SafetensorError or OSError."""
+        tensor: torch.Tensor = self._opened.get_tensor(key)
+        return tensor
+
+
 @dataclass(frozen=True, eq=False)
 class CheckpointTensor(Weight):
-    """The tensor `key` of a safetensors file, mapped when loaded."""
+    """The tensor `key` of a file, mapped when loaded."""
 
-    file: Path
+    file: TensorFile
     key: str
 
     def load(self) -> torch.Tensor:
-        from safetensors import safe_open
-
-        with safe_open(self.file, framework="pt") as checkpoint:
-            tensor: torch.Tensor = checkpoint.get_tensor(self.key)
-        return tensor
+        return self.file.read(self.key)
 
     def describe(self) -> str:
-        return f"{self.file.name}:{self.key}"
+        return f"{self.file.path.name}:{self.key}"
 
 
 @dataclass(frozen=True, eq=False)

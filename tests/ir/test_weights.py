@@ -3,25 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from graphwright.ir.schemes import quantize_weight
-from graphwright.ir.weights import CheckpointTensor, ConstantTensor, Expression, WeightStore
+from graphwright.ir.weights import (
+    CheckpointTensor,
+    ConstantTensor,
+    Expression,
+    TensorFile,
+    WeightStore,
+)
 
 aten = torch.ops.aten
 
 
 def test_a_checkpoint_tensor_is_read_only_when_loaded(tmp_path: Path) -> None:
-    weight = CheckpointTensor(
-        (2, 3), torch.bfloat16, tmp_path / "model.safetensors", "layer.weight"
-    )
+    file = TensorFile(tmp_path / "model.safetensors")
+    weight = CheckpointTensor((2, 3), torch.bfloat16, file, "layer.weight")
     values = torch.randn(2, 3, dtype=torch.bfloat16)
     save_file({"layer.weight": values}, tmp_path / "model.safetensors")
     assert torch.equal(weight.load(), values)
     assert weight.nbytes == 12
     assert weight.describe() == "model.safetensors:layer.weight"
+
+
+def test_a_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {f"w{i}": torch.randn(3) for i in range(20)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    opened = []
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        opened.append(args)
+        return safe_open(*args, **kwargs)
+
+    monkeypatch.setattr("safetensors.safe_open", counting)
+    file = TensorFile(tmp_path / "model.safetensors")
+    weights = [CheckpointTensor((3,), torch.float32, file, key) for key in tensors]
+    assert not opened
+    for weight, values in zip(weights * 2, list(tensors.values()) * 2, strict=True):
+        assert torch.equal(weight.load(), values)
+    assert len(opened) == 1
 
 
 def test_expressions_know_their_shape_without_loading() -> None:

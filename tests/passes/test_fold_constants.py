@@ -10,7 +10,14 @@ import torch
 from graphs import build_program, check_pass, fire, rows
 from safetensors.torch import save_file
 
-from graphwright.ir import CheckpointTensor, ConstantTensor, Expression, Level, format_graph
+from graphwright.ir import (
+    CheckpointTensor,
+    ConstantTensor,
+    Expression,
+    Level,
+    TensorFile,
+    format_graph,
+)
 from graphwright.passes.fold_constants import FoldConstants
 
 aten = torch.ops.aten
@@ -60,9 +67,8 @@ def test_a_checkpoint_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         x=rows(4),
         w=tensor,
     )
-    program.weights["w"] = CheckpointTensor(
-        (4, 4), torch.float32, tmp_path / "model.safetensors", "w"
-    )
+    file = TensorFile(tmp_path / "model.safetensors")
+    program.weights["w"] = CheckpointTensor((4, 4), torch.float32, file, "w")
     with monkeypatch.context() as context:
         context.setattr(CheckpointTensor, "load", lambda self: pytest.fail("the file was read"))
         assert fire(program, STEP)[0] == [1]
