@@ -110,6 +110,9 @@ IN_GROUPS = 0.4
 INT8_CACHE = 0.4
 ROUNDED = 0.1  # of the logits' standard deviation, as for passes that approximate
 EQUAL = 1e-3
+# A token for which two experts are about as good may then go to the other one, and that token alone
+# differs by more: so many of 96 may.
+REROUTED = 2
 
 
 def check_quantized(
@@ -129,16 +132,18 @@ def check_quantized(
     reference = ReferenceEngine(compiled.program)
     chunks = [[len(sequence) for sequence in sequences]]
     found = reference.logits_of([torch.tensor(sequence) for sequence in sequences], chunks)
-    equal = []
+    routes = any("routed" in str(node.target) for node in compiled.program.graph.nodes)
+    equal, rerouted = [], 0
     for prompt, output, logits in zip(prompts, outputs, found, strict=True):
         wanted = logits[len(prompt) - 1 : -1]
         assert output.logits is not None
         error = (torch.from_numpy(output.logits.copy()) - wanted).abs().amax(-1)
-        assert float(error.max()) <= ROUNDED * float(wanted.std())
+        rerouted += int((error > ROUNDED * wanted.std()).sum())
         equal.append(error <= EQUAL * wanted.std())
         top = wanted.topk(2, dim=-1).values
         clear = top[:, 0] - top[:, 1] > 2 * error
         assert wanted.argmax(-1)[clear].tolist() == torch.tensor(output.token_ids)[clear].tolist()
+    assert rerouted <= (REROUTED if routes else 0)
     assert torch.cat(equal).float().mean() > share
 
 
