@@ -246,7 +246,9 @@ def _machine() -> str:
     name = next((line.split(":")[1].strip() for line in info.splitlines()
                  if line.startswith("model name")), platform.processor())  # fmt: skip
     flags = next((line for line in info.splitlines() if line.startswith("flags")), "").split()
-    vectors = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni") if flag in flags]
+    vectors = [
+        flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8") if flag in flags
+    ]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return f"{name} ({' '.join(vectors)}), {os.cpu_count()} threads, {memory:.0f} GB"
 

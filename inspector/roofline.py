@@ -15,8 +15,9 @@ from typing import Any
 __all__ = ["Load", "Machine", "Prediction", "load_of", "predict", "short_kernel"]
 
 # Operations a cycle and core: two fused multiply-adds of 8 floats; products of int8 by multiply,
-# add pairs and add again, two of three instructions on 32 bytes, or by one of VNNI on as many.
-_FLOAT32, _INT8, _INT8_VNNI = 32, 64, 128
+# add pairs and add again, two of three instructions on 32 bytes, or by one of VNNI on as many;
+# twice that with registers of 512 bits. AMX: 16 x 16 sums of 64 products in 16 cycles.
+_FLOAT32, _INT8, _INT8_VNNI, _INT8_AMX = 32, 64, 128, 2048
 _ASSUMED_GHZ = 2.5  # where /proc/cpuinfo does not say
 
 
@@ -36,7 +37,11 @@ class Machine:
         ghz = float(clock[1]) / 1e3 if clock else _ASSUMED_GHZ
         vnni = features & {"avx512_vnni", "avx_vnni"}
         cycles = ghz * threads
-        return cls(bandwidth, _FLOAT32 * cycles, (_INT8_VNNI if vnni else _INT8) * cycles)
+        wide = cycles * (2 if "avx512f" in features else 1)
+        int8 = (_INT8_VNNI if vnni else _INT8) * wide
+        if "amx_int8" in features:
+            int8 = _INT8_AMX * cycles
+        return cls(bandwidth, _FLOAT32 * wide, int8)
 
 
 @dataclass(frozen=True)

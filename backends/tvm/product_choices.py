@@ -1,8 +1,9 @@
 """What the matrix products leave open: their blocks for one row, for a few and for many.
 
-A block of r rows by t tiles is named ``rxt``, with an ``a`` where weights are prefetched, and
-``st`` where a row that comes alone reads t tiles side by side. Integer
-products are exact whatever the blocks; of float32 ones the order of the additions may differ.
+A block of r rows by t tiles is named ``rxt``, with an ``a`` where weights are prefetched, an ``m``
+where AMX's registers hold the sums, and ``st`` where a row that comes alone reads t tiles side by
+side. Integer products are exact whatever the blocks; of float32 ones the order of the additions may
+differ.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from graphwright.backends.tuning import Choice, Picks
+from graphwright.backends.tvm.kernels.linear_w8_amx import HEIGHT
 from graphwright.backends.tvm.kernels.matmul import Tiling, Tilings
 from graphwright.backends.tvm.target import Cpu
 
@@ -28,6 +30,7 @@ _MANY: _Candidates = {
     16: ("8x2", "8x2a", "4x4", "8x1a", "12x2"),
     8: ("4x1", "4x1a", "2x1", "2x2", "1x4", "3x2", "6x1"),
 }
+_MANY_AMX = ("32x2m", "32x4m", "32x8m", "8x2")
 _MANY_FLOATS: _Candidates = {
     16: ("8x2a", "12x2a", "8x3a", "4x4a"),
     8: ("6x1a", "6x1", "4x1a", "2x2a", "3x2a"),
@@ -63,7 +66,7 @@ def small_tilings(size: int, default: Tilings) -> Tilings | None:
     """
     if size > SMALL:
         return None
-    many = default[1]
+    many = default[0] if default[1].amx else default[1]
     small = replace(many, rows=many.rows[1:] or many.rows, ahead=False)
     return small, small, 0
 
@@ -79,6 +82,8 @@ def product_choices(
     few, many, limit = default
     one = replace(few, rows=(1,))
     of_many = _MANY if kind.startswith("w") else _MANY_FLOATS
+    if many.amx:
+        of_many = {cpu.lanes: _MANY_AMX}
     asked = {1: (one, _ONE)} if max_rows < MANY else {MANY: (many, of_many)}
     if max_rows <= limit:
         asked[BATCH] = (few, _FEW)
@@ -113,8 +118,9 @@ def candidate_tilings(rows: int, name: str, default: Tilings) -> Tilings | None:
 
 def _tiling(name: str) -> Tiling:
     size, _, abreast = name.partition("s")
-    rows, tiles = size.rstrip("a").split("x")
+    rows, tiles = size.rstrip("am").split("x")
+    amx = size.endswith("m")
     counts = [int(rows)]
-    while counts[-1] > 1:
+    while counts[-1] > (HEIGHT if amx else 1):
         counts.append(counts[-1] // 2)
-    return Tiling(tuple(counts), int(tiles), size.endswith("a"), int(abreast or 1))
+    return Tiling(tuple(counts), int(tiles), size.endswith("a"), int(abreast or 1), amx)

@@ -27,6 +27,7 @@ class Cpu:
     mcpu: str
     mattr: tuple[str, ...] = ()
     mtriple: str | None = None
+    amx: bool = False  # has tile registers and tdpbssd
 
     def tvm_target(self) -> Any:
         """The tvm.target.Target; naming the CPU, as LLVM's "native" is refused by TVM."""
@@ -45,6 +46,8 @@ class Cpu:
 
 
 _CPUS = (  # from the most capable
+    Cpu("x86-64-v4-amx", frozenset((*V4, "avx512_vnni", "amx_tile", "amx_int8")), 16, True,
+        "x86-64-v4", ("+avx512vnni", "+amx-tile", "+amx-int8"), amx=True),
     Cpu("x86-64-v4-vnni", frozenset((*V4, "avx512_vnni")), 16, True, "x86-64-v4", ("+avx512vnni",)),
     Cpu("x86-64-v4", frozenset(V4), 16, False, "x86-64-v4"),
     Cpu("x86-64-v3-vnni", frozenset((*V3, "avx_vnni")), 8, True, "x86-64-v3", ("+avxvnni",)),

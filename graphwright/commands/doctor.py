@@ -50,7 +50,9 @@ def _system() -> list[_Finding]:
     from graphwright.runtime.cpu import cpu_features
 
     features = cpu_features()
-    shown = [name for name in ("avx2", "fma", "avx512f", "avx512_vnni") if name in features]
+    shown = [
+        name for name in ("avx2", "fma", "avx512f", "avx512_vnni", "amx_int8") if name in features
+    ]
     cpu_good = {"avx2", "fma"} <= features
     threads = len(os.sched_getaffinity(0))
     return [

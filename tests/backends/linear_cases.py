@@ -13,7 +13,7 @@ from graphwright.backends.tvm.kernels.standalone import Run, assembly
 from graphwright.backends.tvm.target import Cpu, cpu_by_name, host_cpu, host_features
 from graphwright.ir.activations import ACTIVATIONS
 
-X86 = ("x86-64-v3", "x86-64-v4", "x86-64-v4-vnni")
+X86 = ("x86-64-v3", "x86-64-v4", "x86-64-v4-vnni", "x86-64-v4-amx")
 HERE = [name for name in X86 if cpu_by_name(name).features <= host_features()] or [host_cpu().name]
 ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 20, 50)  # around the limits of few and many, of blocks
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ from graphwright.backends.tvm.target import CPU_NAMES, Cpu, cpu_by_name, cpus_by
 from graphwright.ir.errors import BackendError
 from graphwright.ir.masks import Mask
 from graphwright.ir.schemes import Scheme
+from graphwright.runtime.cpu import cpu_features
 
 LEVELS = [name for name in CPU_NAMES if name != "host"]
 
@@ -39,6 +41,8 @@ def kernels(cpu: Cpu) -> dict[str, Kernel]:
     for text in ("w8", "w8g32", "w4g32z"):
         scheme = Scheme.parse(text)
         found[text] = linear_quantized(32, 128, scheme, max_rows=4, cpu=cpu)
+    if cpu.amx:
+        found["many w8"] = linear_quantized(32, 128, Scheme.parse("w8"), max_rows=32, cpu=cpu)
     return found
 
 
@@ -69,6 +73,7 @@ FLOATS = {
     "x86-64-v3-vnni": {"vfmadd231ps", "ymm"},
     "x86-64-v4": {"vfmadd231ps", "zmm"},
     "x86-64-v4-vnni": {"vfmadd231ps", "zmm"},
+    "x86-64-v4-amx": {"vfmadd231ps", "zmm"},
     "aarch64": {"fmla", "4s"},
     "aarch64-dotprod": {"fmla", "4s"},
 }
@@ -77,6 +82,7 @@ INTEGERS = {
     "x86-64-v3-vnni": {"vpdpbusd", "ymm"},
     "x86-64-v4": {"vpmaddubsw", "vpmaddwd"},
     "x86-64-v4-vnni": {"vpdpbusd", "zmm"},
+    "x86-64-v4-amx": {"vpdpbusd", "zmm"},
     "aarch64": {"mla", "4s"},
     "aarch64-dotprod": {"sdot", "16b"},
 }
@@ -85,6 +91,7 @@ PAIRS = {
     "x86-64-v3-vnni": {"vpdpwssd", "ymm"},
     "x86-64-v4": {"vpmaddwd", "zmm"},
     "x86-64-v4-vnni": {"vpdpwssd", "zmm"},
+    "x86-64-v4-amx": {"vpdpwssd", "zmm"},
     "aarch64": {"mla", "4s"},
     "aarch64-dotprod": {"mla", "4s"},
 }
@@ -120,6 +127,30 @@ def test_levels_are_known_by_name() -> None:
         cpus_by_names("x86-64-v3,v5")
 
 
+TILES = "x86-64-v4-amx"
+
+
+def test_tile_registers_sum_up_many_rows() -> None:
+    """Only where a call can have many rows; no configuration is left behind."""
+    text = code(TILES)["many w8"]
+    wanted = {"ldtilecfg", "tileloadd", "tdpbssd", "tilestored", "tilerelease"}
+    assert wanted <= words(TILES, "many w8")
+    assert text.count("ldtilecfg") == text.count("tilerelease")
+    assert not wanted & words(TILES, "w8")
+
+
+def test_tile_registers_are_a_feature_where_the_system_allows_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("flags : avx2 amx_tile amx_int8\n")
+    monkeypatch.setattr("graphwright.runtime.cpu._may_use_tiles", lambda: True)
+    assert cpu_features(info) == {"avx2", "amx_tile", "amx_int8"}
+    cpu_features.cache_clear()
+    monkeypatch.setattr("graphwright.runtime.cpu._may_use_tiles", lambda: False)
+    assert cpu_features(info) == {"avx2"}
+
+
 @pytest.mark.parametrize(
     ("features", "expected"),
     [
@@ -127,6 +158,8 @@ def test_levels_are_known_by_name() -> None:
         ({"asimd", "fp", "asimddp"}, "aarch64-dotprod"),
         (cpu_by_name("x86-64-v3").features | {"avx_vnni"}, "x86-64-v3-vnni"),
         (cpu_by_name("x86-64-v4").features | {"avx_vnni"}, "x86-64-v4"),
+        (cpu_by_name("x86-64-v4").features | {"amx_tile", "amx_int8"}, "x86-64-v4"),
+        (cpu_by_name("x86-64-v4-amx").features, "x86-64-v4-amx"),
     ],
 )
 def test_a_machine_gets_its_best_level(

@@ -35,7 +35,7 @@ from graphwright.machine_code import code_generator
 from graphwright.program_tuning import tune_program
 from graphwright.runtime.artifact import Artifact
 
-LEVELS = ("x86-64-v3", "x86-64-v4", "x86-64-v4-vnni", "aarch64-dotprod")
+LEVELS = ("x86-64-v3", "x86-64-v4", "x86-64-v4-vnni", "x86-64-v4-amx", "aarch64-dotprod")
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -49,7 +49,9 @@ def test_untuned_products_keep_their_blocks(level: str, kind: str) -> None:
         assert choose_tilings(Picks(), cpu, kind, 64, 64, SMALL + 1, max_rows, default) is None
         small = choose_tilings(Picks(), cpu, kind, 64, 64, SMALL, max_rows, default)
         assert small is not None and small[0] == small[1] and small[2] == 0, "one kind of code"
-        assert len(small[1].rows) < len(default[1].rows) and not small[1].ahead
+        like = default[0] if default[1].amx else default[1]
+        assert len(small[1].rows) < len(like.rows)
+        assert not small[1].ahead and not small[1].amx
 
 
 def test_picks_become_blocks() -> None:
@@ -70,6 +72,17 @@ def test_picks_become_blocks() -> None:
     assert chosen(8, r1="1x1as4", r8=few.name) is None
     assert chosen(512, r256="2x1") == (few, replace(many, rows=(2, 1)), limit)
     assert chosen(512, r256="9x9") is None, "no candidate: a record of another version"
+
+
+def test_blocks_of_tile_registers_are_named() -> None:
+    cpu = cpu_by_name("x86-64-v4-amx")
+    default = few, many, limit = tilings_of(cpu, Scheme.parse("w8"))
+    (choice,) = product_choices(cpu, "w8", 64, 96, 512, default).values()
+    assert {many.name, "32x2m", "8x2"} <= set(choice.candidates)
+    picks = Picks({choice.key: "32x2m"})
+    wanted = (few, replace(many, tiles=2), limit)
+    assert choose_tilings(picks, cpu, "w8", 64, 96, SMALL + 1, 512, default) == wanted
+    assert not tilings_of(cpu, Scheme.parse("w8"), gathered=True)[1].amx, "rows of experts are any"
 
 
 def test_float_products_keep_three_kinds_of_blocks() -> None:

@@ -39,7 +39,7 @@ from graphwright.ir.tolerance import check_close
 from graphwright.ir.weights import ConstantTensor
 
 CPU = host_cpu()
-X86 = ("x86-64-v3", "x86-64-v4", "x86-64-v4-vnni")
+X86 = ("x86-64-v3", "x86-64-v4", "x86-64-v4-vnni", "x86-64-v4-amx")
 HERE = [name for name in X86 if cpu_by_name(name).features <= host_features()] or [CPU.name]
 
 

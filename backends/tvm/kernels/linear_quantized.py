@@ -8,6 +8,7 @@ from graphwright.backends.tvm.kernels.blocks import Blocks, for_each_block
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define
 from graphwright.backends.tvm.kernels.linear_w4 import ProductW4, w4_tilings
 from graphwright.backends.tvm.kernels.linear_w8 import ProductW8, w8_tilings
+from graphwright.backends.tvm.kernels.linear_w8_amx import ProductW8Amx
 from graphwright.backends.tvm.kernels.loops import kernel_name
 from graphwright.backends.tvm.kernels.matmul import (
     TILE,
@@ -88,10 +89,13 @@ def tile_bytes(k: int, scheme: Scheme) -> int:
     return padded(k) * TILE * scheme.bits // 8
 
 
-def tilings_of(cpu: Cpu, scheme: Scheme) -> Tilings:
-    """For few rows, where memory is the limit, for many, where arithmetic is; up to where few."""
+def tilings_of(cpu: Cpu, scheme: Scheme, gathered: bool = False) -> Tilings:
+    """For few rows, where memory is the limit, for many, where arithmetic is; up to where few.
+
+    gathered: a block's rows of activations are any, as those that an expert gets.
+    """
     if scheme.bits == 8:
-        return w8_tilings(cpu, scheme.group is not None)
+        return w8_tilings(cpu, scheme.group is not None, gathered)
     return w4_tilings(cpu)
 
 
@@ -101,6 +105,7 @@ def product_of(
 ) -> Product:  # fmt: skip
     """The inner loop over a weight of `scheme`, with its buffers on the stack."""
     if scheme.bits == 8:
-        return ProductW8.staged(x, x_scale, parts, k, scheme.group, tiling, cpu, many_rows)
+        kind = ProductW8Amx if tiling.amx else ProductW8
+        return kind.staged(x, x_scale, parts, k, scheme.group, tiling, cpu, many_rows)
     assert scheme.group is not None
     return ProductW4.staged(x, x_scale, parts, k, scheme.group, tiling, cpu, threads)

@@ -42,14 +42,18 @@ def pack_w8(q: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(weights.reshape(tiles, TILE, -1, QUAD).transpose(0, 2, 1, 3))
 
 
-def w8_tilings(cpu: Cpu, grouped: bool) -> tuple[Tiling, Tiling, int]:
+def w8_tilings(cpu: Cpu, grouped: bool, gathered: bool) -> tuple[Tiling, Tiling, int]:
     """For few rows, where memory is the limit, for many, where arithmetic is, and up to where few.
 
     With groups, each sum needs a float32 register as well: smaller blocks, no slots for prefetches.
+    gathered: rows of activations do not follow each other, as AMX wants them.
     """
     if not (cpu.vnni and cpu.lanes == 16):
         return Tiling((4, 2, 1), 1, abreast=4), Tiling((4, 2, 1), 1), 16
-    many = Tiling((4, 2), 4, ahead=False) if grouped else Tiling((8, 4, 2), 2)
+    if cpu.amx and not grouped and not gathered:
+        many = Tiling((32, 16), 8, ahead=False, amx=True)
+    else:
+        many = Tiling((4, 2), 4, ahead=False) if grouped else Tiling((8, 4, 2), 2)
     return Tiling((8, 4, 2, 1), 1), many, 8
 
 

@@ -43,12 +43,14 @@ class Tiling:
     """Blocks are of `tiles` tiles by any of `rows` (descending): each has code of its own.
 
     abreast: tiles that are read side by side for a row that comes alone, without prefetches.
+    amx: blocks are summed up in tile registers.
     """
 
     rows: tuple[int, ...]
     tiles: int
     ahead: bool = True  # whether to prefetch weights
     abreast: int = 1
+    amx: bool = False
 
     @property
     def stage_size(self) -> int:
@@ -64,10 +66,10 @@ class Tiling:
 
     @property
     def name(self) -> str:
-        """Rows x tiles of the largest block, an ``a`` where weights are prefetched, ``s`` and the
-        tiles abreast, if any."""
+        """Rows x tiles of the largest block, an ``a`` where weights are prefetched, an ``m`` where
+        tile registers hold the sums, ``s`` and the tiles abreast, if any."""
         abreast = f"s{self.abreast}" if self.abreast > 1 else ""
-        return f"{self.rows[0]}x{self.tiles}{'a' * self.ahead}{abreast}"
+        return f"{self.rows[0]}x{self.tiles}{'a' * self.ahead}{'m' * self.amx}{abreast}"
 
 
 # For few rows, where memory is the limit, for many, where arithmetic is; up to where few (0: all

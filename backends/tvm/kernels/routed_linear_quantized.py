@@ -48,7 +48,7 @@ def routed_linear_quantized(
     slots, N]. A call may have up to `max_rows` rows. `tilings`: other blocks than those of
     tilings_of.
     """
-    few, many, limit = tilings or tilings_of(cpu, scheme)
+    few, many, limit = tilings or tilings_of(cpu, scheme, gathered=True)
     weights = weight_pointers(scheme)
     only_few = limit if max_rows <= limit else None
 

@@ -141,7 +141,8 @@ def quantized_routed_linear(context: LoweringContext, node: fx.Node) -> tuple[Ph
     expert = tile_bytes(routing.inputs, scheme) * routing.outputs // TILE
     kernel = context.kernel(
         routed_linear_quantized, routing.outputs, routing.inputs, scheme,
-        tilings=small_tilings(expert, tilings_of(context.cpu, scheme)), **routing.options,
+        tilings=small_tilings(expert, tilings_of(context.cpu, scheme, gathered=True)),
+        **routing.options,
     )  # fmt: skip
     layouts = routed_quantized_layouts(scheme)
     parts = zip(("weight", "scale", "zero"), layouts, strict=False)
