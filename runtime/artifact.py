@@ -14,6 +14,7 @@ import os
 import platform
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -74,7 +75,7 @@ class Artifact:
                 state = os.fstat(file.fileno())
                 size = state.st_size
                 layout = read_layout(file, size, path)
-                mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+                mapping = _map(file.fileno(), size)
                 manifest = _manifest(path, mapping, layout)
                 artifact = cls(path, size, manifest, mapping, layout)
                 if not any_cpu:
@@ -171,6 +172,15 @@ def _hash_all(parts: list[tuple[str, memoryview, str]]) -> list[str]:
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         return list(threads.map(lambda part: hashlib.sha256(part[1]).hexdigest(), parts))
+
+
+def _map(file: int, size: int) -> mmap.mmap:
+    """The file in memory; what is not in the system's cache yet comes there in huge pages."""
+    mapping = mmap.mmap(file, size, access=mmap.ACCESS_READ)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a system without huge pages
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+    return mapping
 
 
 def _manifest(path: Path, mapping: mmap.mmap, layout: dict[str, Range]) -> Manifest:

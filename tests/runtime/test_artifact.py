@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from toy_model import write_toy
 
 from graphwright.runtime.artifact import Artifact, ArtifactWriter, check_writable
+from graphwright.runtime.artifact_writer import BLOCK, _in_blocks
 from graphwright.runtime.errors import ArtifactError
 from graphwright.runtime.variants import Variant
 
@@ -262,3 +264,13 @@ def test_unwritable_places_are_refused_before_the_work(tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match="is not writable"):
             check_writable(tmp_path / "m.gw")
         tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("size", [1, BLOCK - 5000, BLOCK + 1, 3 * BLOCK])
+@pytest.mark.parametrize("start", [0, 4096])
+def test_what_is_written_ends_where_blocks_of_the_file_do(size: int, start: int) -> None:
+    chunks = [bytes([number]) * size for number in range(1, 4)]
+    pieces = [bytes(piece) for piece in _in_blocks(chunks, start)]
+    assert b"".join(pieces) == b"".join(chunks)
+    ends = itertools.accumulate(map(len, pieces), initial=start)
+    assert all(end % BLOCK == 0 for end in list(ends)[1:-1])
