@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from graphwright.backends.tuning import Choice, Picks
-from graphwright.backends.tvm.kernels.linear_w8_amx import HEIGHT
+from graphwright.backends.tvm.kernels.amx import HEIGHT
 from graphwright.backends.tvm.kernels.matmul import Tiling, Tilings
 from graphwright.backends.tvm.target import Cpu
 
@@ -30,7 +30,7 @@ _MANY: _Candidates = {
     16: ("8x2", "8x2a", "4x4", "8x1a", "12x2"),
     8: ("4x1", "4x1a", "2x1", "2x2", "1x4", "3x2", "6x1"),
 }
-_MANY_AMX = ("32x2m", "32x4m", "32x8m", "8x2")
+_MANY_AMX = {False: ("32x2m", "32x4m", "32x8m", "8x2"), True: ("32x2m", "4x4")}  # in groups?
 _MANY_FLOATS: _Candidates = {
     16: ("8x2a", "12x2a", "8x3a", "4x4a"),
     8: ("6x1a", "6x1", "4x1a", "2x2a", "3x2a"),
@@ -83,7 +83,7 @@ def product_choices(
     one = replace(few, rows=(1,))
     of_many = _MANY if kind.startswith("w") else _MANY_FLOATS
     if many.amx:
-        of_many = {cpu.lanes: _MANY_AMX}
+        of_many = {cpu.lanes: _MANY_AMX["g" in kind]}
     asked = {1: (one, _ONE)} if max_rows < MANY else {MANY: (many, of_many)}
     if max_rows <= limit:
         asked[BATCH] = (few, _FEW)

@@ -41,8 +41,9 @@ def kernels(cpu: Cpu) -> dict[str, Kernel]:
     for text in ("w8", "w8g32", "w4g32z"):
         scheme = Scheme.parse(text)
         found[text] = linear_quantized(32, 128, scheme, max_rows=4, cpu=cpu)
-    if cpu.amx:
-        found["many w8"] = linear_quantized(32, 128, Scheme.parse("w8"), max_rows=32, cpu=cpu)
+    for text in ("w8", "w4g128z") if cpu.amx else ():
+        scheme = Scheme.parse(text)
+        found[f"many {text}"] = linear_quantized(32, 128, scheme, max_rows=32, cpu=cpu)
     return found
 
 
@@ -130,11 +131,12 @@ def test_levels_are_known_by_name() -> None:
 TILES = "x86-64-v4-amx"
 
 
-def test_tile_registers_sum_up_many_rows() -> None:
+@pytest.mark.parametrize("kind", ["w8", "w4g128z"])
+def test_tile_registers_sum_up_many_rows(kind: str) -> None:
     """Only where a call can have many rows; no configuration is left behind."""
-    text = code(TILES)["many w8"]
+    text = code(TILES)[f"many {kind}"]
     wanted = {"ldtilecfg", "tileloadd", "tdpbssd", "tilestored", "tilerelease"}
-    assert wanted <= words(TILES, "many w8")
+    assert wanted <= words(TILES, f"many {kind}")
     assert text.count("ldtilecfg") == text.count("tilerelease")
     assert not wanted & words(TILES, "w8")
 

@@ -21,7 +21,7 @@ from graphwright.backends.tvm.kernels.kernel import Expr
 from graphwright.backends.tvm.kernels.vector import constant, span
 from graphwright.backends.tvm.target import Cpu
 
-__all__ = ["NIBBLE_LINE", "RUN", "UNIT", "NibbleDot", "nibble_dot_for"]
+__all__ = ["NIBBLE_LINE", "RUN", "UNIT", "NibbleDot", "nibble_dot_for", "nibbles"]
 
 NIBBLE_LINE = 64  # bytes of 16 output channels x 2 x QUAD input channels
 RUN = 32  # input channels whose products are added before `fold`
@@ -39,8 +39,8 @@ class NibbleDot:
     def weights(self, weight: Expr, first: Expr, high: bool) -> Any:
         """The operand for `lanes` channels in memory from `first` on; several rows use it."""
         bytes_ = (weight[T.ramp(first + i, QUAD, self.lanes)] for i in range(QUAD))
-        nibbles = (_nibbles(each, self.lanes, high) for each in bytes_)
-        return [T.bind(tirx.Cast(f"int32x{self.lanes}", each)) for each in nibbles]
+        halves = (nibbles(each, self.lanes, high) for each in bytes_)
+        return [T.bind(tirx.Cast(f"int32x{self.lanes}", each)) for each in halves]
 
     def activations(self, x: Expr, first: Expr) -> Any:
         """The operand for x[first : first + 4]; several channels use it."""
@@ -73,7 +73,7 @@ class PairNibbleDot(NibbleDot):
     crowded = True
 
     def weights(self, weight: Expr, first: Expr, high: bool) -> Any:
-        return T.bind(_nibbles(weight[span(first, 32)], 32, high))
+        return T.bind(nibbles(weight[span(first, 32)], 32, high))
 
     def activations(self, x: Expr, first: Expr) -> Any:
         return T.bind(_quads(x, first, self.lanes))
@@ -103,7 +103,7 @@ class PairNibbleDot(NibbleDot):
 
 class SdotNibbleDot(NibbleDot):
     def weights(self, weight: Expr, first: Expr, high: bool) -> Any:
-        return T.bind(tirx.reinterpret("int8x16", _nibbles(weight[span(first, 16)], 16, high)))
+        return T.bind(tirx.reinterpret("int8x16", nibbles(weight[span(first, 16)], 16, high)))
 
     def activations(self, x: Expr, first: Expr) -> Any:
         return T.bind(_quads(x, first, self.lanes))
@@ -121,7 +121,7 @@ class VnniNibbleDot(NibbleDot):
 
     def weights(self, weight: Expr, first: Expr, high: bool) -> Any:
         size = self.lanes * QUAD
-        return T.bind(_nibbles(weight[span(first, size)], size, high))
+        return T.bind(nibbles(weight[span(first, size)], size, high))
 
     def activations(self, x: Expr, first: Expr) -> Any:
         return T.bind(_quads(x, first, self.lanes))
@@ -140,7 +140,8 @@ def nibble_dot_for(cpu: Cpu) -> NibbleDot:
     return SdotNibbleDot() if "asimddp" in cpu.features else NibbleDot()
 
 
-def _nibbles(values: Expr, lanes: int, high: bool) -> Expr:
+def nibbles(values: Expr, lanes: int, high: bool) -> Expr:
+    """The high or the low four bits of `lanes` bytes."""
     if high:
         return tirx.shift_right(values, constant(4, lanes, "uint8"))
     return values & constant(15, lanes, "uint8")

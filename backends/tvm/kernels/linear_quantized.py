@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from graphwright.backends.tvm.kernels.blocks import Blocks, for_each_block
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define
+from graphwright.backends.tvm.kernels.linear_groups_amx import ProductGroupsAmx
 from graphwright.backends.tvm.kernels.linear_w4 import ProductW4, w4_tilings
 from graphwright.backends.tvm.kernels.linear_w8 import ProductW8, w8_tilings
 from graphwright.backends.tvm.kernels.linear_w8_amx import ProductW8Amx
@@ -25,7 +26,7 @@ from graphwright.ir.schemes import Scheme
 
 __all__ = ["linear_quantized", "product_of", "tile_bytes", "tilings_of", "weight_pointers"]
 
-Product: TypeAlias = ProductW8 | ProductW4
+Product: TypeAlias = ProductW8 | ProductW4 | ProductGroupsAmx
 
 
 def linear_quantized(
@@ -96,7 +97,7 @@ def tilings_of(cpu: Cpu, scheme: Scheme, gathered: bool = False) -> Tilings:
     """
     if scheme.bits == 8:
         return w8_tilings(cpu, scheme.group is not None, gathered)
-    return w4_tilings(cpu)
+    return w4_tilings(cpu, gathered)
 
 
 def product_of(
@@ -104,6 +105,8 @@ def product_of(
     many_rows: bool, threads: Expr,
 ) -> Product:  # fmt: skip
     """The inner loop over a weight of `scheme`, with its buffers on the stack."""
+    if tiling.amx and scheme.group is not None:
+        return ProductGroupsAmx.staged(scheme, x, x_scale, parts, k, tiling)
     if scheme.bits == 8:
         kind = ProductW8Amx if tiling.amx else ProductW8
         return kind.staged(x, x_scale, parts, k, scheme.group, tiling, cpu, many_rows)

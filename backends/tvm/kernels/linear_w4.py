@@ -31,7 +31,7 @@ from graphwright.backends.tvm.kernels.sums import Sums, unknown
 from graphwright.backends.tvm.kernels.vector import constant, fma, span, vector_type
 from graphwright.backends.tvm.target import Cpu
 
-__all__ = ["SYMMETRIC_ZERO", "ProductW4", "pack_w4", "pack_w4_rows", "w4_tilings"]
+__all__ = ["LINES", "SYMMETRIC_ZERO", "ProductW4", "pack_w4", "pack_w4_rows", "w4_tilings"]
 
 LINES = UNIT // (2 * QUAD)  # of a tile, for UNIT input channels
 SYMMETRIC_ZERO = 8  # the nibble of a weight of 0
@@ -59,8 +59,13 @@ def pack_w4_rows(q: np.ndarray, zero_point: bool) -> np.ndarray:
     return np.ascontiguousarray(split[:, :, 0] | split[:, :, 1] << 4)
 
 
-def w4_tilings(cpu: Cpu) -> tuple[Tiling, Tiling, int]:
-    """For few rows, where memory is the limit, for many, where arithmetic is; up to where few."""
+def w4_tilings(cpu: Cpu, gathered: bool) -> tuple[Tiling, Tiling, int]:
+    """For few rows, where memory is the limit, for many, where arithmetic is; up to where few.
+
+    gathered: rows of activations do not follow each other, as AMX wants them.
+    """
+    if cpu.amx and not gathered:
+        return Tiling((8, 4, 2, 1), 1), Tiling((32, 16), 2, ahead=False, amx=True), 8
     if cpu.vnni and cpu.lanes == 16:
         return Tiling((8, 4, 2, 1), 1), Tiling((4, 2), 4, ahead=False), 8
     if not nibble_dot_for(cpu).crowded:

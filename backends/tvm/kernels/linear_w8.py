@@ -50,8 +50,8 @@ def w8_tilings(cpu: Cpu, grouped: bool, gathered: bool) -> tuple[Tiling, Tiling,
     """
     if not (cpu.vnni and cpu.lanes == 16):
         return Tiling((4, 2, 1), 1, abreast=4), Tiling((4, 2, 1), 1), 16
-    if cpu.amx and not grouped and not gathered:
-        many = Tiling((32, 16), 8, ahead=False, amx=True)
+    if cpu.amx and not gathered:
+        many = Tiling((32, 16), 2 if grouped else 8, ahead=False, amx=True)
     else:
         many = Tiling((4, 2), 4, ahead=False) if grouped else Tiling((8, 4, 2), 2)
     return Tiling((8, 4, 2, 1), 1), many, 8

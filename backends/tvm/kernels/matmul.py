@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 TILE = 16  # output channels that lie side by side in packed weights
+ALIGNMENT = 64  # bytes of a cache line
 LONG_TILE = 8 << 10  # bytes of one from which it pays to read several side by side
 
 
@@ -182,8 +183,16 @@ def write_block(
 
 
 def stage(size: int, dtype: str = "float32") -> Expr:
-    """A buffer of `size` elements on the stack, however large."""
-    return T.alloc_buffer((size,), dtype, annotations={"disable_lower_builtin": True})
+    """A buffer of `size` elements on the stack, however large, on a cache line of its own.
+
+    LLVM gets stack buffers from TVM with an alignment of 16, and then three of four vectors of 64
+    bytes would lie in two lines.
+    """
+    slack = ALIGNMENT // np.dtype(dtype).itemsize
+    memory = T.alloc_buffer((size + slack,), dtype, annotations={"disable_lower_builtin": True})
+    last = T.address_of(memory[slack])
+    first = T.call_llvm_pure_intrin(last.ty, "llvm.ptrmask", last, T.int64(-ALIGNMENT))
+    return T.decl_buffer((size,), dtype, data=T.bind(first))
 
 
 def zeros(count: int, lanes: int, dtype: str = "float32") -> list[Expr]:
