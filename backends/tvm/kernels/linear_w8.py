@@ -32,6 +32,8 @@ from graphwright.backends.tvm.target import Cpu
 
 __all__ = ["ProductW8", "pack_w8", "w8_tilings"]
 
+INTO_L2 = 32  # lines that Intel's CPUs with AMX prefetch ahead, for a row or two
+
 
 def pack_w8(q: np.ndarray) -> np.ndarray:
     """int8 [N, K] -> int8 [ceil(N/16), K'/4, 16, 4], zero behind the last channel and input."""
@@ -71,6 +73,7 @@ class ProductW8:
     group: int | None
     dot: Dot
     ahead: bool  # whether to prefetch weights
+    into_l2: int  # for prefetch_ahead
 
     @classmethod
     def staged(
@@ -82,7 +85,10 @@ class ProductW8:
         sums, starts = stage(tiling.stage_size, "float32" if group else "int32"), None
         if dot.starts_from_channels:
             starts = stage(group_count(k, group) * tiling.tiles * TILE, "int32")
-        return cls(x, x_scale, weight, weight_scale, sums, starts, k, group, dot, tiling.ahead)
+        return cls(
+            x, x_scale, weight, weight_scale, sums, starts, k, group, dot, tiling.ahead,
+            INTO_L2 if cpu.amx else 0,
+        )  # fmt: skip
 
     def begin(self, tiles: list[Expr]) -> None:
         """What comes before the blocks of `tiles`: fills `starts`, where the dot needs them."""
@@ -162,7 +168,7 @@ class ProductW8:
         def step(i: Expr, u: int) -> None:
             line = T.bind(number * self._lines + i)
             if self.ahead:
-                prefetch_ahead(self.weight, bases, line, LINE, len(offsets))
+                prefetch_ahead(self.weight, bases, line, LINE, len(offsets), self.into_l2)
             weights = self._weights(bases, line)
             registers_left = iter(chains[u % len(chains)])
             for offset in offsets:
