@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["import_tvm"]
+__all__ = ["default_environment", "import_tvm"]
 
 _AUTOLOAD = "TVM_DEVICE_BACKEND_AUTOLOAD"
 
@@ -34,12 +34,12 @@ def import_tvm() -> None:
         file = Path(spec.origin).parent / "lib" / name
         if file.is_file() and "TVM_LIBRARY_PATH" not in os.environ:
             ctypes.CDLL(str(file), mode)
-    with _default_environment(_AUTOLOAD, "0"):
+    with default_environment(_AUTOLOAD, "0"):
         import tvm  # noqa: F401
 
 
 @contextmanager
-def _default_environment(name: str, value: str) -> Iterator[None]:
+def default_environment(name: str, value: str) -> Iterator[None]:
     """`name` is `value` meanwhile, unless it was set."""
     if name in os.environ:
         yield

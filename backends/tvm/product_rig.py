@@ -25,6 +25,7 @@ from tvm.tirx.script import builder as T
 from graphwright.backends.blobs import BlobTable
 from graphwright.backends.tuning import Choice, Picks, Run
 from graphwright.backends.tvm.build import lower_program
+from graphwright.backends.tvm.importing import default_environment
 from graphwright.backends.tvm.kernels.float_weights import FloatWeights
 from graphwright.backends.tvm.kernels.kernel import Kernel
 from graphwright.backends.tvm.kernels.linear_float import float_tilings, linear_float
@@ -79,6 +80,9 @@ class ProductRig:
         module = _module(list(built.values()), types, self.cpu)
         kept: list[NDArray[np.uint8]] = []
         calls = self._calls(kind, types, shape, kept)
+        with default_environment("TVM_NUM_THREADS", str(self.threads)):
+            # the first launch of a process starts TVM's threads: else for half of the CPUs
+            module[f"run_{next(iter(built.values())).name}"](rows, self.threads, *calls[0])
 
         def runner(kernel: Kernel) -> Run:
             entry = module[f"run_{kernel.name}"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,6 +115,29 @@ def test_the_rig_runs_every_candidate() -> None:
             with rig.prepare(choice) as runs:
                 assert set(runs) == set(choice.candidates)
                 assert all(0 < run() < 10 for run in runs.values())
+
+
+def test_the_rig_has_as_many_threads_as_it_says() -> None:
+    """In a process of its own: TVM's threads start once, for half of the CPUs by default."""
+    threads = len(os.sched_getaffinity(0))
+    script = f"""
+import tvm
+from graphwright.backends.tvm.kernels.linear_quantized import tilings_of
+from graphwright.backends.tvm.product_choices import product_choices
+from graphwright.backends.tvm.product_rig import ProductRig
+from graphwright.backends.tvm.target import host_cpu
+from graphwright.ir.schemes import Scheme
+cpu = host_cpu()
+default = tilings_of(cpu, Scheme.parse("w8"))
+choice = product_choices(cpu, "w8", 64, 64, 1, default)[1]
+with ProductRig(cpu, {threads}, 0).prepare(choice) as runs:
+    print(tvm.get_global_func("runtime.NumThreads")())
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], text=True, capture_output=True, check=True, env=environment
+    )
+    assert done.stdout.split()[-1] == str(threads)
 
 
 @pytest.fixture(scope="module")
