@@ -19,16 +19,31 @@ PEERS = Path(os.environ.get("GRAPHWRIGHT_BENCH_PEERS", Path(__file__).parents[1]
 TORCH = "torch==2.13.0"  # the build for CPUs; installed first, so that nothing brings another
 
 
+# GCC 12 believes that a configuration of AMX's registers is eight bytes long, and removes the stores
+# of the others as dead: llama.cpp then ends with a general protection fault.
+_KEEP_STORES = "-fno-tree-dse -fno-dse"
+
+
 @dataclass(frozen=True)
 class Environment:
-    """`steps`: the packages of each `pip install`, in order."""
+    """`steps`: the packages of each `pip install`, in order; `variables`: its environment's."""
 
     folder: str
     steps: tuple[tuple[str, ...], ...]
+    variables: tuple[tuple[str, str], ...] = ()
 
 
 ENVIRONMENTS = {
-    "llama.cpp": Environment("llama", (("llama-cpp-python", "gguf", "numpy"),)),
+    "llama.cpp": Environment(
+        "llama",
+        (("llama-cpp-python", "gguf", "numpy"),),
+        (
+            (
+                "CMAKE_ARGS",
+                f"-DCMAKE_C_FLAGS='{_KEEP_STORES}' -DCMAKE_CXX_FLAGS='{_KEEP_STORES}'",
+            ),
+        ),
+    ),
     "ctranslate2": Environment("ct2", ((TORCH,), ("ctranslate2", "transformers"))),
     "ort": Environment(
         "ort", ((TORCH,), ("onnxruntime-genai", "onnxruntime", "onnx-ir", "onnx", "transformers"))
@@ -58,14 +73,17 @@ def python_of(name: str) -> Path:
     environment = ENVIRONMENTS[name]
     folder = PEERS / environment.folder
     python, stamp = folder / "bin" / "python", folder / ".installed"
-    wanted = repr(environment.steps)
+    wanted = repr((environment.steps, environment.variables))
     if stamp.is_file() and stamp.read_text() == wanted:
         return python
     print(f"installing {name} into {folder} …", file=sys.stderr)
     if not python.is_file():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     for packages in environment.steps:
-        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
+        subprocess.run(
+            [python, "-m", "pip", "install", "-q", *packages], check=True,
+            env=os.environ | dict(environment.variables),
+        )  # fmt: skip
     stamp.write_text(wanted)
     return python
 
