@@ -19,8 +19,8 @@ PEERS = Path(os.environ.get("GRAPHWRIGHT_BENCH_PEERS", Path(__file__).parents[1]
 TORCH = "torch==2.13.0"  # the build for CPUs; installed first, so that nothing brings another
 
 
-# GCC 12 believes that a configuration of AMX's registers is eight bytes long, and removes the stores
-# of the others as dead: llama.cpp then ends with a general protection fault.
+# GCC 12 takes a configuration of AMX's registers for eight bytes, and removes the stores of the
+# others as dead: llama.cpp then ends with a general protection fault.
 _KEEP_STORES = "-fno-tree-dse -fno-dse"
 
 
