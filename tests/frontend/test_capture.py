@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from graphwright.frontend import capture_module
+from graphwright.frontend.stateless import float32_parameters
 from graphwright.ir import ConstantTensor, Level, Program, format_graph
 from graphwright.ir.interpreter import run_program
 from graphwright.ir.tolerance import check_close
@@ -151,3 +152,19 @@ def test_example_tokens_and_sizes_can_be_given() -> None:
     )
     assert program.info.vocab_size == 40
     assert program.info.max_context == 16
+
+
+def test_a_large_model_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only small ones are run on their weights, in float32."""
+    copied = []
+
+    def parameters(model: nn.Module, *, values: bool = False) -> Any:
+        copied.append(values)
+        return float32_parameters(model, values=values)
+
+    monkeypatch.setattr("graphwright.frontend.check_lengths.float32_parameters", parameters)
+    capture_module(tiny_model("llama"))
+    assert copied == [True]
+    monkeypatch.setattr("graphwright.frontend.capture._CHECKED_BYTES", 0)
+    capture_module(tiny_model("llama"))
+    assert copied == [True]
