@@ -31,8 +31,6 @@ from graphwright.backends.tvm.target import Cpu
 
 __all__ = ["float_tilings", "linear_float", "multiply_float"]
 
-INTO_L2 = 64  # lines that Intel's CPUs with AMX prefetch ahead, for a row or two
-
 
 def linear_float(
     n: int,
@@ -144,8 +142,7 @@ def multiply_float(
 
     def step(line: Expr, number: int) -> None:
         if ahead:
-            into_l2 = INTO_L2 if cpu.amx else 0
-            prefetch_ahead(weight, bases, line, weights.line, len(offsets), into_l2)
+            prefetch_ahead(weight, bases, line, weights.line, len(offsets), cpu)
         multiply(line, number, depth)
 
     unrolled(k // depth, max(len(chains), 4) // depth, step)

@@ -34,7 +34,6 @@ from graphwright.backends.tvm.target import Cpu
 __all__ = ["LINES", "SYMMETRIC_ZERO", "ProductW4", "pack_w4", "pack_w4_rows", "w4_tilings"]
 
 LINES = UNIT // (2 * QUAD)  # of a tile, for UNIT input channels
-INTO_L2 = 64  # lines that Intel's CPUs with AMX prefetch ahead, for a row or two
 SYMMETRIC_ZERO = 8  # the nibble of a weight of 0
 
 
@@ -101,7 +100,7 @@ class ProductW4:
     group: int
     dot: NibbleDot
     ahead: bool  # whether to prefetch weights
-    into_l2: int  # for prefetch_ahead
+    cpu: Cpu
     lines: Expr  # LINES, as a number without a bound that LLVM could know
 
     @classmethod
@@ -125,7 +124,7 @@ class ProductW4:
             starts = stage(tiling.rows[0] * group_count(k, group), "int32")
         return cls(
             x, x_scale, weight, scale, zero[0] if zero else None, sums, exact, starts, k, group,
-            dot, tiling.ahead, INTO_L2 if cpu.amx else 0, unknown(LINES, threads),
+            dot, tiling.ahead, cpu, unknown(LINES, threads),
         )  # fmt: skip
 
     def begin(self, tiles: list[Expr]) -> None:
@@ -231,7 +230,7 @@ class ProductW4:
         dot, (_, lanes) = self.dot, self.dot.partial
         if self.ahead and not high and piece.start == 0:
             bases = [base for _, base, channel in block.vectors if channel == 0]
-            prefetch_ahead(self.weight, bases, line, NIBBLE_LINE, len(block.rows), self.into_l2)
+            prefetch_ahead(self.weight, bases, line, NIBBLE_LINE, len(block.rows), self.cpu)
         at = T.bind(line * NIBBLE_LINE)
         weights = [
             dot.weights(self.weight, base + at + channel * QUAD, high)

@@ -32,8 +32,6 @@ from graphwright.backends.tvm.target import Cpu
 
 __all__ = ["ProductW8", "pack_w8", "w8_tilings"]
 
-INTO_L2 = 32  # lines that Intel's CPUs with AMX prefetch ahead, for a row or two
-
 
 def pack_w8(q: np.ndarray) -> np.ndarray:
     """int8 [N, K] -> int8 [ceil(N/16), K'/4, 16, 4], zero behind the last channel and input."""
@@ -73,7 +71,7 @@ class ProductW8:
     group: int | None
     dot: Dot
     ahead: bool  # whether to prefetch weights
-    into_l2: int  # for prefetch_ahead
+    cpu: Cpu
 
     @classmethod
     def staged(
@@ -85,10 +83,7 @@ class ProductW8:
         sums, starts = stage(tiling.stage_size, "float32" if group else "int32"), None
         if dot.starts_from_channels:
             starts = stage(group_count(k, group) * tiling.tiles * TILE, "int32")
-        return cls(
-            x, x_scale, weight, weight_scale, sums, starts, k, group, dot, tiling.ahead,
-            INTO_L2 if cpu.amx else 0,
-        )  # fmt: skip
+        return cls(x, x_scale, weight, weight_scale, sums, starts, k, group, dot, tiling.ahead, cpu)
 
     def begin(self, tiles: list[Expr]) -> None:
         """What comes before the blocks of `tiles`: fills `starts`, where the dot needs them."""
@@ -101,7 +96,7 @@ class ProductW8:
 
             def step(i: Expr, u: int) -> None:
                 line = T.bind(number * self._lines + i)
-                prefetch_ahead(self.weight, bases, line, LINE, 1)
+                prefetch_ahead(self.weight, bases, line, LINE, 1, self.cpu)
                 weights = self._weights(bases, line)
                 for register, each in zip(total, weights, strict=True):
                     value = load(register, 0, lanes)
@@ -168,7 +163,7 @@ class ProductW8:
         def step(i: Expr, u: int) -> None:
             line = T.bind(number * self._lines + i)
             if self.ahead:
-                prefetch_ahead(self.weight, bases, line, LINE, len(offsets), self.into_l2)
+                prefetch_ahead(self.weight, bases, line, LINE, len(offsets), self.cpu)
             weights = self._weights(bases, line)
             registers_left = iter(chains[u % len(chains)])
             for offset in offsets:
