@@ -19,6 +19,7 @@ from graphwright.backends.tvm.kernels.matmul import (
     Tiling,
     Tilings,
     few_or_many,
+    lines_ahead,
     prefetch_ahead,
     stage,
     tilings_name,
@@ -142,7 +143,7 @@ def multiply_float(
 
     def step(line: Expr, number: int) -> None:
         if ahead:
-            prefetch_ahead(weight, bases, line, weights.line, len(offsets), cpu)
+            prefetch_ahead(weight, bases, line, weights.line, lines_ahead(len(offsets), cpu))
         multiply(line, number, depth)
 
     unrolled(k // depth, max(len(chains), 4) // depth, step)

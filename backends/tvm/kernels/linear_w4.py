@@ -25,7 +25,14 @@ from graphwright.backends.tvm.kernels.int4_dot import (
 from graphwright.backends.tvm.kernels.int8_dot import QUAD
 from graphwright.backends.tvm.kernels.kernel import Expr
 from graphwright.backends.tvm.kernels.loops import load, spread, store, vector_loop
-from graphwright.backends.tvm.kernels.matmul import TILE, Tiling, prefetch_ahead, stage, zeros
+from graphwright.backends.tvm.kernels.matmul import (
+    TILE,
+    Tiling,
+    lines_ahead,
+    prefetch_ahead,
+    stage,
+    zeros,
+)
 from graphwright.backends.tvm.kernels.quantize_rows import group_count, padded, row_size
 from graphwright.backends.tvm.kernels.sums import Sums, unknown
 from graphwright.backends.tvm.kernels.vector import constant, fma, span, vector_type
@@ -230,7 +237,9 @@ class ProductW4:
         dot, (_, lanes) = self.dot, self.dot.partial
         if self.ahead and not high and piece.start == 0:
             bases = [base for _, base, channel in block.vectors if channel == 0]
-            prefetch_ahead(self.weight, bases, line, NIBBLE_LINE, len(block.rows), self.cpu)
+            prefetch_ahead(
+                self.weight, bases, line, NIBBLE_LINE, lines_ahead(len(block.rows), self.cpu)
+            )
         at = T.bind(line * NIBBLE_LINE)
         weights = [
             dot.weights(self.weight, base + at + channel * QUAD, high)

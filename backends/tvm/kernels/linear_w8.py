@@ -20,7 +20,9 @@ from graphwright.backends.tvm.kernels.kernel import Expr
 from graphwright.backends.tvm.kernels.loops import load, spread, store
 from graphwright.backends.tvm.kernels.matmul import (
     TILE,
+    Ahead,
     Tiling,
+    lines_ahead,
     prefetch_ahead,
     stage,
     unrolled,
@@ -96,7 +98,7 @@ class ProductW8:
 
             def step(i: Expr, u: int) -> None:
                 line = T.bind(number * self._lines + i)
-                prefetch_ahead(self.weight, bases, line, LINE, 1, self.cpu)
+                prefetch_ahead(self.weight, bases, line, LINE, self._ahead(1))
                 weights = self._weights(bases, line)
                 for register, each in zip(total, weights, strict=True):
                     value = load(register, 0, lanes)
@@ -163,7 +165,7 @@ class ProductW8:
         def step(i: Expr, u: int) -> None:
             line = T.bind(number * self._lines + i)
             if self.ahead:
-                prefetch_ahead(self.weight, bases, line, LINE, len(offsets), self.cpu)
+                prefetch_ahead(self.weight, bases, line, LINE, self._ahead(len(offsets)))
             weights = self._weights(bases, line)
             registers_left = iter(chains[u % len(chains)])
             for offset in offsets:
@@ -192,6 +194,10 @@ class ProductW8:
             total = tirx.reinterpret("int32", self.x[span(offset + padded(self.k) + number * 4, 4)])
             result += [T.bind(spread(total * -128, lanes))] * vectors
         return result
+
+    def _ahead(self, rows: int) -> tuple[Ahead, ...]:
+        """Lines to prefetch. CPUs with AMX read 8 bits best with two: 1.02 times as fast."""
+        return ((96, 2), (8, 1)) if self.cpu.amx else lines_ahead(rows, self.cpu)
 
     @property
     def _lines(self) -> int:

@@ -22,10 +22,12 @@ from graphwright.backends.tvm.target import Cpu
 
 __all__ = [
     "TILE",
+    "Ahead",
     "Epilogue",
     "Tiling",
     "Tilings",
     "few_or_many",
+    "lines_ahead",
     "pack_groups",
     "prefetch_ahead",
     "stage",
@@ -74,6 +76,7 @@ class Tiling:
         return f"{self.rows[0]}x{self.tiles}{'a' * self.ahead}{'m' * self.amx}{abreast}"
 
 
+Ahead: TypeAlias = tuple[int, int]  # how many lines, into which cache
 # For few rows, where memory is the limit, for many, where arithmetic is; up to where few (0: all
 # are many).
 Tilings: TypeAlias = tuple[Tiling, Tiling, int]
@@ -215,19 +218,23 @@ def unrolled(count: int, unroll: int, step: Callable[[Expr, int], None]) -> None
 
 
 def prefetch_ahead(
-    weight: Expr, bases: list[Expr], line: Expr, size: int, rows: int, cpu: Cpu
+    weight: Expr, bases: list[Expr], line: Expr, size: int, ahead: tuple[Ahead, ...]
 ) -> None:
-    """Asks for cache lines of each tile that follow `line`; lines are `size` elements.
+    """Asks for cache lines of each tile that follow `line`; lines are `size` elements."""
+    for base in bases:
+        for lines, cache in ahead:
+            place = T.address_of(weight[base + (line + lines) * size])
+            hints = T.int32(0), T.int32(4 - cache), T.int32(1)
+            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", place, *hints))
+
+
+def lines_ahead(rows: int, cpu: Cpu) -> tuple[Ahead, ...]:
+    """What prefetch_ahead asks for beside a block of `rows` rows.
 
     Up to 4 rows: 4 KB ahead into L1. More: 16 KB ahead into L2, as x fills L1. Zen 4, in shares of
     a read-only loop in the same run: 0.92 for 4 rows (0.67 without), 0.89 for 8 (0.40 without).
-    CPUs with AMX: 6 KB ahead into L2 and 512 bytes into L1. Sapphire Rapids, a row of 11264 x 2048
-    in memory, against the better of 2 and 4 KB into L2 alone: 1.17 times as fast for w4g128, 1.09
-    for w8, 1.12 for bf16; 8 rows, against 16 KB into L2: 1.04, 1.14 and 1.09.
+    CPUs with AMX: a row or two 4 KB ahead into L2, 1.07 times as fast with w4 on Sapphire Rapids.
     """
-    asked = ((96, 2), (8, 3)) if cpu.amx else ((64, 3) if rows <= 4 else (256, 2),)
-    for base in bases:
-        for ahead, locality in asked:
-            place = T.address_of(weight[base + (line + ahead) * size])
-            hints = T.int32(0), T.int32(locality), T.int32(1)
-            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", place, *hints))
+    if cpu.amx and rows <= 2:
+        return ((64, 2),)
+    return ((64, 1),) if rows <= 4 else ((256, 2),)
