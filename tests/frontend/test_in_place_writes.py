@@ -82,8 +82,9 @@ def test_random_programs_keep_their_values(steps: list[Step]) -> None:
     except CannotRewriteError:
         assert {name for name, *_ in steps} & {"flat", "typed", "half"}
         return
+    # what is laid out otherwise in memory is added up in another order
     for got, expected in zip(graph(given), want, strict=True):
-        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_parts_written_one_by_one_and_a_view_taken_before() -> None:
