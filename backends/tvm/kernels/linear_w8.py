@@ -196,7 +196,7 @@ class ProductW8:
         return result
 
     def _ahead(self, rows: int) -> tuple[Ahead, ...]:
-        """Lines to prefetch. CPUs with AMX read 8 bits best with two: 1.02 times as fast."""
+        """Lines to prefetch. With AMX two: 1.09 times as fast alone, level in whole steps."""
         return ((96, 2), (8, 1)) if self.cpu.amx else lines_ahead(rows, self.cpu)
 
     @property

@@ -21,6 +21,7 @@ from graphwright.backends.tvm.kernels.vector import activate, constant, span
 from graphwright.backends.tvm.target import Cpu
 
 __all__ = [
+    "ALIGNMENT",
     "TILE",
     "Ahead",
     "Epilogue",
