@@ -1,4 +1,5 @@
-"""Where calibration gets its tokens: a text file for the checkpoint's tokenizer, or token ids."""
+"""Where calibration gets its tokens: a text file for the checkpoint's tokenizer, token ids, or the
+model itself."""
 
 from __future__ import annotations
 
@@ -15,15 +16,19 @@ if TYPE_CHECKING:
     from graphwright.ir.program import ModelInfo
     from graphwright.passes.calibration import Calibration
     from graphwright.passes.recipe import Recipe
+    from graphwright.passes.self_written_tokens import SelfWritten
+    from graphwright.runtime.tokenizer import Tokenizer
 
-__all__ = ["CALIBRATION_TOKENS", "CalibrationSource", "open_calibration"]
+__all__ = ["CALIBRATION_TOKENS", "SELF", "CalibrationSource", "open_calibration"]
 
 CALIBRATION_TOKENS = 16384  # of a text, at most
-_LENGTH = 512  # of a sequence, at most
+SELF = "self"  # in place of a text: the model writes it
+_LENGTH = 512  # of a sequence of a text, at most
+_SELF_LENGTH = 256  # of a sequence that the model writes, at most
 _TEXT_BYTES = 8 << 20  # of a file that is tokenized: its beginning
 
 CalibrationSource: TypeAlias = Union[str, Path, "torch.Tensor", Sequence[Sequence[int]]]
-_Open: TypeAlias = Callable[["ModelInfo", Mapping[str, bytes]], "Calibration"]
+_Open: TypeAlias = Callable[["ModelInfo", Mapping[str, bytes]], "Calibration | SelfWritten"]
 
 
 def open_calibration(
@@ -32,15 +37,17 @@ def open_calibration(
     """What makes the tokens once `model` is captured, of what is known of it and of its files.
 
     source: a UTF-8 text file, of which sequences of 512 tokens, or of the context, are taken that
-    come to at most `tokens`, evenly spread over it; or token ids, [sequences, length] or several
-    lists, all of which are taken. Raises FrontendError or PassError, where what is wrong can be
-    seen already.
+    come to at most `tokens`, evenly spread over it; token ids, [sequences, length] or several
+    lists, all of which are taken; or "self", for the model to write at most `tokens`. Raises
+    FrontendError or PassError, where what is wrong can be seen already.
     """
     if recipe.bits > 8:
         raise PassError(
             f"calibration rounds integer weights, and the recipe '{recipe}' has none: choose one "
             "such as w4g32."
         )
+    if isinstance(source, str) and source == SELF:
+        return lambda info, files: _self_written(files, info, tokens)
     if not isinstance(source, (str, Path)):
         return lambda info, files: _given(source, info)
     if not isinstance(model, (str, Path)):
@@ -82,10 +89,8 @@ def _tokenized(text: str, files: Mapping[str, bytes], info: ModelInfo, tokens: i
     import torch
 
     from graphwright.passes.calibration import Calibration
-    from graphwright.runtime.tokenizer import Tokenizer
 
-    config = json.loads(files.get("tokenizer_config.json", b"{}"))
-    tokenizer = Tokenizer(files["tokenizer.json"], config)
+    tokenizer = _tokenizer(files)
     begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     ids = tokenizer.encode(text, special=False)
     length = min(_LENGTH, info.max_context or _LENGTH, tokens)
@@ -99,6 +104,22 @@ def _tokenized(text: str, files: Mapping[str, bytes], info: ModelInfo, tokens: i
     count = min(tokens // length, len(windows))
     windows = [windows[i * len(windows) // count] for i in range(count)]
     return Calibration(tuple(torch.tensor(begin + each) for each in windows))
+
+
+def _self_written(files: Mapping[str, bytes], info: ModelInfo, tokens: int) -> SelfWritten:
+    """Sequences that begin with the BOS if the tokenizer adds one, otherwise with any token."""
+    from graphwright.passes.self_written_tokens import SelfWritten
+
+    length = min(_SELF_LENGTH, info.max_context or _SELF_LENGTH, tokens)
+    bos = _tokenizer(files).bos_id if "tokenizer.json" in files else None
+    return SelfWritten(tokens // length, length, bos)
+
+
+def _tokenizer(files: Mapping[str, bytes]) -> Tokenizer:
+    from graphwright.runtime.tokenizer import Tokenizer
+
+    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    return Tokenizer(files["tokenizer.json"], config)
 
 
 def _given(sequences: torch.Tensor | Sequence[Sequence[int]], info: ModelInfo) -> Calibration:

@@ -137,9 +137,9 @@ def compile(
     """Compiles a checkpoint directory or a decoder `nn.Module` to native code.
 
     `example_tokens` int64 [1, S] helps to trace a module whose vocabulary is not known otherwise.
-    `calibration`, a UTF-8 text file for the checkpoint's tokenizer or token ids [sequences,
-    length], rounds integer weights by the inputs that such tokens give them; of a text at most
-    `calibration_tokens` are taken.
+    `calibration`, a UTF-8 text file for the checkpoint's tokenizer, token ids [sequences, length],
+    or "self" for tokens that the model writes itself, rounds integer weights by the inputs that
+    such tokens give them; of a text, or by the model, at most `calibration_tokens` are taken.
     Raises FrontendError, PassError or BackendError: a model is compiled right or refused.
     """
     with without_collection():
@@ -177,7 +177,7 @@ def compile(
         program, files = _capture(model, example_tokens, trust_remote_code, context)
     if calibrating is not None:
         tokens = calibrating(program.info, files)
-        options = replace(options, calibration=f"{tokens}, sha256 {tokens.digest}")
+        options = replace(options, calibration=tokens.record)
         steps = pipeline(replace(chosen, calibration=tokens))
     clock = timed("capture", clock)
 

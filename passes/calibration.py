@@ -27,16 +27,20 @@ from graphwright.ir.program import Program
 from graphwright.passes.calibration_lane import LINEAR, ROUTED, Lane, quantization_of
 from graphwright.passes.quantized_part import Quantization
 
-__all__ = ["Calibration", "calibrate"]
+__all__ = ["Calibration", "calibrate", "threads_for"]
 
 _LARGE = 1 << 20  # elements of a weight from which several threads multiply by it
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Sequences of token ids, int64 [n] each, such as the model is going to see."""
+    """Sequences of token ids, int64 [n] each, such as the model is going to see.
+
+    origin: where they are from, where that is to be said.
+    """
 
     sequences: tuple[torch.Tensor, ...]
+    origin: str = ""
 
     @property
     def tokens(self) -> int:
@@ -49,8 +53,14 @@ class Calibration:
         text = ";".join(",".join(map(str, each.tolist())) for each in self.sequences)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def record(self) -> str:
+        """What an artifact says of them."""
+        return f"{self}, sha256 {self.digest}"
+
     def __str__(self) -> str:
-        return f"{self.tokens} tokens in {len(self.sequences)} sequences"
+        text = f"{self.tokens} tokens in {len(self.sequences)} sequences"
+        return f"{text} {self.origin}" if self.origin else text
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ def calibrate(program: Program, calibration: Calibration) -> str:
     before the first of them. Returns what was done, as text.
     """
     rounding = _Calibrating(program, calibration)
-    with torch.no_grad(), _threads(rounding.largest):
+    with torch.no_grad(), threads_for(rounding.largest):
         rounding.settle_shared()
         rounding.settle()
     return rounding.report()
@@ -245,7 +255,7 @@ def _total(rows: Iterable[Sequence[Any]]) -> _Sums:
 
 
 @contextmanager
-def _threads(elements: int) -> Iterator[None]:
+def threads_for(elements: int) -> Iterator[None]:
     """Torch on all CPUs where weights have so many elements that it pays.
 
     Threads that spin on a busy machine made it four times slower for a model of 260,000 parameters.

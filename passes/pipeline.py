@@ -33,6 +33,7 @@ from graphwright.passes.recognize_rope import RecognizeRope
 from graphwright.passes.reorder_projections import ReorderProjections
 from graphwright.passes.rewrite_positions import RewritePositions
 from graphwright.passes.select_sampled_rows import SelectSampledRows
+from graphwright.passes.self_written_tokens import SelfWritten
 
 __all__ = ["PipelineOptions", "pipeline"]
 
@@ -50,7 +51,7 @@ class PipelineOptions:
     decode_tokens: int = 8
     chunk: int = 512
     kv_cache_dtype: str = "auto"
-    calibration: Calibration | None = None
+    calibration: Calibration | SelfWritten | None = None
 
 
 def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:

@@ -16,6 +16,7 @@ from graphwright.passes.calibration import Calibration, calibrate
 from graphwright.passes.head import logits_linears
 from graphwright.passes.quantized_part import KeptBytes, QuantizedPart
 from graphwright.passes.recipe import Recipe
+from graphwright.passes.self_written_tokens import SelfWritten
 from graphwright.passes.weight_roles import Role, reads_tokens, role_of, weight_argument
 
 __all__ = ["QuantizeWeights"]
@@ -29,16 +30,16 @@ class QuantizeWeights(Pass):
 
     A table and a head that share a weight and a scheme share the quantized one. A weight whose
     inputs do not divide into the scheme's groups gets smaller ones, or w8, with a miss. Values are
-    rounded to nearest, or by the inputs that a `calibration` gives them. Leaves: what the recipe
-    says; tables read by anything but the tokens (position tables: small, and their
-    values matter); weights that are not float.
+    rounded to nearest, or by the inputs that a `calibration` gives them, which the program may
+    write itself. Leaves: what the recipe says; tables read by anything but the tokens (position
+    tables: small, and their values matter); weights that are not float.
     """
 
     stage: ClassVar[Stage] = Stage.QUANTIZE
     reaches: ClassVar[Level | None] = Level.QUANTIZED
 
     recipe: Recipe = field(default_factory=Recipe)
-    calibration: Calibration | None = None
+    calibration: Calibration | SelfWritten | None = None
 
     @property
     def exactness(self) -> Exactness:  # type: ignore[override]
@@ -50,6 +51,9 @@ class QuantizeWeights(Pass):
         made: dict[tuple[str, str], list[fx.Node]] = {}
         memory = KeptBytes()
         count = 0
+        calibration = self.calibration
+        if isinstance(calibration, SelfWritten):
+            calibration = calibration.write(program)
         for node in list(program.graph.nodes):
             role = role_of(node, heads)
             if role is None:
@@ -67,8 +71,8 @@ class QuantizeWeights(Pass):
                 made[key] = _named(program, *key, parts)
             _replace(program, node, role, made[key], scheme)
             count += 1
-        if count and self.calibration is not None:
-            self.note(calibrate(program, self.calibration))
+        if count and calibration is not None:
+            self.note(calibrate(program, calibration))
         return count
 
     def _scheme(self, node: fx.Node, name: str, weight: Weight | None, role: Role) -> Scheme | None:

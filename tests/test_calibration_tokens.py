@@ -13,7 +13,9 @@ from graphwright.__main__ import main
 from graphwright.calibration_tokens import CALIBRATION_TOKENS, open_calibration
 from graphwright.ir.errors import FrontendError, PassError
 from graphwright.ir.program import ModelInfo
+from graphwright.passes.calibration import Calibration
 from graphwright.passes.recipe import Recipe
+from graphwright.passes.self_written_tokens import SelfWritten
 
 W4 = Recipe.parse("w4g32")
 INFO = ModelInfo("small", 97, 64)
@@ -34,6 +36,7 @@ def sequences(
     file.write_text(text)
     files = {each.name: each.read_bytes() for each in checkpoint.iterdir()}
     found = open_calibration(file, checkpoint, W4, tokens)(info, files)
+    assert isinstance(found, Calibration)
     assert found.tokens == sum(len(each) for each in found.sequences)
     return [each.tolist() for each in found.sequences]
 
@@ -71,10 +74,25 @@ def test_a_character_may_end_behind_the_end_of_what_is_read(
 def test_token_ids_are_taken_as_they_are() -> None:
     for given in (torch.tensor([[1, 2, 3], [4, 5, 6]]), [[1, 2, 3], [4, 5, 6]]):
         found = open_calibration(given, None, W4)(INFO, {})
+        assert isinstance(found, Calibration)
         assert [each.tolist() for each in found.sequences] == [[1, 2, 3], [4, 5, 6]]
         assert str(found) == "6 tokens in 2 sequences"
     other = open_calibration([[1, 2], [3, 4, 5, 6]], None, W4)(INFO, {})
+    assert isinstance(other, Calibration) and isinstance(found, Calibration)
     assert other.digest != found.digest
+
+
+def test_the_model_writes_as_many_tokens_as_are_wanted(checkpoint: Path) -> None:
+    files = {each.name: each.read_bytes() for each in checkpoint.iterdir()}
+    whole = open_calibration("self", checkpoint, W4)(INFO, files)
+    assert whole == SelfWritten(CALIBRATION_TOKENS // 64, 64, begin=0)
+    long = open_calibration("self", None, W4, 600)(ModelInfo("small", 97, None), {})
+    assert long == SelfWritten(2, 256, begin=None)
+    few = open_calibration("self", None, W4, 10)(INFO, {})
+    assert few == SelfWritten(1, 10)
+    assert few.record == (
+        "10 tokens in 1 sequences written by the model at temperature 1.3 with seed 0"
+    )
 
 
 @pytest.mark.parametrize(

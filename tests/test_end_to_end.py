@@ -161,3 +161,19 @@ def test_a_calibrated_artifact_says_so_and_costs_little(
     assert "golden positions agree" in cli("verify", path)
     exact, rounded = (cli_json("eval", each, other)["nll"] for each in (demo["f32"], path))
     assert rounded < 1.02 * exact
+
+
+def test_a_model_that_writes_what_calibrates_it_costs_little(
+    demo: dict[str, Path], tmp_path: Path
+) -> None:
+    text, path = tmp_path / "text.txt", tmp_path / "w4.gw"
+    text.write_text(STORY)
+    options = ("--quant", "w4g32", "--calibrate", "self", "--calibration-tokens", 512)
+    found = cli_json("compile", DEMO, *options, "--no-check", "-o", path)
+    assert found["calibration"] == (
+        "512 tokens in 2 sequences written by the model at temperature 1.3 with seed 0"
+    )
+    assert found["calibration"] in cli("inspect", path, "--passes")
+    assert "golden positions agree" in cli("verify", path)
+    exact, rounded = (cli_json("eval", each, text)["nll"] for each in (demo["f32"], path))
+    assert rounded < 1.02 * exact

@@ -26,9 +26,9 @@ TUNE_SECONDS = 60
     "-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL-QUANT.gw here."
 )
 @click.option("--quant", default="f32", show_default=True, help="Weights: f32, w8, w8g32, ….")
-@click.option("--calibrate", type=click.Path(path_type=Path), metavar="TEXT",
+@click.option("--calibrate", metavar="TEXT",
               help="Round integer weights by the inputs that this UTF-8 file gives "
-              "them.")  # fmt: skip
+              "them; 'self': a text that the model writes.")  # fmt: skip
 @click.option("--calibration-tokens", type=click.IntRange(2), metavar="N",
               help="With --calibrate: at most so many tokens of it "
               "(default: 16384).")  # fmt: skip
@@ -57,7 +57,7 @@ def command(
     model: str,
     output: Path | None,
     quant: str,
-    calibrate: Path | None,
+    calibrate: str | None,
     calibration_tokens: int | None,
     target: str,
     chunk: int,
@@ -85,7 +85,7 @@ def command(
             f"there is no directory '{model}': MODEL is a Hugging Face checkpoint on this disk, or "
             "FILE.py:FUNCTION."
         )
-    if calibrate is not None and not calibrate.is_file():
+    if calibrate is not None and calibrate != "self" and not Path(calibrate).is_file():
         raise click.ClickException(f"there is no file '{calibrate}' to calibrate with.")
     require_compiler(target)
     with without_collection():
