@@ -63,7 +63,8 @@ def _entry(
     for phase, meet in zip(phases, meetings.after, strict=True):
         count = len(phase.operands)
         row = (
-            len(operands), count, _ROWS_IN_BATCH[phase.rows], phase.replicated, phase.parts, meet
+            len(operands), count, _ROWS_IN_BATCH[phase.rows], phase.replicated, phase.parts, meet,
+            _streamed(phase), phase.stream,
         )  # fmt: skip
         numbers = ", ".join(str(int(number)) for number in row)
         rows.append(f"  {{{phase.kernel.name}, call_{count}, {numbers}}},")
@@ -86,3 +87,8 @@ def _operand(operand: Operand, own: frozenset[str], blobs: Mapping[str, int]) ->
     base = _OWN if operand.buffer in own else _BASES[operand.parameter]
     offset = operand.offset + (blobs[operand.blob] if operand.blob else 0)
     return f"  {{{base}, {offset}}},"
+
+
+def _streamed(phase: Phase) -> int:
+    """Which operand is the weight that `phase.stream` speaks of."""
+    return next((i for i, each in enumerate(phase.operands) if each.blob), 0) if phase.stream else 0

@@ -65,6 +65,9 @@ class Phase:
 
     parts: into how many parts it may be cut, for threads that are done early to take what others
     have not begun. Such a kernel is called once for each part, as if by that many threads.
+
+    stream: bytes of its first weight, if each thread reads an equal share of it, from front to
+    back; a thread that waits in a small step reads ahead there. 0: it has none.
     """
 
     step: str
@@ -73,6 +76,7 @@ class Phase:
     rows: RowCount
     replicated: bool = False
     parts: int = 1
+    stream: int = 0
 
 
 def parts_of(weight_bytes: int) -> int:

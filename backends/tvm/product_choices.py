@@ -24,7 +24,7 @@ BATCH, MANY = 8, 256  # rows at which blocks for a few and for many are measured
 WEIGHTS = {1: 1.0, MANY: 0.5, BATCH: 0.25}  # of choices: a token alone is what people wait for
 # Candidates by float32 lanes of a register (which say how many sums there is room for).
 _Candidates: TypeAlias = dict[int, tuple[str, ...]]
-_ONE: _Candidates = dict.fromkeys((8, 16), ("1x1as4", "1x1a", "1x1", "1x2a", "1x4a"))
+_ONE: _Candidates = dict.fromkeys((8, 16), ("1x1as4", "1x1as4a", "1x1a", "1x1", "1x2a", "1x4a"))
 _FEW: _Candidates = {16: ("8x1a", "8x1", "4x1a", "4x2a"), 8: ("4x1a", "4x1", "2x1a", "2x2a")}
 _MANY: _Candidates = {
     16: ("8x2", "8x2a", "4x4", "8x1a", "12x2"),
@@ -117,10 +117,11 @@ def candidate_tilings(rows: int, name: str, default: Tilings) -> Tilings | None:
 
 
 def _tiling(name: str) -> Tiling:
-    size, _, abreast = name.partition("s")
+    size, _, side = name.partition("s")
     rows, tiles = size.rstrip("am").split("x")
     amx = size.endswith("m")
     counts = [int(rows)]
     while counts[-1] > (HEIGHT if amx else 1):
         counts.append(counts[-1] // 2)
-    return Tiling(tuple(counts), int(tiles), size.endswith("a"), int(abreast or 1), amx)
+    abreast, abreast_ahead = int(side.rstrip("a") or 1), side.endswith("a")
+    return Tiling(tuple(counts), int(tiles), "a" in size, abreast, abreast_ahead, amx)

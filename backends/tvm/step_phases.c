@@ -27,11 +27,15 @@ typedef struct {
   int32_t replicated;      /* in a small step each thread does all of it */
   int32_t parts;           /* into how many it may be cut, for threads to take */
   int32_t meet;            /* threads meet after it in a small step too */
+  int32_t streamed;        /* which operand each thread reads its share of, from front to back */
+  int64_t bytes;           /* of that operand; 0: there is none */
 } Phase;
 
-enum { PARTS_OF_A_THREAD = 16, PARTS = 256 }; /* at most */
+/* At most. A part of 0.1 to 0.4 MB takes 10 to 20 us, as long as others may wait for the last. */
+enum { PARTS_OF_A_THREAD = 64, PARTS = 256 };
+enum { AHEAD = 256 << 10 }; /* bytes that a waiting thread asks for, half of a small L2 cache */
 
-int32_t gw_barrier(Pool *pool);
+int32_t gw_barrier(Pool *pool, const char *next, const char *end);
 int32_t gw_take_part(Pool *pool, int32_t phase, int32_t thread, int32_t each);
 
 static int64_t *marks;
@@ -66,6 +70,20 @@ static int32_t run_phase(const Phase *phase, int32_t number, int32_t thread, int
   return status;
 }
 
+/* Where a waiting thread may read ahead: the start of its share of what is streamed next. */
+static const char *read_next(const Phase *phase, const Phase *last, const Operand *operands,
+                             int32_t thread, int32_t threads, char *const *bases,
+                             const char **end) {
+  while (phase < last && !phase->bytes) phase++;
+  if (phase == last) return *end = 0;
+  const Operand *operand = operands + phase->first + phase->streamed;
+  const char *all = bases[operand->base] + operand->offset;
+  const char *start = all + phase->bytes * thread / threads;
+  *end = all + phase->bytes * (thread + 1) / threads;
+  if (*end - start > AHEAD) *end = start + AHEAD;
+  return start;
+}
+
 static int32_t run_phases(const Phase *phases, int32_t count, const Operand *operands,
                           int32_t thread, int32_t threads, int32_t alone, Pool *pool,
                           char *const *bases) {
@@ -85,7 +103,11 @@ static int32_t run_phases(const Phase *phases, int32_t count, const Operand *ope
                     : run_phase(phase, i, thread, threads, rows, pool, pointers);
     }
     mark(thread, 2 * i + 1);
-    if (i + 1 < count && (phase->meet || !alone)) gw_barrier(pool);
+    if (i + 1 < count && (phase->meet || !alone)) {
+      const char *end = 0, *next = 0;
+      if (alone) next = read_next(phase + 1, phases + count, operands, thread, threads, bases, &end);
+      gw_barrier(pool, next, end);
+    }
     mark(thread, 2 * i + 2);
   }
   return status;

@@ -27,6 +27,7 @@
 #define EXPORTED __attribute__((visibility("default")))
 #define LINE 64
 #define STACK_BYTES (8u << 20)
+#define LINES_AT_ONCE 4 /* asked for before a waiting thread looks again */
 
 enum { RUNNING = -2, NO_THREADS = -3 };  /* what gw_run returns besides the entry's own status */
 
@@ -98,7 +99,9 @@ static void await_change(atomic_uint *word, unsigned value, atomic_int *sleepers
   atomic_fetch_sub(sleepers, 1);
 }
 
-EXPORTED int32_t gw_barrier(Pool *pool) {
+/* Returns once all threads have come here. Who waits asks for the lines of [next, end) in the
+   meantime: two threads that wait in turn read as much as if neither did. */
+EXPORTED int32_t gw_barrier(Pool *pool, const char *next, const char *end) {
   if (pool->threads == 1) return 0;
   unsigned passed = atomic_load_explicit(&pool->barriers, memory_order_relaxed);
   unsigned before = atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel);
@@ -107,6 +110,10 @@ EXPORTED int32_t gw_barrier(Pool *pool) {
     atomic_store(&pool->barriers, passed + 1);
     if (atomic_load(&pool->barrier_sleepers)) wake_all(&pool->barriers);
   } else {
+    while (next < end) {
+      if (atomic_load_explicit(&pool->barriers, memory_order_acquire) != passed) return 0;
+      for (int32_t i = 0; i < LINES_AT_ONCE; i++, next += LINE) __builtin_prefetch(next, 0, 2);
+    }
     await_change(&pool->barriers, passed, &pool->barrier_sleepers, pool->spins_in_step);
   }
   return 0;
@@ -186,10 +193,10 @@ static void take_part(Pool *pool, int32_t number) {
       pool->entry(number, pool->threads, pool->alone, pool, own, ARGUMENTS(pointers));
   if (status) atomic_store(&pool->status, status);
   if (pool->wanted) {
-    gw_barrier(pool);
+    gw_barrier(pool, 0, 0);
     find_largest_of_rows(pool, number);
   }
-  gw_barrier(pool);
+  gw_barrier(pool, 0, 0);
 }
 
 static void *work(void *given) {

@@ -23,9 +23,11 @@ from graphwright.backends.tvm.build import BuiltProgram, build
 from graphwright.backends.tvm.kernels.float_weights import BFLOAT16
 from graphwright.backends.tvm.kernels.linear_float import float_tilings
 from graphwright.backends.tvm.kernels.linear_quantized import tilings_of
+from graphwright.backends.tvm.kernels.matmul import Tiling
 from graphwright.backends.tvm.product_choices import (
     MANY,
     SMALL,
+    candidate_tilings,
     choose_tilings,
     product_choices,
 )
@@ -88,6 +90,18 @@ def test_blocks_of_tile_registers_are_named() -> None:
     assert not tilings_of(cpu, Scheme.parse("w8"), gathered=True)[1].amx, "rows of experts are any"
 
 
+def test_tiles_abreast_may_have_prefetches() -> None:
+    cpu = cpu_by_name("x86-64-v4-amx")
+    plain, ahead = (
+        candidate_tilings(1, name, tilings_of(cpu, Scheme.parse("w4g32")))
+        for name in ("1x1as4", "1x1as4a")
+    )
+    assert plain and ahead
+    assert (plain[0].name, ahead[0].name) == ("1x1as4", "1x1as4a")
+    pairs = [(each[0].alone(1 << 14), each[0].alone(1 << 10)) for each in (plain, ahead)]
+    assert pairs == [(Tiling((1,), 4, ahead=False), None), (Tiling((1,), 4), None)]
+
+
 def test_float_products_keep_three_kinds_of_blocks() -> None:
     """With AVX2 few rows are up to four, and a decode step may have eight."""
     cpu = cpu_by_name("x86-64-v3")
@@ -123,6 +137,7 @@ def test_the_rig_has_as_many_threads_as_it_says() -> None:
     script = f"""
 import tvm
 from graphwright.backends.tvm.kernels.linear_quantized import tilings_of
+from graphwright.backends.tvm.kernels.matmul import Tiling
 from graphwright.backends.tvm.product_choices import product_choices
 from graphwright.backends.tvm.product_rig import ProductRig
 from graphwright.backends.tvm.target import host_cpu

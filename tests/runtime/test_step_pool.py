@@ -23,18 +23,18 @@ from graphwright.runtime.step_code import StepCode, StepPool
 ENTRIES = """
 #include <stdint.h>
 typedef struct Pool Pool;
-int32_t gw_barrier(Pool *pool);
+int32_t gw_barrier(Pool *pool, const char *next, const char *end);
 const int32_t gw_most_phases = 1;
 __attribute__((visibility("default")))
 int32_t decode(int32_t thread, int32_t threads, int32_t alone, Pool *pool, int64_t *own,
                int32_t *batch, int64_t *places, int64_t *sums) {
   for (int round = 0; round < batch[1]; round++) {
     places[thread] += thread + 1;
-    gw_barrier(pool);
+    gw_barrier(pool, (char *)places, (char *)places + batch[2]);
     int64_t sum = 0;
     for (int i = 0; i < threads; i++) sum += places[i];
     sums[thread] = sum;
-    gw_barrier(pool);
+    gw_barrier(pool, 0, 0);
   }
   if (alone) own[0] = thread;
   sums[thread] += alone && own[0] != thread;
@@ -65,7 +65,7 @@ class Counter:
     def __init__(self, path: Path, threads: int, tokens: int = 1, *, pin: bool = False) -> None:
         self.threads = threads
         self.pool = StepPool(StepCode(path), threads, own_bytes=64, alone_rows=2, rows=4, pin=pin)
-        self.batch = (ctypes.c_int32 * 8)(tokens, ROUNDS)
+        self.batch = (ctypes.c_int32 * 8)(tokens, ROUNDS, 1 << 16)
         self.places, self.sums = ((ctypes.c_int64 * 64)() for _ in range(2))
         found = [ctypes.addressof(each) for each in (self.batch, self.places, self.sums)]
         self.pointers = (ctypes.c_void_p * len(PARAMETERS))(*found)

@@ -101,7 +101,9 @@ def float_tilings(cpu: Cpu, weights: FloatWeights) -> Tilings:
     keeps sums in memory, and reached half of the peak's share that float32 does.
     """
     if cpu.lanes == 16:
-        return Tiling((8, 4, 2, 1), 1), Tiling((8, 4, 2), 2), 8
+        side = 4 if cpu.amx else 1
+        few = Tiling((8, 4, 2, 1), 1, abreast=side, abreast_ahead=cpu.amx)
+        return few, Tiling((8, 4, 2), 2), 8
     return Tiling((4, 2, 1), 1, abreast=4), Tiling((5 if weights.paired else 6, 3, 1), 1), 4
 
 
@@ -143,7 +145,8 @@ def multiply_float(
 
     def step(line: Expr, number: int) -> None:
         if ahead:
-            prefetch_ahead(weight, bases, line, weights.line, lines_ahead(len(offsets), cpu))
+            lines = lines_ahead(len(offsets), len(tiles), cpu)
+            prefetch_ahead(weight, bases, line, weights.line, lines)
         multiply(line, number, depth)
 
     unrolled(k // depth, max(len(chains), 4) // depth, step)

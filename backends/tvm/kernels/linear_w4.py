@@ -237,9 +237,8 @@ class ProductW4:
         dot, (_, lanes) = self.dot, self.dot.partial
         if self.ahead and not high and piece.start == 0:
             bases = [base for _, base, channel in block.vectors if channel == 0]
-            prefetch_ahead(
-                self.weight, bases, line, NIBBLE_LINE, lines_ahead(len(block.rows), self.cpu)
-            )
+            lines = lines_ahead(len(block.rows), len(bases), self.cpu)
+            prefetch_ahead(self.weight, bases, line, NIBBLE_LINE, lines)
         at = T.bind(line * NIBBLE_LINE)
         weights = [
             dot.weights(self.weight, base + at + channel * QUAD, high)

@@ -56,7 +56,8 @@ def w8_tilings(cpu: Cpu, grouped: bool, gathered: bool) -> tuple[Tiling, Tiling,
         many = Tiling((32, 16), 2 if grouped else 8, ahead=False, amx=True)
     else:
         many = Tiling((4, 2), 4, ahead=False) if grouped else Tiling((8, 4, 2), 2)
-    return Tiling((8, 4, 2, 1), 1), many, 8
+    side = 4 if cpu.amx else 1
+    return Tiling((8, 4, 2, 1), 1, abreast=side, abreast_ahead=cpu.amx), many, 8
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class ProductW8:
 
             def step(i: Expr, u: int) -> None:
                 line = T.bind(number * self._lines + i)
-                prefetch_ahead(self.weight, bases, line, LINE, self._ahead(1))
+                prefetch_ahead(self.weight, bases, line, LINE, self._ahead(1, len(bases)))
                 weights = self._weights(bases, line)
                 for register, each in zip(total, weights, strict=True):
                     value = load(register, 0, lanes)
@@ -165,7 +166,8 @@ class ProductW8:
         def step(i: Expr, u: int) -> None:
             line = T.bind(number * self._lines + i)
             if self.ahead:
-                prefetch_ahead(self.weight, bases, line, LINE, self._ahead(len(offsets)))
+                lines = self._ahead(len(offsets), len(bases))
+                prefetch_ahead(self.weight, bases, line, LINE, lines)
             weights = self._weights(bases, line)
             registers_left = iter(chains[u % len(chains)])
             for offset in offsets:
@@ -195,9 +197,11 @@ class ProductW8:
             result += [T.bind(spread(total * -128, lanes))] * vectors
         return result
 
-    def _ahead(self, rows: int) -> tuple[Ahead, ...]:
-        """Lines to prefetch. With AMX two: 1.09 times as fast alone, level in whole steps."""
-        return ((96, 2), (8, 1)) if self.cpu.amx else lines_ahead(rows, self.cpu)
+    def _ahead(self, rows: int, tiles: int) -> tuple[Ahead, ...]:
+        """Lines to prefetch. A single tile with AMX: further than others, and twice."""
+        if self.cpu.amx and tiles == 1:
+            return ((96, 2), (8, 1))
+        return lines_ahead(rows, tiles, self.cpu)
 
     @property
     def _lines(self) -> int:

@@ -53,7 +53,8 @@ def linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
         *epilogue,
         *context.results(node),
     )
-    return (Phase(node.name, kernel, operands, context.rows(node), parts=parts_of(size)),)
+    rows, parts = context.rows(node), parts_of(size)
+    return (Phase(node.name, kernel, operands, rows, parts=parts, stream=size),)
 
 
 def epilogue_of(

@@ -61,7 +61,7 @@ def quantized_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ..
         *epilogue,
         *context.results(node),
     )
-    phases.append(Phase(node.name, kernel, operands, rows, parts=parts_of(size)))
+    phases.append(Phase(node.name, kernel, operands, rows, parts=parts_of(size), stream=size))
     return tuple(phases)
 
 
