@@ -15,16 +15,18 @@ import torch
 from torch import fx
 
 from graphwright.ir.errors import PassError
+from graphwright.ir.int8_results import integer_reader
 from graphwright.ir.layout import RowView, is_view, row_axis, row_size, row_view
 
 __all__ = ["ALIGNMENT", "ATTENTION_CHUNK", "ATTENTION_SEGMENTS", "Buffer", "MemoryPlan", "Scratch",
-           "align", "buffer_name", "memory_table", "operands", "result_of", "results", "scratch",
-           "steps"]  # fmt: skip
+           "SHORT_ROW", "align", "buffer_name", "memory_table", "operands", "result_of", "results",
+           "scratch", "steps"]  # fmt: skip
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 ATTENTION_SEGMENTS = 8  # parts that the keys of a decoding token may be cut into
 ATTENTION_CHUNK = 64  # keys that attention computes the scores of at once
 FEW_TOKENS = 16  # the most tokens of an entry whose attention is cut so: it has few other parts
+SHORT_ROW = 8192  # elements of a row that each thread may compute for itself in a small step
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ def scratch(step: fx.Node, tokens: int) -> tuple[Scratch, ...]:
 
     gw.quantized_linear: its input as int8. gw.routed_linear: its pairs of tokens and slots by
     expert. gw.quantized_routed_linear: both. gw.cached_attention: partial results, if the tokens
-    are few.
+    are few. A norm or a gated activation that only the first of these read: its result as int8,
+    where rows are short or tokens are many.
     """
     gw, arguments = torch.ops.gw, step.args
     if step.target is gw.quantized_linear.default:
@@ -153,6 +156,11 @@ def scratch(step: fx.Node, tokens: int) -> tuple[Scratch, ...]:
             *_int8_rows(arguments[0], arguments[2], arguments[3]),
             _pairs_by_expert(arguments[1]),
         )
+    reader = integer_reader(step)
+    if reader is not None:
+        x, weight, scale = reader.args[:3]
+        if tokens > FEW_TOKENS or row_size(x.meta["val"]) <= SHORT_ROW:  # type: ignore[union-attr]
+            return _int8_rows(x, weight, scale)
     return ()
 
 

@@ -13,13 +13,16 @@ from graphwright.backends.blobs import BlobTable, Layout, identity
 from graphwright.backends.registry import arguments
 from graphwright.backends.tuning import Picks
 from graphwright.backends.tvm.kernels.kernel import Kernel
+from graphwright.backends.tvm.kernels.quantize_rows import Int8Rows
 from graphwright.backends.tvm.kv_layout import KvLayout
 from graphwright.backends.tvm.phases import PARAMETERS, Operand, RowCount
 from graphwright.backends.tvm.target import Cpu
 from graphwright.ir.errors import BackendError
+from graphwright.ir.int8_results import integer_reader
 from graphwright.ir.layout import RowView, row_axis, row_view
-from graphwright.ir.memory import MemoryPlan, buffer_name, result_of, results, scratch
+from graphwright.ir.memory import SHORT_ROW, MemoryPlan, buffer_name, result_of, results, scratch
 from graphwright.ir.program import Program
+from graphwright.ir.schemes import Scheme
 
 __all__ = ["Kernels", "LoweringContext", "arguments"]
 
@@ -108,6 +111,18 @@ class LoweringContext:
         self._filled |= set(names)
         return first
 
+    def int8_results(self, step: fx.Node) -> tuple[Int8Rows, tuple[Operand, ...]] | None:
+        """How a norm or a gated activation is to leave its result as int8, and where: values and
+        scales. None where it is to leave float32."""
+        reader = integer_reader(step)
+        operands = self.scratch(step)
+        if reader is None or not operands:
+            return None
+        assert all(self.fills_scratch(step)), f"the int8 rows of '{step.name}' are there already"
+        given = arguments(reader)
+        k = int(given["weight"].meta["val"].shape[1])
+        return Int8Rows(k, Scheme.parse(given["scheme"]).group), operands
+
     def rows(self, step: fx.Node) -> RowCount:
         """Does the step work on the T tokens or on the R sampled rows? Raises BackendError."""
         value = next(iter(results(step).values()))
@@ -147,7 +162,7 @@ class LoweringContext:
         """builder(*args, cpu=…, **options), built once."""
         return self.kernels.get(builder, *args, cpu=self.cpu, **options)
 
-    def replicable(self, step: fx.Node | None, elements: int, most: int = 8192) -> bool:
+    def replicable(self, step: fx.Node | None, elements: int, most: int = SHORT_ROW) -> bool:
         """May every thread compute all of a phase that works on `elements` a row? Not where that
         takes longer than a barrier, or where it writes the results of `step` into the logits."""
         return elements <= most and (step is None or self._logits not in results(step))

@@ -22,8 +22,9 @@ from torch import fx
 from graphwright.backends.blobs import BlobTable
 from graphwright.backends.tvm.context import arguments
 from graphwright.backends.tvm.phases import Phase
-from graphwright.ir.layout import row_axis, row_size
-from graphwright.ir.memory import FEW_TOKENS, results, scratch
+from graphwright.ir.int8_results import integer_reader
+from graphwright.ir.layout import row_axis, row_size, row_view
+from graphwright.ir.memory import FEW_TOKENS, buffer_name, results, scratch
 from graphwright.ir.program import Program
 
 __all__ = ["PhaseFacts", "describe_phases"]
@@ -89,7 +90,8 @@ def _step_facts(
     ]
     main = _main_phase(node, sizes)
     writer, last = min(main, 0 if node.target in _PRODUCTS else main), len(phases) - 1
-    read, written, filled = _row_bytes(node, states)
+    buffers = {each.buffer for phase in phases for each in phase.operands if each.buffer}
+    read, written, filled = _row_bytes(node, states, buffers)
     position_bytes = _position_bytes(node, states)
     found = []
     for number, phase in enumerate(phases):
@@ -134,13 +136,33 @@ def _share_of_a_row(node: fx.Node) -> float | None:
     return min(1.0, row_size(given["experts"].meta["val"]) / whole)
 
 
-def _row_bytes(node: fx.Node, states: set[str]) -> tuple[int, int, int]:
-    """Bytes a row of what a step reads, what it writes, and its scratch; states are not here."""
-    read = [each.meta.get("val") for each in node.all_input_nodes if each.target not in states]
+def _row_bytes(
+    node: fx.Node, states: set[str], buffers: set[str] | None = None
+) -> tuple[int, int, int]:
+    """Bytes a row of what a step reads, what it writes, and its scratch; states are not here.
+
+    buffers: those that its phases touch (None: all). A value that is handed on as int8 has none.
+    """
+    read = [each for each in node.all_input_nodes if each.target not in states]
     # Of attention's partial results most rows fill but a few: they are left out.
-    needs = scratch(node, FEW_TOKENS + 1)
-    filled = sum(need.row_bytes for need in needs)
-    return sum(map(_bytes_a_row, read)), sum(map(_bytes_a_row, results(node).values())), filled
+    needs = {need.name: need.row_bytes for need in scratch(node, FEW_TOKENS + 1)}
+    written = results(node)
+    if buffers is not None:
+        needs = {name: size for name, size in needs.items() if name in buffers}
+        if integer_reader(node) and needs:
+            written.popitem()
+        if node.target is gw.quantized_linear.default and _buffer_of(node.args[0]) not in buffers:
+            read = [each for each in read if each is not node.args[0]]
+    values = [each.meta.get("val") for each in read]
+    return (
+        sum(map(_bytes_a_row, values)), sum(map(_bytes_a_row, written.values())),
+        sum(needs.values()),
+    )  # fmt: skip
+
+
+def _buffer_of(value: Any) -> str | None:
+    view = row_view(value)
+    return None if view is None or view.base.op == "placeholder" else buffer_name(view.base)
 
 
 def _bytes_a_row(value: Any) -> int:

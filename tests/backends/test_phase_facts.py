@@ -66,3 +66,21 @@ def test_a_step_is_bound_by_memory_for_one_row_and_by_arithmetic_for_many() -> N
     (many,) = predict([facts], Load(3, 5), machine)
     assert one.bound == "memory" and one.seconds == pytest.approx(2014e-9)
     assert many.bound == "compute" and many.seconds == pytest.approx(6168e-9 / 2)
+
+
+def test_what_is_handed_on_as_int8_is_not_counted_as_float32() -> None:
+    def model(tokens: Any, table: Any, weight: Any, scale: Any) -> Any:
+        x = torch.ops.aten.unsqueeze.default(torch.ops.gw.embedding.default(table, tokens), 0)
+        y = torch.ops.gw.rms_norm.default(x, None, eps=1e-6)
+        return torch.ops.gw.quantized_linear.default(y, weight, scale, scheme="w8")
+
+    program = planned(
+        model, tokens=rows(dtype=torch.int64, batch=False), table=torch.randn(10, 96),
+        scale=torch.rand(32, 1), weight=torch.randint(-127, 127, (32, 96), dtype=torch.int8),
+    )  # fmt: skip
+    blobs = BlobTable()
+    phases, _ = lower_program(program, cpu_by_name("x86-64-v3"), KvLayout.of(program.states), blobs)
+    _, norm, product = describe_phases(program, phases["decode"], blobs)
+    int8_row = 128 + 64 + 4  # values, their sum on a line of its own, a scale
+    assert norm["bytes_per_row"] == 4 * 96 + int8_row
+    assert product["bytes_per_row"] == int8_row + 4 * 32

@@ -1,8 +1,10 @@
-"""activation(gate) * up, the gate of a gated feed-forward layer."""
+"""activation(gate) * up, the gate of a gated feed-forward layer, as float32 or int8."""
 
 from __future__ import annotations
 
-from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define
+from tvm.tirx.script import builder as T
+
+from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define, partition
 from graphwright.backends.tvm.kernels.loops import (
     kernel_name,
     load,
@@ -10,27 +12,50 @@ from graphwright.backends.tvm.kernels.loops import (
     store,
     vector_loop,
 )
+from graphwright.backends.tvm.kernels.matmul import stage
+from graphwright.backends.tvm.kernels.quantize_rows import Int8Rows
 from graphwright.backends.tvm.kernels.vector import activate
 from graphwright.backends.tvm.target import Cpu
 
 __all__ = ["gated_act"]
 
 
-def gated_act(f: int, *, gate_stride: int, up_stride: int, activation: str, cpu: Cpu) -> Kernel:
-    """Pointers: gate, up (rows of f elements with these strides), out [rows, f]."""
+def gated_act(
+    f: int, *, gate_stride: int, up_stride: int, activation: str, int8: Int8Rows | None = None,
+    cpu: Cpu,
+) -> Kernel:  # fmt: skip
+    """Pointers: gate, up (rows of f elements with these strides), out [rows, f].
 
-    def body(thread: Expr, threads: Expr, rows: Expr, gate: Expr, up: Expr, out: Expr) -> None:
-        def chunk(row: Expr, column: Expr, columns: int) -> None:
-            def piece(first: Expr, width: int) -> None:
-                opened = activate(
-                    load(gate, row * gate_stride + column + first, width), activation, width
-                )
-                factor = load(up, row * up_stride + column + first, width)
-                store(out, row * f + column + first, opened * factor, width)
+    int8: x_q and x_scale of quantize_rows in place of out. Threads share rows then, else pieces of
+    them.
+    """
+    lanes = cpu.lanes
 
-            vector_loop(columns, cpu.lanes, piece)
+    def columns(gate: Expr, up: Expr, row: Expr, first: Expr, out: Expr, to: Expr, n: int) -> None:
+        """The products of n columns of a row from `first` on, to out[to]."""
 
-        row_chunks(rows, f, cpu.lanes, thread, threads, chunk)
+        def piece(i: Expr, width: int) -> None:
+            opened = load(gate, row * gate_stride + first + i, width)
+            factor = load(up, row * up_stride + first + i, width)
+            store(out, to + i, activate(opened, activation, width) * factor, width)
 
-    name = kernel_name("gated_act", cpu, f=f, gate=gate_stride, up=up_stride, by=activation)
-    return define(name, [(each, "float32") for each in ("gate", "up", "out")], body)
+        vector_loop(n, lanes, piece)
+
+    def body(thread: Expr, threads: Expr, rows: Expr, gate: Expr, up: Expr, *out: Expr) -> None:
+        if int8 is None:
+            row_chunks(
+                rows, f, lanes, thread, threads,
+                lambda row, at, n: columns(gate, up, row, at, out[0], row * f + at, n),
+            )  # fmt: skip
+            return
+        products = stage(f)
+        with T.serial(*partition(rows, thread, threads)) as row:
+            columns(gate, up, row, 0, products, 0, f)
+            int8.write(products, row, out[0], out[1], lanes)
+
+    name = kernel_name(
+        "gated_act", cpu, f=f, gate=gate_stride, up=up_stride, by=activation,
+        int8=None if int8 is None else int8.name,
+    )  # fmt: skip
+    results = [("out", "float32")] if int8 is None else int8.pointers
+    return define(name, [("gate", "float32"), ("up", "float32"), *results], body)

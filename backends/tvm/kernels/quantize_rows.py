@@ -9,6 +9,8 @@ each group Σ q as int32, which kernels with an unsigned operand need.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
@@ -26,7 +28,7 @@ from graphwright.backends.tvm.kernels.vector import (
 from graphwright.backends.tvm.target import Cpu
 from graphwright.ir.errors import BackendError
 
-__all__ = ["group_count", "padded", "quantize_rows", "row_size"]
+__all__ = ["Int8Rows", "group_count", "padded", "quantize_rows", "row_size"]
 
 
 def padded(k: int) -> int:
@@ -60,7 +62,7 @@ def quantize_rows(
     A row of x may hold several `vectors` of K elements; each is a row of x_q and x_scale. Threads
     share (vectors x groups): a single one without groups is quantized by one thread.
     """
-    groups, stride, lanes = group_count(k, group), row_size(k, group), cpu.lanes
+    groups, lanes = group_count(k, group), cpu.lanes
     length = group or k
     several = vectors if vectors > 1 else None
     name = kernel_name("quantize_rows", cpu, k=k, g=group, x=x_stride, vectors=several)
@@ -72,19 +74,51 @@ def quantize_rows(
             number = T.bind(unit - row * groups)
             start = vector_start(row, k, x_stride, vectors)
             source = T.bind(start + number * length)
-            target = T.bind(row * stride + number * length)
-            scale = T.bind(_largest(x, source, length, lanes) / T.float32(127))
-            T.buffer_store(x_scale, scale, [unit])
-            divisor = T.bind(tirx.Select(scale == T.float32(0), T.float32(1), scale))
-            total = _quantize(x, source, x_q, target, length, lanes, divisor)
-            if k % 64:
-                with T.If(number == groups - 1), T.Then(), T.serial(k, padded(k)) as at:
-                    T.buffer_store(x_q, T.int8(0), [row * stride + at])
-            at = row * stride + padded(k) + number * 4
-            T.buffer_store(x_q, tirx.reinterpret("int8x4", total), [span(at, 4)])
+            _one_group(x, source, row, number, k, group, x_q, x_scale, lanes)
 
-    pointers = [("x", "float32"), ("x_q", "int8"), ("x_scale", "float32")]
-    return define(name, pointers, body)
+    return define(name, [("x", "float32"), *Int8Rows(k, group).pointers], body)
+
+
+@dataclass(frozen=True)
+class Int8Rows:
+    """How a kernel that computes rows of `k` elements leaves them to integer products."""
+
+    k: int
+    group: int | None
+
+    @property
+    def pointers(self) -> list[tuple[str, str]]:
+        """Names and dtypes of what is written: as quantize_rows."""
+        return [("x_q", "int8"), ("x_scale", "float32")]
+
+    @property
+    def name(self) -> str:
+        """A word for kernels' names."""
+        return f"g{self.group}" if self.group else "rows"
+
+    def write(self, x: Expr, row: Expr, x_q: Expr, x_scale: Expr, lanes: int) -> None:
+        """Emits the quantization of x[0 : k] as `row`."""
+        with T.serial(0, group_count(self.k, self.group)) as number:
+            source = T.bind(number * (self.group or self.k))
+            _one_group(x, source, row, number, self.k, self.group, x_q, x_scale, lanes)
+
+
+def _one_group(
+    x: Expr, source: Expr, row: Expr, number: Expr, k: int, group: int | None, x_q: Expr,
+    x_scale: Expr, lanes: int,
+) -> None:  # fmt: skip
+    """Quantizes group `number` of a row, which starts at x[source]."""
+    groups, stride, length = group_count(k, group), row_size(k, group), group or k
+    target = T.bind(row * stride + number * length)
+    scale = T.bind(_largest(x, source, length, lanes) / T.float32(127))
+    T.buffer_store(x_scale, scale, [row * groups + number])
+    divisor = T.bind(tirx.Select(scale == T.float32(0), T.float32(1), scale))
+    total = _quantize(x, source, x_q, target, length, lanes, divisor)
+    if k % 64:
+        with T.If(number == groups - 1), T.Then(), T.serial(k, padded(k)) as at:
+            T.buffer_store(x_q, T.int8(0), [row * stride + at])
+    at = row * stride + padded(k) + number * 4
+    T.buffer_store(x_q, tirx.reinterpret("int8x4", total), [span(at, 4)])
 
 
 def _largest(x: Expr, source: Expr, length: int, lanes: int) -> Expr:

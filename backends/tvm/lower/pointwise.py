@@ -16,6 +16,7 @@ from graphwright.backends.tvm.kernels.kernel import Kernel
 from graphwright.backends.tvm.kernels.rope import rope as rope_kernel
 from graphwright.backends.tvm.phases import Operand, Phase
 from graphwright.backends.tvm.registry import lowering
+from graphwright.ir.memory import SHORT_ROW
 
 __all__ = ["gated_act", "norm", "rope"]
 
@@ -34,7 +35,8 @@ _NORMS: dict[Any, Callable[..., Kernel]] = {
 @lowering(gw.add_rms_norm.default)
 @lowering(gw.add_layer_norm.default)
 def norm(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
-    """A row may hold several groups that are normalized apart (heads)."""
+    """A row may hold several groups that are normalized apart (heads). What products of integers
+    alone read is left as int8."""
     given = arguments(node)
     eps = given.pop("eps")
     width = int(given["x"].meta["val"].shape[-1])
@@ -48,8 +50,12 @@ def norm(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
         else:
             options[f"{name}_stride"] = context.view(value).row_stride
             operands.append(context.value(value))
+    results = context.results(node)
+    if int8 := context.int8_results(node):
+        options["int8"], places = int8
+        results = (*results[:-1], *places)
     kernel = context.kernel(_NORMS[node.target], width, **options)
-    operands.extend(context.results(node))
+    operands.extend(results)
     replicated = context.replicable(node, context.view(given["x"]).row_size)
     return (Phase(node.name, kernel, tuple(operands), context.rows(node), replicated),)
 
@@ -72,13 +78,16 @@ def rope(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
 
 @lowering(gw.gated_act.default)
 def gated_act(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
-    """Gate and up are often two halves of one row."""
+    """Gate and up are often two halves of one row. What products of integers alone read is left as
+    int8: by each thread in a small step, as both halves of the work need the whole row."""
     given = arguments(node)
     gate, up = context.view(given["gate"]), context.view(given["up"])
+    int8 = context.int8_results(node)
     kernel = context.kernel(
         gated_act_kernel, gate.row_size, gate_stride=gate.row_stride, up_stride=up.row_stride,
-        activation=given["activation"],
+        activation=given["activation"], int8=int8 and int8[0],
     )  # fmt: skip
-    operands = (context.value(given["gate"]), context.value(given["up"]), *context.results(node))
-    replicated = context.replicable(node, gate.row_size, _FEW_ACTIVATIONS)
+    results = int8[1] if int8 else context.results(node)
+    operands = (context.value(given["gate"]), context.value(given["up"]), *results)
+    replicated = context.replicable(node, gate.row_size, SHORT_ROW if int8 else _FEW_ACTIVATIONS)
     return (Phase(node.name, kernel, operands, context.rows(node), replicated),)

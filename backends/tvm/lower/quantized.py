@@ -34,7 +34,8 @@ gw = torch.ops.gw
 
 @lowering(gw.quantized_linear.default, when=one_vector_a_row)
 def quantized_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
-    """The input is quantized once for all products of the step that read it."""
+    """The input is quantized once for all products of the step that read it, if it is not left as
+    int8 by the step that computes it (ir/int8_results.py)."""
     given = arguments(node)
     outputs, inputs = (int(size) for size in given["weight"].meta["val"].shape)
     scheme = Scheme.parse(given["scheme"])
