@@ -12,8 +12,8 @@ from graphwright.backends.tvm.kernels.loops import (
     store,
     vector_loop,
 )
-from graphwright.backends.tvm.kernels.matmul import stage
 from graphwright.backends.tvm.kernels.quantize_rows import Int8Rows
+from graphwright.backends.tvm.kernels.stage import stage
 from graphwright.backends.tvm.kernels.vector import activate
 from graphwright.backends.tvm.target import Cpu
 

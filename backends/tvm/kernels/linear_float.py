@@ -12,7 +12,7 @@ from tvm.tirx.script import builder as T
 from graphwright.backends.tvm.kernels.blocks import Blocks, for_each_block
 from graphwright.backends.tvm.kernels.float_weights import FLOAT32, FloatWeights
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define
-from graphwright.backends.tvm.kernels.loops import kernel_name, load, spread, store
+from graphwright.backends.tvm.kernels.loops import kernel_name, load, spread, store, unrolled
 from graphwright.backends.tvm.kernels.matmul import (
     TILE,
     Epilogue,
@@ -21,12 +21,11 @@ from graphwright.backends.tvm.kernels.matmul import (
     few_or_many,
     lines_ahead,
     prefetch_ahead,
-    stage,
     tilings_name,
-    unrolled,
     write_block,
     zeros,
 )
+from graphwright.backends.tvm.kernels.stage import stage
 from graphwright.backends.tvm.kernels.vector import fma
 from graphwright.backends.tvm.target import Cpu
 

@@ -24,8 +24,9 @@ from graphwright.backends.tvm.kernels.int8_dot import LINE
 from graphwright.backends.tvm.kernels.kernel import Expr
 from graphwright.backends.tvm.kernels.linear_w4 import LINES, SYMMETRIC_ZERO
 from graphwright.backends.tvm.kernels.loops import load, spread, store
-from graphwright.backends.tvm.kernels.matmul import TILE, Tiling, stage
+from graphwright.backends.tvm.kernels.matmul import TILE, Tiling
 from graphwright.backends.tvm.kernels.quantize_rows import group_count, padded, row_size
+from graphwright.backends.tvm.kernels.stage import stage
 from graphwright.backends.tvm.kernels.vector import constant, fma, span, vector_type
 from graphwright.ir.schemes import Scheme
 

@@ -30,10 +30,10 @@ from graphwright.backends.tvm.kernels.matmul import (
     Tiling,
     lines_ahead,
     prefetch_ahead,
-    stage,
     zeros,
 )
 from graphwright.backends.tvm.kernels.quantize_rows import group_count, padded, row_size
+from graphwright.backends.tvm.kernels.stage import stage
 from graphwright.backends.tvm.kernels.sums import Sums, unknown
 from graphwright.backends.tvm.kernels.vector import constant, fma, span, vector_type
 from graphwright.backends.tvm.target import Cpu

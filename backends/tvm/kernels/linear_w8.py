@@ -17,18 +17,17 @@ from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.int8_dot import LINE, QUAD, Dot, dot_for
 from graphwright.backends.tvm.kernels.kernel import Expr
-from graphwright.backends.tvm.kernels.loops import load, spread, store
+from graphwright.backends.tvm.kernels.loops import load, spread, store, unrolled
 from graphwright.backends.tvm.kernels.matmul import (
     TILE,
     Ahead,
     Tiling,
     lines_ahead,
     prefetch_ahead,
-    stage,
-    unrolled,
     zeros,
 )
 from graphwright.backends.tvm.kernels.quantize_rows import group_count, padded, row_size
+from graphwright.backends.tvm.kernels.stage import stage
 from graphwright.backends.tvm.kernels.vector import constant, fma, span, vector_type
 from graphwright.backends.tvm.target import Cpu
 

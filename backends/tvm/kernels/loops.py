@@ -28,6 +28,7 @@ __all__ = [
     "spread",
     "store",
     "tail_pieces",
+    "unrolled",
     "vector_loop",
     "vector_start",
 ]
@@ -100,6 +101,16 @@ def vector_start(number: Expr, k: int, stride: int, vectors: int) -> Expr:
     return quotient(number, vectors) * stride + remainder(number, vectors) * k
 
 
+def unrolled(count: int, unroll: int, step: Callable[[Expr, int], None]) -> None:
+    """Emits step(i, i % unroll) for i in [0, count), `unroll` to an iteration of a loop."""
+    if count >= unroll:
+        with T.serial(0, count // unroll) as i:
+            for u in range(unroll):
+                step(i * unroll + u, u)
+    for u in range(count % unroll):
+        step(count // unroll * unroll + u, u)
+
+
 def vector_loop(count: int, lanes: int, body: Callable[[Expr, int], None]) -> None:
     """Emits body(first, width) for the pieces of [0, count): whole vectors, then the tail."""
     full = count // lanes
@@ -141,9 +152,14 @@ def row_sum(count: int, lanes: int, term: Callable[[Expr, int], Expr]) -> Expr:
 
 
 def row_largest(x: Expr, first: Expr, count: int, lanes: int) -> Expr:
-    """max |x[first : first + count]|, float32, as a bound scalar. NaN if one is."""
-    most, rest = registers(1, lanes)[0], registers(1, 1)[0]
-    store(most, 0, constant(0.0, lanes), lanes)
+    """max |x[first : first + count]|, float32, as a bound scalar. NaN if one is.
+
+    Four independent maxima hide the latency of one.
+    """
+    ways = 4
+    most, rest = registers(ways, lanes), registers(1, 1)[0]
+    for register in most:
+        store(register, 0, constant(0.0, lanes), lanes)
     T.buffer_store(rest, T.float32(0), [0])
 
     def magnitude(index: Expr, width: int) -> Expr:
@@ -153,13 +169,17 @@ def row_largest(x: Expr, first: Expr, count: int, lanes: int) -> Expr:
     def larger(a: Expr, b: Expr) -> Expr:
         return T.call_llvm_pure_intrin(a.ty, "llvm.maximum", a, b)
 
-    if count // lanes:
-        with T.serial(0, count // lanes) as i:
-            found = larger(load(most, 0, lanes), magnitude(i * lanes, lanes))
-            store(most, 0, found, lanes)
+    def step(i: Expr, way: int) -> None:
+        found = larger(load(most[way], 0, lanes), magnitude(i * lanes, lanes))
+        store(most[way], 0, found, lanes)
+
+    unrolled(count // lanes, ways, step)
     for index in range(count // lanes * lanes, count):
         T.buffer_store(rest, larger(rest[0], magnitude(index, 1)), [0])
-    return T.bind(larger(horizontal(load(most, 0, lanes), lanes, larger), rest[0]))
+    total = load(most[0], 0, lanes)
+    for register in most[1:]:
+        total = larger(total, load(register, 0, lanes))
+    return T.bind(larger(horizontal(total, lanes, larger), rest[0]))
 
 
 def horizontal(value: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:

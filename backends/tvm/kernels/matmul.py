@@ -21,7 +21,6 @@ from graphwright.backends.tvm.kernels.vector import activate, constant, span
 from graphwright.backends.tvm.target import Cpu
 
 __all__ = [
-    "ALIGNMENT",
     "TILE",
     "Ahead",
     "Epilogue",
@@ -31,15 +30,12 @@ __all__ = [
     "lines_ahead",
     "pack_groups",
     "prefetch_ahead",
-    "stage",
     "tilings_name",
-    "unrolled",
     "write_block",
     "zeros",
 ]
 
 TILE = 16  # output channels that lie side by side in packed weights
-ALIGNMENT = 64  # bytes of a cache line
 LONG_TILE = 8 << 10  # bytes of one from which it pays to read several side by side
 
 
@@ -189,35 +185,12 @@ def write_block(
     return write
 
 
-def stage(size: int, dtype: str = "float32") -> Expr:
-    """A buffer of `size` elements on the stack, however large, on a cache line of its own.
-
-    LLVM gets stack buffers from TVM with an alignment of 16, and then three of four vectors of 64
-    bytes would lie in two lines.
-    """
-    slack = ALIGNMENT // np.dtype(dtype).itemsize
-    memory = T.alloc_buffer((size + slack,), dtype, annotations={"disable_lower_builtin": True})
-    last = T.address_of(memory[slack])
-    first = T.call_llvm_pure_intrin(last.ty, "llvm.ptrmask", last, T.int64(-ALIGNMENT))
-    return T.decl_buffer((size,), dtype, data=T.bind(first))
-
-
 def zeros(count: int, lanes: int, dtype: str = "float32") -> list[Expr]:
     """`count` registers that hold zeros."""
     total = registers(count, lanes, dtype)
     for register in total:
         store(register, 0, constant(0, lanes, dtype), lanes)
     return total
-
-
-def unrolled(count: int, unroll: int, step: Callable[[Expr, int], None]) -> None:
-    """Emits step(i, i % unroll) for i in [0, count), `unroll` to an iteration of a loop."""
-    if count >= unroll:
-        with T.serial(0, count // unroll) as i:
-            for u in range(unroll):
-                step(i * unroll + u, u)
-    for u in range(count % unroll):
-        step(count // unroll * unroll + u, u)
 
 
 def prefetch_ahead(

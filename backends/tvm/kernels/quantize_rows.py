@@ -15,8 +15,13 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define, partition, registers
-from graphwright.backends.tvm.kernels.loops import kernel_name, spread, vector_start
-from graphwright.backends.tvm.kernels.matmul import unrolled
+from graphwright.backends.tvm.kernels.loops import (
+    kernel_name,
+    row_largest,
+    spread,
+    unrolled,
+    vector_start,
+)
 from graphwright.backends.tvm.kernels.vector import (
     at_least,
     at_most,
@@ -110,7 +115,7 @@ def _one_group(
     """Quantizes group `number` of a row, which starts at x[source]."""
     groups, stride, length = group_count(k, group), row_size(k, group), group or k
     target = T.bind(row * stride + number * length)
-    scale = T.bind(_largest(x, source, length, lanes) / T.float32(127))
+    scale = T.bind(row_largest(x, source, length, lanes) / T.float32(127))
     T.buffer_store(x_scale, scale, [row * groups + number])
     divisor = T.bind(tirx.Select(scale == T.float32(0), T.float32(1), scale))
     total = _quantize(x, source, x_q, target, length, lanes, divisor)
@@ -119,35 +124,6 @@ def _one_group(
             T.buffer_store(x_q, T.int8(0), [row * stride + at])
     at = row * stride + padded(k) + number * 4
     T.buffer_store(x_q, tirx.reinterpret("int8x4", total), [span(at, 4)])
-
-
-def _largest(x: Expr, source: Expr, length: int, lanes: int) -> Expr:
-    """max |x[source : source + length]|, NaN if one is."""
-    ways = 4
-    most, rest = registers(ways, lanes), registers(1, 1)[0]
-    for register in most:
-        T.buffer_store(register, constant(0.0, lanes), [span(0, lanes)])
-    T.buffer_store(rest, T.float32(0), [0])
-
-    def larger(a: Expr, b: Expr, width: int) -> Expr:
-        return T.call_llvm_pure_intrin(vector_type("float32", width), "llvm.maximum", a, b)
-
-    def magnitude(at: Expr, width: int) -> Expr:
-        value = x[span(source + at, width)]
-        return T.call_llvm_pure_intrin(vector_type("float32", width), "llvm.fabs", value)
-
-    def whole(i: Expr, way: int) -> None:
-        register = most[way]
-        value = larger(register[span(0, lanes)], magnitude(i * lanes, lanes), lanes)
-        T.buffer_store(register, value, [span(0, lanes)])
-
-    unrolled(length // lanes, ways, whole)
-    for at in range(length // lanes * lanes, length):
-        T.buffer_store(rest, larger(rest[0], magnitude(at, 1), 1), [0])
-    total = most[0][span(0, lanes)]
-    for register in most[1:]:
-        total = larger(total, register[span(0, lanes)], lanes)
-    return larger(reduce_lanes("fmaximum", total, "float32"), rest[0], 1)
 
 
 def _quantize(

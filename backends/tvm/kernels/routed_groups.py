@@ -17,7 +17,7 @@ from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.kernel import Expr, Kernel, define
 from graphwright.backends.tvm.kernels.loops import kernel_name, quotient, remainder, settle
-from graphwright.backends.tvm.kernels.matmul import stage
+from graphwright.backends.tvm.kernels.stage import stage
 from graphwright.backends.tvm.target import Cpu
 
 __all__ = ["Runs", "groups_ints", "routed_groups"]

@@ -15,7 +15,6 @@ from graphwright.backends.tvm.kernels.matmul import (
     Tiling,
     Tilings,
     few_or_many,
-    stage,
     tilings_name,
 )
 from graphwright.backends.tvm.kernels.routed_blocks import (
@@ -24,6 +23,7 @@ from graphwright.backends.tvm.kernels.routed_blocks import (
     pairs_of_an_expert,
 )
 from graphwright.backends.tvm.kernels.routed_groups import Runs
+from graphwright.backends.tvm.kernels.stage import stage
 from graphwright.backends.tvm.target import Cpu
 
 __all__ = ["routed_linear_float"]

@@ -13,8 +13,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.kernel import Kernel
-from graphwright.backends.tvm.kernels.matmul import ALIGNMENT
 from graphwright.backends.tvm.kernels.pipeline import compile_module
+from graphwright.backends.tvm.kernels.stage import ALIGNMENT
 from graphwright.backends.tvm.target import Cpu
 
 __all__ = ["aligned", "assembly", "build", "standalone"]

@@ -15,7 +15,8 @@ from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.kernel import Expr
 from graphwright.backends.tvm.kernels.loops import load, settle, store
-from graphwright.backends.tvm.kernels.matmul import stage, zeros
+from graphwright.backends.tvm.kernels.matmul import zeros
+from graphwright.backends.tvm.kernels.stage import stage
 
 __all__ = ["Sums", "unknown"]
 
