@@ -33,6 +33,8 @@ from graphwright.runtime.zip_layout import Range, read_layout, structure_digest
 
 __all__ = ["Artifact", "ArtifactWriter", "Manifest", "check_writable"]
 
+_PIECE = 64 << 20  # bytes of an entry that are copied at once
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -117,9 +119,20 @@ class Artifact:
     def will_need(self, name: str) -> None:
         """Asks the system to read an entry ahead."""
         where = self._layout[name]
-        if hasattr(mmap, "MADV_WILLNEED") and where.size:
-            begin = where.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-            self._mapping.madvise(mmap.MADV_WILLNEED, begin, where.offset + where.size - begin)
+        self._advise("MADV_WILLNEED", where.offset, where.offset + where.size)
+
+    def copy(self, name: str, out: memoryview) -> None:
+        """Copies an entry to `out`, bytes as many, and lets go of the file's memory on the way."""
+        where, view = self._layout[name], self.view(name)
+        for first in range(0, where.size, _PIECE):
+            last = min(first + _PIECE, where.size)
+            out[first:last] = view[first:last]
+            self._advise("MADV_DONTNEED", where.offset + first, where.offset + last)
+
+    def _advise(self, advice: str, first: int, last: int) -> None:
+        if hasattr(mmap, advice) and first < last:
+            begin = first // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+            self._mapping.madvise(getattr(mmap, advice), begin, last - begin)
 
     def variant(self) -> Variant:
         """The best variant for this machine's CPU. Raises ArtifactError when it runs none."""

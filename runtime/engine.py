@@ -37,8 +37,10 @@ class Engine:
     """Runs an artifact for up to `max_sequences` sequences of `context` tokens at a time.
 
     context: default the model's own, at most 2048. threads, affinity: see runtime/threads.py.
-    verify: check every byte of the file first, unless that was done since it was written. library:
-    instead of the artifact's compiled code (tests).
+    verify: check every byte of the file first, unless that was done since it was written. mmap:
+    read weights where the file is mapped; else, on CPUs, from a copy in memory of its own, which
+    takes longer to load and may be faster to read. library: instead of the artifact's compiled code
+    (tests).
     Not for several threads at once. Raises ArtifactError, RequestError.
     """
 
@@ -51,6 +53,7 @@ class Engine:
         threads: int | None = None,
         affinity: str | None = None,
         verify: bool = True,
+        mmap: bool = True,
         library: StepLibrary | None = None,
     ) -> None:
         start = time.perf_counter()
@@ -69,7 +72,8 @@ class Engine:
             raise RequestError(f"max_sequences must be from 1 to {most}, not {max_sequences}.")
         blocks_each = -(-self.context // self.plan.block_size)
         self.memory = Memory(_planned(self.plan, max_sequences, blocks_each))
-        self._buffers = _allocate(self.plan, self.memory, artifact, max_sequences, blocks_each)
+        weights = _weights(artifact, self.memory, mmap or LAUNCHES in artifact)
+        self._buffers = _allocate(self.plan, self.memory, weights, max_sequences, blocks_each)
         self._blocks_each = blocks_each
         self._pool = BlockPool(max_sequences * blocks_each)
         self._scheduler = Scheduler(
@@ -288,14 +292,23 @@ def _planned(plan: Plan, max_sequences: int, blocks_each: int) -> dict[str, int]
     }
 
 
+def _weights(artifact: Artifact, memory: Memory, mapped: bool) -> NDArray[np.uint8]:
+    """The weights region where the file is mapped, or a copy of it."""
+    weights = np.frombuffer(artifact.view("weights.bin"), np.uint8)
+    artifact.will_need("weights.bin")
+    if mapped:
+        memory.count("weights", weights.nbytes)
+        return weights
+    copy = memory.allocate("weights", weights.nbytes)
+    artifact.copy("weights.bin", copy.data)
+    return copy
+
+
 def _allocate(
-    plan: Plan, memory: Memory, artifact: Artifact, max_sequences: int, blocks_each: int
+    plan: Plan, memory: Memory, weights: NDArray[np.uint8], max_sequences: int, blocks_each: int
 ) -> StepBuffers:
     tokens = max(entry.max_tokens for entry in plan.entries.values())
     rows = max(entry.max_rows for entry in plan.entries.values())
-    weights = np.frombuffer(artifact.view("weights.bin"), np.uint8)
-    artifact.will_need("weights.bin")
-    memory.count("weights", weights.nbytes)
     return StepBuffers(
         batch=memory.allocate("batch", 8, np.int32),
         tokens=memory.allocate("batch", tokens, np.int64),

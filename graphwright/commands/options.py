@@ -31,6 +31,11 @@ _ENGINE = (
     ),
     click.option("--context", type=int, help="Tokens a sequence may have (default: up to 2048)."),
     click.option("--verify/--no-verify", default=True, help="Check the file's hashes first."),
+    click.option(
+        "--mmap/--no-mmap",
+        default=True,
+        help="Read weights in the mapped file, or from a copy (may decode faster).",
+    ),
 )
 
 
@@ -43,7 +48,8 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the engine's options; the function gets them as the dictionary `options`."""
-    return _gathered(function, "options", ("threads", "affinity", "context", "verify"), _ENGINE)
+    names = ("threads", "affinity", "context", "verify", "mmap")
+    return _gathered(function, "options", names, _ENGINE)
 
 
 def _gathered(

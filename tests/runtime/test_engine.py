@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from toy_model import MAX_CONTEXT, VOCAB, toy_engine, toy_greedy, toy_logits, write_toy
 
+import graphwright.runtime.artifact
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import ArtifactError, RequestError
+from graphwright.runtime.memory import is_aligned
 from graphwright.runtime.request import Piece
 from graphwright.runtime.sampling_params import SamplingParams
 
@@ -136,6 +138,21 @@ def test_logits(tmp_path: Path) -> None:
     assert output.logits is not None and output.logits.shape == (9, VOCAB)
     for i, row in enumerate(output.logits):
         assert (row == toy_logits([*prompt, *output.token_ids[:i]])).all()
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+@pytest.mark.parametrize("piece", [1 << 20, 100])
+def test_weights_are_read_in_the_file_or_from_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool, piece: int
+) -> None:
+    monkeypatch.setattr(graphwright.runtime.artifact, "_PIECE", piece)
+    engine, _ = toy_engine(tmp_path, mmap=mapped)
+    (output,) = engine.generate(prompts(5), GREEDY)
+    assert output.token_ids == toy_greedy(prompts(5)[0], len(output.token_ids))
+    weights, file = engine._buffers.weights, engine.artifact.view("weights.bin")
+    assert bytes(weights) == bytes(file) == bytes(range(256))
+    assert np.shares_memory(weights, np.frombuffer(file, np.uint8)) == mapped
+    assert is_aligned(weights) and engine.memory.allocated["weights"] == 256
 
 
 def test_the_context_ends_a_sequence(tmp_path: Path) -> None:
