@@ -100,7 +100,7 @@ static void await_change(atomic_uint *word, unsigned value, atomic_int *sleepers
 }
 
 /* Returns once all threads have come here. Who waits asks for the lines of [next, end) in the
-   meantime: two threads that wait in turn read as much as if neither did. */
+   meantime, so that the memory does not wait too. */
 EXPORTED int32_t gw_barrier(Pool *pool, const char *next, const char *end) {
   if (pool->threads == 1) return 0;
   unsigned passed = atomic_load_explicit(&pool->barriers, memory_order_relaxed);
