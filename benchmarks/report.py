@@ -132,8 +132,10 @@ def _prefill(results: Results) -> str:
             for by in order
         ]
         head = ["runtime", *(f"{n} tokens: tok/s median / best" for n in lengths)]
-        parts += [f"### {shape}", _table(head, rows), *_notes(results, "prefill", shape)]
-    return "\n\n".join(parts)
+        parts += [f"### {shape}", _table(head, rows)]
+        parts += [_ratios([by[n] for by in order if n in by]) for n in lengths[-1:]]
+        parts += _notes(results, "prefill", shape)
+    return "\n\n".join(part for part in parts if part)
 
 
 def _batch(results: Results) -> str:
