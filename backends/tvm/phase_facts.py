@@ -151,8 +151,8 @@ def _row_bytes(
         needs = {name: size for name, size in needs.items() if name in buffers}
         if integer_reader(node) and needs:
             written.popitem()
-        if node.target is gw.quantized_linear.default and _buffer_of(node.args[0]) not in buffers:
-            read = [each for each in read if each is not node.args[0]]
+        if node.target is gw.quantized_linear.default:
+            read = [each for each in read if each is not node.args[0] or _touched(each, buffers)]
     values = [each.meta.get("val") for each in read]
     return (
         sum(map(_bytes_a_row, values)), sum(map(_bytes_a_row, written.values())),
@@ -160,9 +160,10 @@ def _row_bytes(
     )  # fmt: skip
 
 
-def _buffer_of(value: Any) -> str | None:
+def _touched(value: fx.Node, buffers: set[str]) -> bool:
+    """Is it an input, or in one of these buffers?"""
     view = row_view(value)
-    return None if view is None or view.base.op == "placeholder" else buffer_name(view.base)
+    return view is None or view.base.op == "placeholder" or buffer_name(view.base) in buffers
 
 
 def _bytes_a_row(value: Any) -> int:

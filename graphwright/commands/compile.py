@@ -85,6 +85,7 @@ def command(
             f"there is no directory '{model}': MODEL is a Hugging Face checkpoint on this disk, or "
             "FILE.py:FUNCTION."
         )
+    # calibration_tokens.SELF, before the seconds that its import takes
     if calibrate is not None and calibrate != "self" and not Path(calibrate).is_file():
         raise click.ClickException(f"there is no file '{calibrate}' to calibrate with.")
     require_compiler(target)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from typing import Any
 
 import pytest
+from test_entries import kernel
 
 from graphwright.backends.tvm.entries import entry_source
-from graphwright.backends.tvm.kernels.kernel import Kernel
 from graphwright.backends.tvm.link import compile_source, link
 from graphwright.backends.tvm.meetings import Meetings
 from graphwright.backends.tvm.phases import PARAMETERS, Operand, Phase
@@ -29,11 +28,6 @@ int32_t small(int32_t thread, int32_t threads, int32_t rows, void *x) { return 0
 int32_t product(int32_t thread, int32_t threads, int32_t rows, void *x, void *w) { return 0; }
 """
 THREADS, BLOB, WEIGHTS = 3, 64, 1 << 20  # the last: where the weights region is said to be
-
-
-def kernel(name: str) -> Kernel:
-    func: Any = None  # it is written in C
-    return Kernel(name, func)
 
 
 def meetings_of(folder: Path, stream: int, thread: int, alone: bool) -> list[tuple[int, int]]:

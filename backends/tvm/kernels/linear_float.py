@@ -19,6 +19,7 @@ from graphwright.backends.tvm.kernels.matmul import (
     Tiling,
     Tilings,
     few_or_many,
+    few_rows,
     lines_ahead,
     prefetch_ahead,
     tilings_name,
@@ -100,9 +101,7 @@ def float_tilings(cpu: Cpu, weights: FloatWeights) -> Tilings:
     keeps sums in memory, and reached half of the peak's share that float32 does.
     """
     if cpu.lanes == 16:
-        side = 4 if cpu.amx else 1
-        few = Tiling((8, 4, 2, 1), 1, abreast=side, abreast_ahead=cpu.amx)
-        return few, Tiling((8, 4, 2), 2), 8
+        return few_rows(cpu), Tiling((8, 4, 2), 2), 8
     return Tiling((4, 2, 1), 1, abreast=4), Tiling((5 if weights.paired else 6, 3, 1), 1), 4
 
 

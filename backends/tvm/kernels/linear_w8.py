@@ -22,6 +22,7 @@ from graphwright.backends.tvm.kernels.matmul import (
     TILE,
     Ahead,
     Tiling,
+    few_rows,
     lines_ahead,
     prefetch_ahead,
     zeros,
@@ -55,8 +56,7 @@ def w8_tilings(cpu: Cpu, grouped: bool, gathered: bool) -> tuple[Tiling, Tiling,
         many = Tiling((32, 16), 2 if grouped else 8, ahead=False, amx=True)
     else:
         many = Tiling((4, 2), 4, ahead=False) if grouped else Tiling((8, 4, 2), 2)
-    side = 4 if cpu.amx else 1
-    return Tiling((8, 4, 2, 1), 1, abreast=side, abreast_ahead=cpu.amx), many, 8
+    return few_rows(cpu), many, 8
 
 
 @dataclass(frozen=True)

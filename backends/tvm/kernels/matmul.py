@@ -27,6 +27,7 @@ __all__ = [
     "Tiling",
     "Tilings",
     "few_or_many",
+    "few_rows",
     "lines_ahead",
     "pack_groups",
     "prefetch_ahead",
@@ -202,6 +203,11 @@ def prefetch_ahead(
             place = T.address_of(weight[base + (line + lines) * size])
             hints = T.int32(0), T.int32(4 - cache), T.int32(1)
             T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", place, *hints))
+
+
+def few_rows(cpu: Cpu) -> Tiling:
+    """Of products of few rows by w8 or floats with 16 lanes; see lines_ahead for CPUs with AMX."""
+    return Tiling((8, 4, 2, 1), 1, abreast=4 if cpu.amx else 1, abreast_ahead=cpu.amx)
 
 
 def lines_ahead(rows: int, tiles: int, cpu: Cpu) -> tuple[Ahead, ...]:
