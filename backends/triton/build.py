@@ -19,8 +19,9 @@ from graphwright.backends.triton.context import Kernels, LoweringContext
 from graphwright.backends.triton.dtypes import ACTIVATIONS, StoredTypes
 from graphwright.backends.triton.fusions import Fusions
 from graphwright.backends.triton.kernels.kernel import Size, TritonKernel
+from graphwright.backends.triton.kernels.take_inputs import take_inputs
 from graphwright.backends.triton.kv_layout import KvLayout
-from graphwright.backends.triton.launches import Launch
+from graphwright.backends.triton.launches import INPUTS, Launch, Operand
 from graphwright.backends.triton.lower.largest import candidate_logits, largest_logits
 from graphwright.backends.triton.registry import LedgerEntry, lower_entry
 from graphwright.backends.tuning import Picks
@@ -142,7 +143,11 @@ def lower_program(
                 program.info.max_context or DEFAULT_CONTEXT, tokens, options.chips, picks,
             )  # fmt: skip
             launches, entries = lower_entry(context)
-            lists = (launches, largest_logits(context), candidate_logits(context))
+            lists = (
+                (_inputs(context), *launches),
+                largest_logits(context),
+                candidate_logits(context),
+            )
             rows = min(tokens, plan.max_rows)
             settled = [tuple(context.settled(each)) for each in lists]
             buckets.append(Bucket(name, tokens, rows, context.arena_bytes, *settled))
@@ -153,6 +158,12 @@ def lower_program(
     return LoweredProgram(
         tuple(buckets), blobs, kv, kernels.sources, tuple(ledger), described, counter_bytes
     )
+
+
+def _inputs(context: LoweringContext) -> Launch:
+    """What comes before all others: a step's inputs, from the host."""
+    operands = (*(Operand(f"host_{name}") for name in INPUTS), *map(Operand, INPUTS))
+    return Launch("inputs", context.kernel(take_inputs), operands)
 
 
 def _sizes(plan: MemoryPlan) -> list[int]:

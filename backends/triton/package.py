@@ -24,6 +24,7 @@ from graphwright.runtime.variants import Variant
 __all__ = ["LAUNCHES", "GpuPackage", "package"]
 
 LAUNCHES = "gpu/launches.json"
+FORMAT = 2  # of it, as runtime/cuda/program.py reads it
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,9 @@ class GpuPackage:
             for chip, cubins in self.cubins.items()
         }  # fmt: skip
         return {
-            "chips": [chip.name for chip in self.chips], "kernels": kernels, "entries": buckets,
-            "counter_bytes": self.lowered.counter_bytes, "candidates": CANDIDATES,
+            "format": FORMAT, "chips": [chip.name for chip in self.chips], "kernels": kernels,
+            "entries": buckets, "counter_bytes": self.lowered.counter_bytes,
+            "candidates": CANDIDATES,
         }  # fmt: skip
 
     @property

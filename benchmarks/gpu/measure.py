@@ -85,20 +85,31 @@ def sdpa_seconds(shape: str, tokens: int = 2048) -> float:
         ) / many  # fmt: skip
 
 
-def eager_decoder(shape: str, sequences: int, context: int) -> Callable[[], Any]:
-    """A decode step of transformers: bfloat16, static cache, torch.compile(reduce-overhead)."""
+def eager_decoder(
+    shape: str, sequences: int, context: int, most: int, device: str = "cuda"
+) -> Callable[[], Any]:
+    """A decode step of transformers: bfloat16, static cache, torch.compile(reduce-overhead).
+
+    Behind `context` tokens, one more with each call; the cache, all of which it reads, has `most`.
+    """
     from make_checkpoint import configuration
     from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
 
     fields = configuration(shape)
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    with torch.device("cuda"):
+    with torch.device(device):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model = model.eval()
-    cache = StaticCache(config=config, max_cache_len=context)
+    cache = StaticCache(config=config, max_cache_len=most)
+    heads = config.num_key_value_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    # before anything is compiled: what a replayed graph allocates, the next replay overwrites
+    cache.early_initialization(sequences, heads, dim, torch.bfloat16, torch.device(device))
+    for layer in cache.layers:  # each call adds one
+        layer.cumulative_length.fill_(context)
     step = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
-    tokens = torch.ones((sequences, 1), dtype=torch.long, device="cuda")
-    position = torch.full((sequences, 1), context // 2, device="cuda")
+    tokens = torch.ones((sequences, 1), dtype=torch.long, device=device)
+    position = torch.full((sequences, 1), context, device=device)
 
     def run() -> Any:
         torch.compiler.cudagraph_mark_step_begin()  # nothing of the step before is read any more

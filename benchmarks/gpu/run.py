@@ -157,7 +157,7 @@ def measure_transformers(shape: str) -> dict[str, Any]:
     }
     row |= {"copy": copy_bandwidth(), "attention of 2048": sdpa_seconds(shape)}
     for sequences in (1, 16):
-        row[f"decode {sequences}"] = seconds_of(eager_decoder(shape, sequences, 2176))
+        row[f"decode {sequences}"] = seconds_of(eager_decoder(shape, sequences, 1024, 1088))
         torch.cuda.empty_cache()
         print(json.dumps(row), flush=True)
     return row

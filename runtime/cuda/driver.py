@@ -60,8 +60,12 @@ class Driver:
         return int(self._call("cuMemAlloc", max(size, 1)))
 
     def allocate_pinned(self, size: int) -> int:
-        """Host memory that the GPU copies from and to by itself."""
-        return int(self._call("cuMemHostAlloc", max(size, 1), 0))
+        """Host memory that the GPU copies from and to by itself, and that kernels reach."""
+        return int(self._call("cuMemHostAlloc", max(size, 1), 2))  # CU_MEMHOSTALLOC_DEVICEMAP
+
+    def mapped(self, host: int) -> int:
+        """The address of pinned host memory for kernels."""
+        return int(self._call("cuMemHostGetDevicePointer", host, 0))
 
     def free(self, address: int) -> None:
         """Gives device memory back."""

@@ -1,8 +1,9 @@
 """The step library of a GPU: weights and caches in its memory, a captured graph for each bucket.
 
-A step copies its small inputs in (one copy from pinned memory), replays the graph, copies out what
-tokens are chosen from, and waits for it: the largest logits of each sampled row, or whole rows. The
-engine's own arena and cache stay untouched and take no memory.
+A step's small inputs go into pinned memory, which the first launch of the graph reads; the largest
+logits of each sampled row are written to such memory by the last launch. So a step is one replay
+and one wait, and a copy only where whole rows of logits are wanted. The engine's own arena and
+cache stay untouched and take no memory.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from graphwright.runtime.library import StepBuffers
 
 __all__ = ["CudaLibrary"]
 
-ALIGNMENT = 256  # of regions inside one allocation
 _STAGING = 16 << 20  # bytes of each of the buffers that weights pass through
 _LOADERS = 8  # such buffers, and threads that fill them: they share the page faults of the file
 _PINNED_ROWS = 64  # of logits; more, as of all tokens of a prompt, are copied to pageable memory
@@ -52,8 +52,7 @@ class CudaLibrary:
         self._regions: dict[str, int] = {}
         self._pinned: dict[str, NDArray[Any]] = {}
         self._found: dict[str, Candidates] = {}
-        self._addresses: dict[str, int] = {}
-        self._input_bytes = 0
+        self._logits = 0  # of `_pinned`, the address
         self._buffers: StepBuffers | None = None
         for name, code in self._program.kernels.items():
             cubin = artifact.read(f"gpu/{self._program.chip}/{name}.cubin")
@@ -98,7 +97,6 @@ class CudaLibrary:
         used = (8, tokens, tokens, sequences + 1, sequences * blocks, rows)
         for name, count in zip(_INPUTS, used, strict=True):
             self._pinned[name][:count] = getattr(buffers, name)[:count]
-        self._driver.copy_in(self._regions["batch"], self._addresses["batch"], self._input_bytes)
         assert largest <= self.candidates, f"{largest} of the largest logits are wanted"
         wanted: Wanted = None
         if rows and largest:
@@ -109,9 +107,8 @@ class CudaLibrary:
             size = buffers.logits[:rows].nbytes
             self._driver.copy_out(buffers.logits.ctypes.data, self._regions["logits"], size)
         elif rows and logits:
-            self._fetch("logits", rows)
-        if wanted:
-            self._fetch(wanted, rows)
+            size = self._pinned["logits"][:rows].nbytes
+            self._driver.copy_out(self._logits, self._regions["logits"], size)
         self._driver.wait()
         if rows and logits and not direct:
             buffers.logits[:rows] = self._pinned["logits"][:rows]
@@ -133,10 +130,6 @@ class CudaLibrary:
             target.address + first * width, self._regions["logits"], rows * width
         )
         self._driver.wait()
-
-    def _fetch(self, name: str, rows: int) -> None:
-        size = self._pinned[name][:rows].nbytes
-        self._driver.copy_out(self._addresses[name], self._regions[name], size)
 
     def _start(self, entry: str, bucket: Bucket, wanted: Wanted) -> None:
         """A step's launches: one by one the first time, which also loads their code, and captured
@@ -167,26 +160,19 @@ class CudaLibrary:
             )
 
     def _place(self, buffers: StepBuffers) -> None:
-        """Takes all memory: the inputs side by side, in the same order on both sides."""
-        offsets, end = {}, 0
+        """Takes all memory."""
         for name in _INPUTS:
-            offsets[name] = end
-            end += -(-getattr(buffers, name).nbytes // ALIGNMENT) * ALIGNMENT
-        host, device = self._driver.allocate_pinned(end), self._driver.allocate(end)
-        for name, offset in offsets.items():
             like = getattr(buffers, name)
-            self._pinned[name] = _array(host + offset, like.dtype, like.shape)
-            self._addresses[name] = host + offset
-            self._regions[name] = device + offset
-        self._input_bytes = end
-        rows = len(buffers.logits)
-        chosen, pairs = np.empty(rows, np.int32), np.empty((rows, 2, self.candidates), np.int32)
-        results = {"logits": buffers.logits, "largest": chosen, "candidates": pairs}
-        for name, like in results.items():
-            kept = like[:_PINNED_ROWS] if name == "logits" else like
-            self._addresses[name] = self._driver.allocate_pinned(kept.nbytes)
-            self._pinned[name] = _array(self._addresses[name], kept.dtype, kept.shape)
+            self._pinned[name], self._regions[f"host_{name}"] = self._share(like)
             self._regions[name] = self._driver.allocate(like.nbytes)
+        rows = len(buffers.logits)
+        kept = buffers.logits[:_PINNED_ROWS]
+        self._logits = self._driver.allocate_pinned(kept.nbytes)
+        self._pinned["logits"] = _array(self._logits, kept.dtype, kept.shape)
+        self._regions["logits"] = self._driver.allocate(buffers.logits.nbytes)
+        results = {"largest": (rows,), "candidates": (rows, 2, self.candidates)}
+        for name, shape in results.items():
+            self._pinned[name], self._regions[name] = self._share(np.empty(shape, np.int32))
         pairs = self._pinned["candidates"]
         self._found = {
             "largest": Candidates(self._pinned["largest"][:, None]),
@@ -199,6 +185,11 @@ class CudaLibrary:
         self._driver.clear(self._regions["kv"], buffers.kv.nbytes)
         self._upload(buffers.weights, self._regions["weights"])
         self._buffers = buffers
+
+    def _share(self, like: NDArray[Any]) -> tuple[NDArray[Any], int]:
+        """Pinned memory of the host, and its address for kernels."""
+        address = self._driver.allocate_pinned(like.nbytes)
+        return _array(address, like.dtype, like.shape), self._driver.mapped(address)
 
     def _upload(self, weights: NDArray[np.uint8], device: int) -> None:
         """Through pinned buffers, which threads fill while one of them is copied."""

@@ -8,9 +8,10 @@ from typing import Any
 from graphwright.runtime.artifact import Artifact
 from graphwright.runtime.errors import ArtifactError
 
-__all__ = ["LAUNCHES", "Bucket", "KernelCode", "Launch", "Program"]
+__all__ = ["FORMAT", "LAUNCHES", "Bucket", "KernelCode", "Launch", "Program"]
 
 LAUNCHES = "gpu/launches.json"
+FORMAT = 2  # of that file; since 2 the first launch of a step reads the inputs from the host
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,10 @@ class Program:
         generation, as cubins run on later minor versions only. Raises ArtifactError.
         """
         found = artifact.json(LAUNCHES)
-        if isinstance(found, dict) and "candidates" not in found:
+        if isinstance(found, dict) and found.get("format") != FORMAT:
             raise ArtifactError(
-                f"{artifact.path} has no launches that find the largest logits, from which tokens "
-                "are drawn: an older graphwright wrote it. Compile it again."
+                f"{LAUNCHES} of {artifact.path} has format {found.get('format', 1)}, and this "
+                f"graphwright runs format {FORMAT}: another version wrote it. Compile it again."
             )
         try:
             chips = {int(name.removeprefix("sm_")): name for name in found["chips"]}

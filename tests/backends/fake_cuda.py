@@ -88,6 +88,9 @@ class FakeCuda:
     def cuMemHostAlloc(self, size: int, flags: int) -> tuple[int, int]:
         return self.cuMemAlloc(size)
 
+    def cuMemHostGetDevicePointer(self, host: int, flags: int) -> tuple[int, int]:
+        return OK, host
+
     def cuMemcpyHtoDAsync(self, device: int, host: int, size: int, stream: int) -> tuple[int]:
         self.calls.append("copy in")
         ctypes.memmove(device, host, size)

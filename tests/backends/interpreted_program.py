@@ -52,13 +52,17 @@ class InterpretedProgram:
             """Numbers that would lead far astray behind what a step may read."""
             return torch.tensor([*values, *[10**6] * (count - len(values))], dtype=dtype)
 
-        regions = {
+        inputs = {
             "batch": padded(header, 8, torch.int32),
             "tokens": padded(tokens, bucket.tokens, torch.int64),
             "positions": padded(positions, bucket.tokens, torch.int64),
             "query_start": padded(starts, bucket.tokens + 1, torch.int32),
             "block_table": torch.cat([self.tables[s] for s, _ in batch]),
             "sample_rows": padded(rows, bucket.rows, torch.int32),
+        }
+        regions = {
+            **{f"host_{name}": given for name, given in inputs.items()},
+            **{name: torch.full_like(given, 10**6) for name, given in inputs.items()},
             "logits": logits,
             "arena": torch.full((bucket.arena_bytes,), 0xFF, dtype=torch.uint8),
             "weights": self.weights,

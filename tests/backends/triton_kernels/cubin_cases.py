@@ -30,6 +30,7 @@ from graphwright.backends.triton.kernels.rope import rope_append
 from graphwright.backends.triton.kernels.routed_groups import routed_groups
 from graphwright.backends.triton.kernels.routed_linear import routed_linear, routed_tiles
 from graphwright.backends.triton.kernels.select_rows import select_rows
+from graphwright.backends.triton.kernels.take_inputs import take_inputs
 from graphwright.backends.triton.kernels.token_slots import token_slots
 from graphwright.backends.triton.kernels.top_k import top_k
 from graphwright.backends.triton.kernels.weight_format import WeightFormat
@@ -98,6 +99,7 @@ def rope_to(cache: str, norm: str | None = None) -> TritonKernel:
 
 
 SMALL: dict[str, Callable[[], TritonKernel]] = {
+    "take_inputs": take_inputs,
     "token_slots": token_slots,
     "add_rms_norm 4096, a sandwich": lambda: norm(
         "rms_norm",

@@ -28,6 +28,7 @@ from graphwright.backends.triton.kernels.embedding import (  # noqa: E402
 from graphwright.backends.triton.kernels.gated_act import gated_act  # noqa: E402
 from graphwright.backends.triton.kernels.norms import norm  # noqa: E402
 from graphwright.backends.triton.kernels.select_rows import select_rows  # noqa: E402
+from graphwright.backends.triton.kernels.take_inputs import take_inputs  # noqa: E402
 from graphwright.backends.triton.kernels.top_k import top_k  # noqa: E402
 from graphwright.backends.triton.kernels.weight_format import pack_nibbles  # noqa: E402
 from graphwright.backends.triton.kernels.weighted_sum import weighted_sum  # noqa: E402
@@ -212,3 +213,24 @@ def test_candidates_come_in_order_and_ties_by_token(
     assert torch.equal(values.nan_to_num(7.5), want[:, :found].nan_to_num(7.5))
     assert not counters.any()
     assert (out[rows] == 77).all()
+
+
+@FEW
+@given(st.integers(1, 2100), st.integers(1, 70), st.integers(1, 40), st.integers(0, 70))
+def test_inputs_are_taken_as_far_as_they_are_used(
+    tokens: int, sequences: int, width: int, rows: int
+) -> None:
+    sizes = {torch.int64: (tokens, tokens), torch.int32: (sequences + 1, sequences * width, rows)}
+    given = [
+        torch.randint(1 << 30, (size + 5,), dtype=dtype)
+        for dtype, each in sizes.items()
+        for size in each
+    ]
+    header = batch_header(tokens, sequences, width, rows)
+    taken = [untouched(each.shape, each.dtype) for each in (header, *given)]
+    call(take_inputs(), header, *given, *taken)
+    assert torch.equal(taken[0], header)
+    for source, target in zip(given, taken[1:], strict=True):
+        used = len(source) - 5
+        assert torch.equal(target[:used], source[:used])
+        assert (target[used:] == 77).all()

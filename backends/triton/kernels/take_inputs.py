@@ -1,0 +1,79 @@
+"""The inputs of a step, from pinned memory of the host to where its kernels read them.
+
+As the first launch of a step it belongs to the captured graph: the host starts one thing, and no
+copy engine hands over to the multiprocessors. Each program reads the counts, then its part of one
+input, with all its loads in flight: two trips to the host and back, of what the step uses alone.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from graphwright.backends.triton.kernels.kernel import ROWS, Size, TritonKernel, define
+from graphwright.backends.triton.kernels.sizes import quotient_up
+
+__all__ = ["take_inputs"]
+
+_BLOCK = 1024  # numbers that a program takes at once
+_MOST_PROGRAMS = 32  # of an input; a program goes on behind the others
+_INPUTS = 5  # but for the counts
+
+
+@triton.jit
+def take(source, target, count, BLOCK: tl.constexpr):
+    """target[:count] = source[:count], shared by the programs of the first axis."""
+    for first in range(tl.program_id(0) * BLOCK, count, tl.num_programs(0) * BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        tl.store(target + at, tl.load(source + at, mask=at < count), mask=at < count)
+
+
+@triton.jit
+def take_inputs_kernel(
+    host_batch, host_tokens, host_positions, host_query_start, host_block_table, host_sample_rows,
+    batch, tokens, positions, query_start, block_table, sample_rows,
+    T: tl.constexpr, B: tl.constexpr, M: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    which = tl.program_id(1)
+    if which == 0:
+        count = tl.load(host_batch + T)
+        take(host_tokens, tokens, count, BLOCK)
+    elif which == 1:
+        count = tl.load(host_batch + T)
+        take(host_positions, positions, count, BLOCK)
+    elif which == 2:
+        count = tl.load(host_batch + B) + 1
+        take(host_query_start, query_start, count, BLOCK)
+    elif which == 3:
+        count = tl.load(host_batch + B) * tl.load(host_batch + M)
+        take(host_block_table, block_table, count, BLOCK)
+    else:
+        count = tl.load(host_batch + R)
+        take(host_sample_rows, sample_rows, count, BLOCK)
+        if tl.program_id(0) == 0:
+            i = tl.arange(0, 8)
+            tl.store(batch + i, tl.load(host_batch + i))
+
+
+def take_inputs() -> TritonKernel:
+    """Pointers: batch int32 [8], tokens int64 [T], positions int64 [T], query_start int32 [B + 1],
+    block_table int32 [B * M], sample_rows int32 [R] in memory of the host, then the same six in the
+    GPU's. What lies behind these in the GPU's stays as it was.
+    """
+    inputs = {
+        "batch": "int32", "tokens": "int64", "positions": "int64", "query_start": "int32",
+        "block_table": "int32", "sample_rows": "int32",
+    }  # fmt: skip
+    return define(
+        "take_inputs",
+        take_inputs_kernel,
+        {**{f"host_{name}": dtype for name, dtype in inputs.items()}, **inputs},
+        {**ROWS, "BLOCK": _BLOCK},
+        grid=_grid,
+        num_warps=4,
+    )
+
+
+def _grid(size: Size) -> tuple[int, int, int]:
+    """A program for each token's row of a block table with some hundred entries."""
+    return min(_MOST_PROGRAMS, quotient_up(size["T"], 2)), _INPUTS, 1
