@@ -143,11 +143,8 @@ def lower_program(
                 program.info.max_context or DEFAULT_CONTEXT, tokens, options.chips, picks,
             )  # fmt: skip
             launches, entries = lower_entry(context)
-            lists = (
-                (_inputs(context), *launches),
-                largest_logits(context),
-                candidate_logits(context),
-            )
+            step = [_inputs(context), *launches]
+            lists = (step, largest_logits(context), candidate_logits(context))
             rows = min(tokens, plan.max_rows)
             settled = [tuple(context.settled(each)) for each in lists]
             buckets.append(Bucket(name, tokens, rows, context.arena_bytes, *settled))
