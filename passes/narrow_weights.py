@@ -15,7 +15,7 @@ from graphwright.ir.weights import Expression, Weight
 from graphwright.passes.base import Exactness, Pass, Stage
 from graphwright.passes.head import logits_linears
 from graphwright.passes.recipe import Recipe
-from graphwright.passes.weight_roles import Role, reads_tokens, role_of, weight_argument
+from graphwright.passes.weight_roles import Role, refusal, role_of, weight_argument
 
 __all__ = ["NarrowWeights", "NarrowedWeight"]
 
@@ -66,12 +66,10 @@ class NarrowWeights(Pass):
         scheme = self.recipe.scheme_for(name, role)
         if not isinstance(scheme, FloatScheme):
             return None
-        if weight is None or not weight.dtype.is_floating_point:
-            self.miss(f"'{node.name}': '{name}' is no floating-point weight.")
+        if (why := refusal(node, name, weight, role)) is not None:
+            self.miss(f"'{node.name}': {why}.")
             return None
-        if role == "embedding" and not reads_tokens(node.args[1]):
-            self.miss(f"'{node.name}': the table '{name}' is not read by token id.")
-            return None
+        assert weight is not None
         return None if weight.dtype == scheme.dtype else scheme
 
 

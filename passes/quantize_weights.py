@@ -17,7 +17,7 @@ from graphwright.passes.head import logits_linears
 from graphwright.passes.quantized_part import KeptBytes, QuantizedPart
 from graphwright.passes.recipe import Recipe
 from graphwright.passes.self_written_tokens import SelfWritten
-from graphwright.passes.weight_roles import Role, reads_tokens, role_of, weight_argument
+from graphwright.passes.weight_roles import Role, refusal, role_of, weight_argument
 
 __all__ = ["QuantizeWeights"]
 
@@ -79,12 +79,10 @@ class QuantizeWeights(Pass):
         scheme = self.recipe.scheme_for(name, role)
         if not isinstance(scheme, Scheme):
             return None
-        if weight is None or not weight.dtype.is_floating_point:
-            self.miss(f"'{node.name}': '{name}' is no floating-point weight.")
+        if (why := refusal(node, name, weight, role)) is not None:
+            self.miss(f"'{node.name}': {why}.")
             return None
-        if role == "embedding" and not reads_tokens(node.args[1]):
-            self.miss(f"'{node.name}': the table '{name}' is not read by token id.")
-            return None
+        assert weight is not None
         inputs = weight.shape[-1]
         fitting = scheme.for_inputs(inputs)
         if fitting != scheme:

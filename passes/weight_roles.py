@@ -8,8 +8,9 @@ import torch
 from torch import fx
 
 from graphwright.ir.layout import VIEW_OPS
+from graphwright.ir.weights import Weight
 
-__all__ = ["Role", "reads_tokens", "role_of", "weight_argument"]
+__all__ = ["Role", "refusal", "role_of", "weight_argument"]
 
 gw = torch.ops.gw
 Role = Literal["linear", "experts", "head", "embedding"]
@@ -30,7 +31,18 @@ def weight_argument(role: Role) -> int:
     return _PLACE.get(role, 1)
 
 
-def reads_tokens(ids: object) -> bool:
+def refusal(node: fx.Node, name: str, weight: Weight | None, role: Role) -> str | None:
+    """Why the weight `name` that `node` reads in `role` keeps its numbers; None where it may be
+    stored in fewer bits.
+    """
+    if weight is None or not weight.dtype.is_floating_point:
+        return f"'{name}' is no floating-point weight"
+    if role == "embedding" and not _reads_tokens(node.args[1]):
+        return f"the table '{name}' is not read by token id"
+    return None
+
+
+def _reads_tokens(ids: object) -> bool:
     """Do the indices come from the tokens, unchanged but for their shape?"""
     while isinstance(ids, fx.Node) and ids.target in VIEW_OPS:
         ids = ids.args[0]

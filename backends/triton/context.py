@@ -10,6 +10,7 @@ from torch import fx
 
 from graphwright.backends.blobs import BlobTable, Layout, dense
 from graphwright.backends.registry import arguments
+from graphwright.backends.rows import row_count, rows_of
 from graphwright.backends.triton.chips import Chip
 from graphwright.backends.triton.dtypes import ITEM_SIZES, StoredTypes
 from graphwright.backends.triton.fusions import Fusions
@@ -18,7 +19,7 @@ from graphwright.backends.triton.kv_layout import KvLayout
 from graphwright.backends.triton.launches import PARAMETERS, Launch, Operand
 from graphwright.backends.tuning import Picks
 from graphwright.ir.errors import BackendError
-from graphwright.ir.layout import RowView, row_axis, row_view
+from graphwright.ir.layout import RowView
 from graphwright.ir.memory import MemoryPlan, align, buffer_name, result_of, results
 from graphwright.ir.program import Program
 
@@ -81,11 +82,8 @@ class LoweringContext:
     # ---- values
 
     def view(self, node: Any) -> RowView:
-        """Where the rows of an argument lie. Raises BackendError when it has none."""
-        view = row_view(node) if isinstance(node, fx.Node) else None
-        if view is None:
-            raise BackendError(f"'{node}' has no rows: {getattr(node, 'meta', {}).get('val')}.")
-        return view
+        """As rows_of."""
+        return rows_of(node)
 
     def value(self, node: Any) -> Operand:
         """The first row of an argument: in the arena, among the inputs, or the logits."""
@@ -118,16 +116,8 @@ class LoweringContext:
         )
 
     def rows(self, step: fx.Node) -> RowCount:
-        """Does the step work on the T tokens or on the R sampled rows? Raises BackendError."""
-        value = next(iter(results(step).values()))
-        axis = row_axis(value)
-        name = None if axis is None else self.program.dims.get(str(value.shape[axis]))
-        if name not in ("T", "R"):
-            shape = tuple(getattr(value, "shape", ()))
-            raise BackendError(
-                f"step '{step.name}' has shape {shape}; its rows are neither T nor R."
-            )
-        return "T" if name == "T" else "R"
+        """As row_count."""
+        return row_count(self.program, step)
 
     def most(self, rows: RowCount) -> int:
         """The most rows of a step of this entry."""

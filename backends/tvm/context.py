@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx
 
 from graphwright.backends.blobs import BlobTable, Layout, identity
 from graphwright.backends.registry import arguments
+from graphwright.backends.rows import RowCount, row_count, rows_of
 from graphwright.backends.tuning import Picks
 from graphwright.backends.tvm.kernels.kernel import Kernel
 from graphwright.backends.tvm.kernels.quantize_rows import Int8Rows
 from graphwright.backends.tvm.kv_layout import KvLayout
-from graphwright.backends.tvm.phases import PARAMETERS, Operand, RowCount
+from graphwright.backends.tvm.phases import PARAMETERS, Operand
 from graphwright.backends.tvm.target import Cpu
 from graphwright.ir.errors import BackendError
 from graphwright.ir.int8_results import integer_reader
-from graphwright.ir.layout import RowView, row_axis, row_view
+from graphwright.ir.layout import RowView
 from graphwright.ir.memory import SHORT_ROW, MemoryPlan, buffer_name, result_of, results, scratch
 from graphwright.ir.program import Program
 from graphwright.ir.schemes import Scheme
@@ -77,11 +78,8 @@ class LoweringContext:
     # ---- values
 
     def view(self, node: Any) -> RowView:
-        """Where the rows of an argument lie. Raises BackendError when it has none."""
-        view = row_view(node) if isinstance(node, fx.Node) else None
-        if view is None:
-            raise BackendError(f"'{node}' has no rows: {getattr(node, 'meta', {}).get('val')}.")
-        return view
+        """As rows_of."""
+        return rows_of(node)
 
     def value(self, node: Any) -> Operand:
         """The first row of an argument: in the arena, among the inputs, or the logits."""
@@ -124,16 +122,8 @@ class LoweringContext:
         return Int8Rows(k, Scheme.parse(given["scheme"]).group), operands
 
     def rows(self, step: fx.Node) -> RowCount:
-        """Does the step work on the T tokens or on the R sampled rows? Raises BackendError."""
-        value = next(iter(results(step).values()))
-        axis = row_axis(value)
-        name = None if axis is None else self.program.dims.get(str(value.shape[axis]))
-        if name not in ("T", "R"):
-            shape = tuple(getattr(value, "shape", ()))
-            raise BackendError(
-                f"step '{step.name}' has shape {shape}; its rows are neither T nor R."
-            )
-        return cast(RowCount, name)
+        """As row_count."""
+        return row_count(self.program, step)
 
     # ---- weights and states
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from graphwright.backends.states import cache_of, describe_states, known_states
 from graphwright.backends.tvm.kernels.kv_values import BLOCK_SIZE, KvBlock
 from graphwright.ir.errors import BackendError
 from graphwright.ir.memory import align
@@ -34,24 +35,18 @@ class KvLayout:
     @staticmethod
     def of(states: Iterable[State]) -> KvLayout:
         """The layout of these states. Raises BackendError for one that it does not know."""
-        known: list[KVState | ConvState] = []
+        known = known_states(states)
         offsets: dict[str, int] = {}
         end = 0
-        for state in states:
-            if not isinstance(state, (KVState, ConvState)):
-                raise BackendError(
-                    f"state '{state.name}' is a {type(state).__name__}, neither a KV cache nor the "
-                    "rolling state of a convolution."
-                )
+        for state in known:
             if isinstance(state, ConvState) and state.dtype is not torch.float32:
                 raise BackendError(f"state '{state.name}' is {state.dtype}, not float32.")
-            known.append(state)
             shapes = state.shapes(1, BLOCK_SIZE)
             for name, shape, dtype in zip(state.inputs, shapes, state.dtypes, strict=True):
                 channels = shape[-1] + (shape[-1] % 2 if dtype is torch.int8 else 0)  # in pairs
                 offsets[name] = end
                 end = align(end + math.prod(shape[:-1]) * channels * dtype.itemsize)
-        return KvLayout(tuple(known), offsets, end)
+        return KvLayout(known, offsets, end)
 
     @property
     def block_stride(self) -> int:
@@ -60,45 +55,12 @@ class KvLayout:
 
     def block_of(self, name: str) -> KvBlock:
         """What kernels must know of the cache whose keys are the input `name`."""
-        for state in self.states:
-            if isinstance(state, KVState) and state.inputs[0] == name:
-                return KvBlock(
-                    state.heads, state.head_dim, state.value_dim, self.block_bytes,
-                    str(state.dtype).removeprefix("torch."),
-                )  # fmt: skip
-        raise BackendError(f"'{name}' are not the keys of a cache.")
+        state = cache_of(self.states, name)
+        return KvBlock(
+            state.heads, state.head_dim, state.value_dim, self.block_bytes,
+            str(state.dtype).removeprefix("torch."),
+        )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
-        """The states for plan.json: `states` are the caches, `rolling` the rolling states."""
-        return {
-            "block_size": BLOCK_SIZE,
-            "block_bytes": self.block_bytes,
-            "states": [
-                {
-                    "name": state.name,
-                    "heads": state.heads,
-                    "head_dim": state.head_dim,
-                    "value_dim": state.value_dim,
-                    "dtype": str(state.dtype).removeprefix("torch."),
-                    "mask": str(state.mask),
-                    "span": state.mask.span,
-                    "k_offset": self.offsets[state.inputs[0]],
-                    "v_offset": self.offsets[state.inputs[1]],
-                    "scale_offsets": [self.offsets[name] for name in state.inputs[2:]],
-                    "bytes_per_token": state.bytes_per_token(),
-                }
-                for state in self.states
-                if isinstance(state, KVState)
-            ],
-            "rolling": [
-                {
-                    "name": state.name,
-                    "kept": state.kept,
-                    "channels": state.channels,
-                    "dtype": str(state.dtype).removeprefix("torch."),
-                    "offset": self.offsets[state.name],
-                }
-                for state in self.states
-                if isinstance(state, ConvState)
-            ],
-        }
+        """The states for plan.json."""
+        return describe_states(self.states, self.offsets, BLOCK_SIZE, self.block_bytes)

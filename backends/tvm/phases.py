@@ -7,11 +7,11 @@ itself, in memory of its own, and nobody waits. `meetings.py` says where threads
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
+from graphwright.backends.rows import RowCount
 from graphwright.backends.tvm.kernels.kernel import Kernel
 
-__all__ = ["ALONE_ROWS", "PARAMETERS", "Operand", "Phase", "RowCount", "parts_of"]
+__all__ = ["ALONE_ROWS", "PARAMETERS", "Operand", "Phase", "parts_of"]
 
 PART_BYTES = 64 << 10  # of weights in a part of a phase, at least
 ALONE_ROWS = 2  # tokens of a step up to which replicated phases are computed by every thread
@@ -29,8 +29,6 @@ PARAMETERS = {
     "weights": "uint8",
     "kv": "uint8",
 }
-
-RowCount = Literal["T", "R"]
 
 
 @dataclass(frozen=True)

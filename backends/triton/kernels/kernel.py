@@ -13,7 +13,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
+
+from graphwright.backends.rows import RowCount
 
 __all__ = [
     "DTYPES",
@@ -27,7 +29,6 @@ __all__ = [
     "with_dtype",
 ]
 
-RowCount = Literal["T", "R"]
 Size: TypeAlias = Mapping[RowCount, int]  # a bucket: the most tokens T and sampled rows R
 Grid: TypeAlias = tuple[int, int, int]
 ROWS = {"T": 0, "B": 1, "M": 2, "R": 3}  # where `batch` counts them

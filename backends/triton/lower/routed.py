@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from graphwright.backends.blobs import dense
+from graphwright.backends.rows import experts_of_rows
 from graphwright.backends.triton.context import LoweringContext, arguments
 from graphwright.backends.triton.kernels.kernel import with_dtype
 from graphwright.backends.triton.kernels.routed_groups import routed_groups
@@ -24,21 +25,8 @@ gw = torch.ops.gw
 BATCH = Operand("batch")
 
 
-def _refusal(context: LoweringContext, node: fx.Node) -> str | None:
-    """Refuses rows that are not one list of int64 experts, and one vector or one for each."""
-    given = arguments(node)
-    x, experts = given["x"], given["experts"]
-    if experts.meta["val"].dtype is not torch.int64:
-        return f"'{experts}' is {experts.meta['val'].dtype}, not int64"
-    length, slots = int(given["weight"].meta["val"].shape[2]), context.view(experts).row_size
-    found = context.view(x).row_size
-    if found not in (length, slots * length):
-        return f"a row of '{x}' has {found} elements, not {length} or {slots} times as many"
-    return None
-
-
-@lowering(gw.routed_linear.default, when=_refusal)
-@lowering(gw.quantized_routed_linear.default, when=_refusal)
+@lowering(gw.routed_linear.default, when=experts_of_rows)
+@lowering(gw.quantized_routed_linear.default, when=experts_of_rows)
 def routed_linear(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
     """The pairs of tokens and slots are sorted once for all products with the same routing."""
     given = arguments(node)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from graphwright.backends.rows import one_id_a_row
 from graphwright.backends.triton.context import LoweringContext, arguments
 from graphwright.backends.triton.dtypes import ITEM_SIZES
 from graphwright.backends.triton.kernels.embedding import embedding as embedding_kernel
@@ -17,21 +18,10 @@ from graphwright.backends.triton.lower.linear import format_of, weights_of
 from graphwright.backends.triton.registry import lowering
 from graphwright.backends.triton.weights import dense_as
 
-__all__ = ["embedding", "one_id_a_row", "quantized_embedding", "select_rows"]
+__all__ = ["embedding", "quantized_embedding", "select_rows"]
 
 gw = torch.ops.gw
 BATCH = Operand("batch")
-
-
-def one_id_a_row(context: LoweringContext, node: fx.Node) -> str | None:
-    """Refuses indices that do not come one int64 a row."""
-    ids = arguments(node)["ids"]
-    view = context.view(ids)
-    if not view.dense or view.row_size != 1:
-        return f"'{ids}' has {view.row_size} of {view.row_stride} elements a row, not one index"
-    if ids.meta["val"].dtype is not torch.int64:
-        return f"'{ids}' is {ids.meta['val'].dtype}, not int64"
-    return None
 
 
 @lowering(gw.embedding.default, when=one_id_a_row)

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from graphwright.backends.blobs import Layout
+from graphwright.backends.rows import one_id_a_row
 from graphwright.backends.tvm.context import LoweringContext, arguments
 from graphwright.backends.tvm.kernels.linear_quantized import (
     linear_quantized,
@@ -21,7 +22,6 @@ from graphwright.backends.tvm.kernels.quantized_embedding import (
 )
 from graphwright.backends.tvm.layouts import linear_quantized_layouts, table_quantized_layouts
 from graphwright.backends.tvm.lower.linear import epilogue_of, one_vector_a_row
-from graphwright.backends.tvm.lower.tokens import one_id_a_row
 from graphwright.backends.tvm.phases import Operand, Phase, parts_of
 from graphwright.backends.tvm.product_choices import choose_tilings
 from graphwright.backends.tvm.registry import lowering

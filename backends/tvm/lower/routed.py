@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from graphwright.backends.blobs import Layout, dense
+from graphwright.backends.rows import experts_of_rows
 from graphwright.backends.tvm.context import LoweringContext, arguments
 from graphwright.backends.tvm.kernels.float_weights import FloatWeights
 from graphwright.backends.tvm.kernels.linear_float import float_tilings
@@ -31,16 +32,9 @@ gw = torch.ops.gw
 
 
 def _refusal(context: LoweringContext, node: fx.Node) -> str | None:
-    """Refuses rows that are not one list of int64 experts, and one vector or one for each."""
-    given = arguments(node)
-    x, experts = given["x"], given["experts"]
-    if experts.meta["val"].dtype is not torch.int64:
-        return f"'{experts}' is {experts.meta['val'].dtype}, not int64"
-    length, slots = int(given["weight"].meta["val"].shape[2]), context.view(experts).row_size
-    found = context.view(x).row_size
-    if found not in (length, slots * length):
-        return f"a row of '{x}' has {found} elements, not {length} or {slots} times as many"
-    return _float_rows(context, x)
+    """What experts_of_rows refuses, and rows that are not float32."""
+    x = arguments(node)["x"]
+    return experts_of_rows(context, node) or _float_rows(context, x)
 
 
 def _float_rows(context: LoweringContext, *values: fx.Node) -> str | None:

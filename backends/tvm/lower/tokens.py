@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from graphwright.backends.blobs import dense
+from graphwright.backends.rows import one_id_a_row
 from graphwright.backends.tvm.context import LoweringContext, arguments
 from graphwright.backends.tvm.kernels.embedding import embedding as embedding_kernel
 from graphwright.backends.tvm.kernels.float_weights import FloatWeights
@@ -14,20 +15,9 @@ from graphwright.backends.tvm.layouts import linear_float_layout
 from graphwright.backends.tvm.phases import Phase
 from graphwright.backends.tvm.registry import lowering
 
-__all__ = ["embedding", "one_id_a_row", "select_rows"]
+__all__ = ["embedding", "select_rows"]
 
 gw = torch.ops.gw
-
-
-def one_id_a_row(context: LoweringContext, node: fx.Node) -> str | None:
-    """Refuses indices that do not come one int64 a row."""
-    ids = arguments(node)["ids"]
-    view = context.view(ids)
-    if not view.dense or view.row_size != 1:
-        return f"'{ids}' has {view.row_size} of {view.row_stride} elements a row, not one index"
-    if ids.meta["val"].dtype is not torch.int64:
-        return f"'{ids}' is {ids.meta['val'].dtype}, not int64"
-    return None
 
 
 @lowering(gw.embedding.default, when=one_id_a_row)

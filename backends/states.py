@@ -1,0 +1,77 @@
+"""The states of a program as a backend lays them out: in blocks of a few positions each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from graphwright.ir.errors import BackendError
+from graphwright.ir.states import ConvState, KVState, State
+
+__all__ = ["cache_of", "describe_states", "known_states"]
+
+
+def known_states(states: Iterable[State]) -> tuple[KVState | ConvState, ...]:
+    """`states`, all of which must be caches or rolling states. Raises BackendError."""
+    known: list[KVState | ConvState] = []
+    for state in states:
+        if not isinstance(state, (KVState, ConvState)):
+            raise BackendError(
+                f"state '{state.name}' is a {type(state).__name__}, neither a KV cache nor the "
+                "rolling state of a convolution."
+            )
+        known.append(state)
+    return tuple(known)
+
+
+def cache_of(states: Iterable[KVState | ConvState], name: str) -> KVState:
+    """The cache whose keys are the input `name`. Raises BackendError."""
+    for state in states:
+        if isinstance(state, KVState) and state.inputs[0] == name:
+            return state
+    raise BackendError(f"'{name}' are not the keys of a cache.")
+
+
+def describe_states(
+    states: Iterable[KVState | ConvState], offsets: Mapping[str, int], block_size: int,
+    block_bytes: int,
+) -> dict[str, Any]:  # fmt: skip
+    """For plan.json: `states` are the caches, `rolling` the rolling states. offsets: bytes from a
+    block's start, by the name of the state's input.
+    """
+    caches: list[dict[str, Any]] = []
+    rolling: list[dict[str, Any]] = []
+    for state in states:
+        dtype = str(state.dtype).removeprefix("torch.")
+        if isinstance(state, KVState):
+            caches.append(
+                {
+                    "name": state.name,
+                    "heads": state.heads,
+                    "head_dim": state.head_dim,
+                    "value_dim": state.value_dim,
+                    "dtype": dtype,
+                    "mask": str(state.mask),
+                    "span": state.mask.span,
+                    "k_offset": offsets[state.inputs[0]],
+                    "v_offset": offsets[state.inputs[1]],
+                    "scale_offsets": [offsets[name] for name in state.inputs[2:]],
+                    "bytes_per_token": state.bytes_per_token(),
+                }
+            )
+        else:
+            rolling.append(
+                {
+                    "name": state.name,
+                    "kept": state.kept,
+                    "channels": state.channels,
+                    "dtype": dtype,
+                    "offset": offsets[state.name],
+                }
+            )
+    return {
+        "block_size": block_size,
+        "block_bytes": block_bytes,
+        "states": caches,
+        "rolling": rolling,
+    }
