@@ -17,7 +17,7 @@ from graphwright.backends.triton.chips import Chip
 from graphwright.backends.triton.kernels.kernel import DTYPES, TritonKernel
 from graphwright.ir.errors import BackendError
 
-__all__ = ["Cubin", "Source", "compile_cubin", "compile_cubins", "cuobjdump"]
+__all__ = ["Cubin", "Source", "compile_cubin", "compile_cubins", "cuobjdump", "triton_code"]
 
 ALIGNMENT = 16  # bytes: what the widest load of a thread needs
 
@@ -67,6 +67,29 @@ def compile_cubins(sources: Sequence[Source], threads: int) -> list[Cubin]:
 
 
 def _compile(kernel: TritonKernel, chip: Chip, aligned: frozenset[str]) -> Cubin:
+    compiled = triton_code(kernel, chip, aligned)
+    found = compiled.metadata
+    if found.shared > chip.shared:
+        raise BackendError(
+            f"'{kernel.name}' needs {found.shared} bytes of shared memory; {chip.name} gives "
+            f"{chip.shared} to a block."
+        )
+    if found.global_scratch_size or found.profile_scratch_size:
+        raise BackendError(f"'{kernel.name}' needs scratch memory of its own, which none is given.")
+    code = compiled.asm["cubin"]
+    parameters = _parameters(compiled.asm["ptx"], found.name)
+    registers, stack = _usage(code)
+    pointers = len(kernel.pointers)
+    return Cubin(
+        code, found.name, kernel.num_warps, found.shared, parameters - pointers, registers, stack
+    )
+
+
+def triton_code(kernel: TritonKernel, chip: Chip, aligned: frozenset[str]) -> Any:
+    """What Triton makes of a kernel: its stages of code, `asm`, and `metadata`.
+
+    Raises BackendError as compile_cubins.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -89,25 +112,11 @@ def _compile(kernel: TritonKernel, chip: Chip, aligned: frozenset[str]) -> Cubin
         "enable_fp_fusion": True,
     }
     try:
-        compiled = triton.compile(source, target=GPUTarget("cuda", chip.arch, 32), options=options)
+        return triton.compile(source, target=GPUTarget("cuda", chip.arch, 32), options=options)
     except Exception as error:
         raise BackendError(
             f"Triton does not compile '{kernel.name}' for {chip.name}: {error}"
         ) from error
-    found = compiled.metadata
-    if found.shared > chip.shared:
-        raise BackendError(
-            f"'{kernel.name}' needs {found.shared} bytes of shared memory; {chip.name} gives "
-            f"{chip.shared} to a block."
-        )
-    if found.global_scratch_size or found.profile_scratch_size:
-        raise BackendError(f"'{kernel.name}' needs scratch memory of its own, which none is given.")
-    code = compiled.asm["cubin"]
-    parameters = _parameters(compiled.asm["ptx"], found.name)
-    registers, stack = _usage(code)
-    return Cubin(
-        code, found.name, kernel.num_warps, found.shared, parameters - len(types), registers, stack
-    )
 
 
 _CACHE: list[tempfile.TemporaryDirectory[str]] = []
