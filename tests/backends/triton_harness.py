@@ -26,7 +26,9 @@ from graphwright.backends.triton.cubin import Cubin, compile_cubins, cuobjdump
 from graphwright.backends.triton.interpret import prepare
 from graphwright.backends.triton.kernels.kernel import TritonKernel
 
-__all__ = ["batch_header", "call", "compile_all", "untouched"]
+__all__ = ["SPARE", "batch_header", "call", "compile_all", "untouched"]
+
+SPARE = 3  # rows that a bucket has beyond those of the step
 
 
 def batch_header(tokens: int, sequences: int = 1, width: int = 1, rows: int = 0) -> torch.Tensor:
@@ -34,7 +36,7 @@ def batch_header(tokens: int, sequences: int = 1, width: int = 1, rows: int = 0)
     return torch.tensor([tokens, sequences, width, rows, 0, 0, 0, 0], dtype=torch.int32)
 
 
-def call(kernel: TritonKernel, *tensors: torch.Tensor, spare: int = 3) -> None:
+def call(kernel: TritonKernel, *tensors: torch.Tensor, spare: int = SPARE) -> None:
     """Runs `kernel` on its pointers, the batch header first, in a bucket of `spare` rows more."""
     prepare()
     _interpret_bfloat16()

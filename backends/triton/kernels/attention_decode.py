@@ -25,8 +25,9 @@ from graphwright.backends.triton.kernels.epilogue import is_last
 from graphwright.backends.triton.kernels.kernel import TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 
-__all__ = ["decode_attention", "decode_scratch", "default_splits"]
+__all__ = ["decode_attention", "decode_scratch", "default_splits", "is_deep"]
 
+_COMBINED = 4096  # numbers of parts that four warps load at once: 32 registers
 _PROGRAMS = 128  # of one token, that splits should give: about one for each multiprocessor
 
 
@@ -39,17 +40,18 @@ def decode_attention_kernel(
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, FIRST: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_D: tl.constexpr, REST_D: tl.constexpr, BLOCK_V: tl.constexpr,
     PACKED: tl.constexpr, PACKS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    SPLITS: tl.constexpr, SHORTEST: tl.constexpr,
+    SPLITS: tl.constexpr, SHORTEST: tl.constexpr, FEW: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
-    if token >= tl.load(batch):
+    # at once, as each takes a trip to the L2 cache; behind the step's tokens nobody uses them
+    count, at = tl.load(batch), tl.load(positions + token).to(tl.int32)
+    entry = tl.load(sequences + token) * tl.load(batch + 2)
+    # the others are never negative: that they count here keeps their loads in front of the branch
+    if (token >= count) | (at < 0) | (entry < 0):
         return
+    table = block_table + entry
     kv_head, split = tl.program_id(1) // PACKS, tl.program_id(2)
-    row = tl.arange(0, ROWS)
-    shared = tl.program_id(1) % PACKS * PACKED + row
-    inside = (row < PACKED) & (shared < SHARED)
-    head = kv_head * SHARED + tl.where(inside, shared, 0)
-    at = tl.load(positions + token).to(tl.int32)
+    head, inside = heads_of(kv_head, SHARED, PACKED, PACKS, ROWS)
     lowest = lowest_key(at, WINDOW, CHUNK)
     start = lowest // KEYS * KEYS
     tiles = (at - start) // KEYS + 1
@@ -73,8 +75,7 @@ def decode_attention_kernel(
     slope = None
     if slopes is not None:
         slope = tl.load(slopes + head)
-    position = at + row * 0
-    table = block_table + tl.load(sequences + token) * tl.load(batch + 2)
+    position = at + head * 0
     if FIRST > 0:  # noqa: SIM102 - a constant, unlike the next condition
         if split == 0:
             for first in range(0, tl.minimum((FIRST + KEYS - 1) // KEYS * KEYS, start), KEYS):
@@ -90,59 +91,86 @@ def decode_attention_kernel(
             kv_head, k_cache, v_cache, k_scales, v_scales, DIM, VALUE_DIM, BLOCK_STRIDE,
             BLOCK_SIZE, SCALE, SOFTCAP, WINDOW, FIRST, CHUNK, BLOCK_D, REST_D, BLOCK_V, KEYS, True,
         )  # fmt: skip
-    d = tl.arange(0, BLOCK_V)
-    mask = inside[:, None] & (d < VALUE_DIM)[None, :]
-    done = True
     if SPLITS > 1:
-        done = parts == 1
         if parts > 1:
+            d = tl.arange(0, BLOCK_V)
             part = place * SPLITS + split
+            mask = inside[:, None] & (d < VALUE_DIM)[None, :]
             tl.store(partial + part[:, None] * VALUE_DIM + d[None, :], result, mask=mask)
             tl.store(tops + part, top, mask=inside)
             tl.store(totals + part, total, mask=inside)
             counter = counters + token * tl.num_programs(1) + tl.program_id(1)
-            done = is_last(counter, parts)
-            if done:
-                total, top, result = combined(
-                    partial, tops, totals, place * SPLITS, parts, inside, VALUE_DIM, ROWS, BLOCK_V,
-                    SPLITS,
-                )  # fmt: skip
-    if done:
-        if sinks is not None:
-            sink = tl.load(sinks + head) * 1.4426950408889634
-            highest = tl.maximum(top, sink)
-            fade = tl.exp2(top - highest)
-            total = total * fade + tl.exp2(sink - highest)
-            result = result * fade[:, None]
-        final = (result / total[:, None]).to(out.dtype.element_ty)
-        tl.store(out + place[:, None] * VALUE_DIM + d[None, :], final, mask=mask)
+            if is_last(counter, parts):
+                # rows as few as there are, not as tensor cores take
+                heads, known = heads_of(kv_head, SHARED, PACKED, PACKS, FEW)
+                row = token * (KV_HEADS * SHARED) + heads
+                sums, highest, whole = combined(
+                    partial, tops, totals, row * SPLITS, parts, known, VALUE_DIM, BLOCK_V, TOGETHER
+                )
+                write(out, whole, sums, highest, row, heads, known, sinks, VALUE_DIM)
+        else:
+            write(out, result, total, top, place, head, inside, sinks, VALUE_DIM)
+    else:
+        write(out, result, total, top, place, head, inside, sinks, VALUE_DIM)
+
+
+@triton.jit
+def heads_of(
+    kv_head, SHARED: tl.constexpr, PACKED: tl.constexpr, PACKS: tl.constexpr, ROWS: tl.constexpr
+):
+    """(the query heads of a program [ROWS], are there such)."""
+    row = tl.arange(0, ROWS)
+    shared = tl.program_id(1) % PACKS * PACKED + row
+    inside = (row < PACKED) & (shared < SHARED)
+    return kv_head * SHARED + tl.where(inside, shared, 0), inside
+
+
+@triton.jit
+def write(out, result, total, top, place, head, inside, sinks, VALUE_DIM: tl.constexpr):
+    """Stores result / total [rows, values] at `place`, with a sink among what was summed."""
+    if sinks is not None:
+        sink = tl.load(sinks + head) * 1.4426950408889634
+        highest = tl.maximum(top, sink)
+        fade = tl.exp2(top - highest)
+        total = total * fade + tl.exp2(sink - highest)
+        result = result * fade[:, None]
+    d = tl.arange(0, result.shape[1])
+    mask = inside[:, None] & (d < VALUE_DIM)[None, :]
+    final = (result / total[:, None]).to(out.dtype.element_ty)
+    tl.store(out + place[:, None] * VALUE_DIM + d[None, :], final, mask=mask)
 
 
 @triton.jit
 def combined(
-    partial, tops, totals, first, parts, inside, VALUE_DIM: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_V: tl.constexpr, SPLITS: tl.constexpr,
+    partial, tops, totals, first, parts, inside, VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr,
+    TOGETHER: tl.constexpr,
 ):  # fmt: skip
-    """(totals, tops, results) of all parts of the rows whose first part is `first` [ROWS]."""
-    number = tl.arange(0, SPLITS)
-    at, known = first[:, None] + number[None, :], inside[:, None] & (number < parts)[None, :]
-    each = tl.load(tops + at, mask=known, other=float("-inf"), cache_modifier=".cg")
-    top = tl.where(inside, tl.max(each, axis=1), 0.0)
-    totals_of = tl.load(totals + at, mask=known, other=0.0, cache_modifier=".cg")
-    total = tl.where(inside, tl.sum(tl.exp2(each - top[:, None]) * totals_of, axis=1), 1.0)
-    d = tl.arange(0, BLOCK_V)
+    """(totals, tops, results) of all parts of the rows whose first part is `first` [rows].
+
+    Of TOGETHER parts everything is loaded at once: one trip to the L2 cache.
+    """
+    ROWS: tl.constexpr = first.shape[0]
+    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
     result = tl.zeros((ROWS, BLOCK_V), tl.float32)
-    # as many loads in flight as registers allow
-    TOGETHER: tl.constexpr = 4 if ROWS * BLOCK_V <= 4096 else 1
+    d = tl.arange(0, BLOCK_V)
     for base in range(0, parts, TOGETHER):
-        for next_one in tl.static_range(TOGETHER):
-            part = base + next_one
-            used = inside & (part < parts)
-            own = tl.load(tops + first + part, mask=used, other=float("-inf"), cache_modifier=".cg")
-            mask = used[:, None] & (d < VALUE_DIM)[None, :]
-            row = partial + (first + part)[:, None] * VALUE_DIM + d[None, :]
-            value = tl.load(row, mask=mask, other=0.0, cache_modifier=".cg")
-            result += value * tl.exp2(own - top)[:, None]
+        # parts first: the rows go to the warps, and each thread adds what it loaded
+        part = base + tl.arange(0, TOGETHER)
+        known = (part < parts)[:, None] & inside[None, :]
+        at = first[None, :] + part[:, None]
+        row = partial + at[:, :, None] * VALUE_DIM + d[None, None, :]
+        mask = known[:, :, None] & (d < VALUE_DIM)[None, None, :]
+        value = tl.load(row, mask=mask, other=0.0, cache_modifier=".cg")
+        own = tl.load(tops + at, mask=known, other=float("-inf"), cache_modifier=".cg")
+        sums = tl.load(totals + at, mask=known, other=0.0, cache_modifier=".cg")
+        risen = tl.maximum(top, tl.max(own, axis=0))
+        level = tl.where(inside, risen, 0.0)
+        weight = tl.exp2(own - level[None, :])
+        fade = tl.exp2(top - level)
+        total = total * fade + tl.sum(weight * sums, axis=0)
+        result = result * fade[:, None] + tl.sum(value * weight[:, :, None], axis=0)
+        top = risen
     return total, top, result
 
 
@@ -151,30 +179,34 @@ def default_splits(shape: AttentionShape, context: int) -> int:
     the context has pieces of 128 positions. The same for every batch size, as results depend on it.
     """
     reach = min(context, shape.mask.span or context)
-    wanted = next_power_of_two(quotient_up(_PROGRAMS, shape.kv_heads))
+    wanted = next_power_of_two(quotient_up(_PROGRAMS, shape.kv_heads * shape.packs[1]))
     return min(64, wanted, next_power_of_two(quotient_up(reach, 128)))
 
 
 def decode_attention(
     shape: AttentionShape, splits: int, *, keys: int | None = None, num_warps: int = 4,
-    num_stages: int | None = None,
+    num_stages: int | None = None, deep: bool = False,
 ) -> TritonKernel:  # fmt: skip
     """gw.cached_attention, token by token, after the step's keys are in the cache.
 
     Pointers: batch, q (rows [heads, dim]), k_cache, v_cache, (k_scales, v_scales), (slopes),
-    (sinks), positions int64 [T], sequences int32 [T] (see token_slots), block_table int32 [B, M],
+    (sinks), positions int64 and sequences int32 (see token_slots), both of the whole bucket, though
+    those behind T mean nothing, block_table int32 [B, M],
     for splits > 1 the float32 scratch partial [T, heads, splits, value_dim], tops and totals
     [T, heads, splits] and counters int32, zero before and after, of `decode_scratch`; out
-    [T, heads, value_dim].
+    [T, heads, value_dim]. deep: see `is_deep`; results are the same.
     """
     assert splits >= 1 and splits == next_power_of_two(splits)
     head, rest, value = shape.blocks
     wide = (head + rest + value) * (4 if shape.dtype == "float32" else 2)
-    packed = min(shape.shared, 64)
-    packs = quotient_up(shape.shared, packed)
+    packed, packs = shape.packs
+    few = next_power_of_two(packed)
     single = shape.dtype == "float32"
     keys = keys or (16 if single or wide > 1024 else 64 if wide <= 512 else 32)
     several = splits > 1
+    # Triton's count: the table's entries are loaded a stage before the keys. With 5 the tile after
+    # the next is on its way
+    stages = 1 if single else 5 if deep else 2 if shape.cache == "int8" else 3
     given = shape.pointers() | {
         "positions": "int64", "sequences": "int32", "block_table": "int32",
         "partial": "float32" if several else None, "tops": "float32" if several else None,
@@ -186,17 +218,26 @@ def decode_attention(
         decode_attention_kernel,
         {"batch": "int32", **given},
         shape.constants() | {
-            "PACKED": packed, "PACKS": packs, "ROWS": max(16, next_power_of_two(packed)),
-            "KEYS": keys, "SPLITS": splits, "SHORTEST": quotient_up(128, keys),
+            "PACKED": packed, "PACKS": packs, "ROWS": max(16, few),
+            "KEYS": keys, "SPLITS": splits, "SHORTEST": quotient_up(128, keys), "FEW": few,
+            "TOGETHER": max(1, min(splits, _COMBINED // (few * value))),
         },
         grid=lambda size: (size["T"], shape.kv_heads * packs, splits),
         num_warps=num_warps,
-        num_stages=num_stages or (1 if single else 2 if shape.cache == "int8" else 3),
+        num_stages=num_stages or stages,
     )  # fmt: skip
+
+
+def is_deep(shape: AttentionShape, splits: int, tokens: int, multiprocessors: int) -> bool:
+    """Are steps of so many tokens to have two tiles of keys on their way, in twice the shared
+    memory? Where programs are few, each waits for what it has asked for; where there are many,
+    they hide each other's waiting, and more of them fit without.
+    """
+    programs = tokens * shape.kv_heads * shape.packs[1] * splits
+    return shape.dtype != "float32" and programs <= 2 * multiprocessors
 
 
 def decode_scratch(shape: AttentionShape, splits: int, tokens: int) -> tuple[int, int, int]:
     """Bytes of `partial`, of `tops` and `totals` each, and of `counters`, for so many tokens."""
     each = 4 * tokens * shape.heads * splits
-    packs = quotient_up(shape.shared, min(shape.shared, 64))
-    return each * shape.value_dim, each, 4 * tokens * shape.kv_heads * packs
+    return each * shape.value_dim, each, 4 * tokens * shape.kv_heads * shape.packs[1]

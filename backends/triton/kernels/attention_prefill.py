@@ -161,7 +161,7 @@ def prefill_attention(
     """
     head, rest, value = shape.blocks
     wide = (head + rest + value) * (4 if shape.dtype == "float32" else 2)  # bytes of k and v
-    packed = min(shape.shared, 64)
+    packed, packs = shape.packs
     single = shape.dtype == "float32"
     rows = rows or (16 if single else 128 if wide <= 512 else 64 if wide <= 1024 else 32)
     rows = max(16, next_power_of_two(packed), min(rows, next_power_of_two(tokens * packed)))
@@ -169,7 +169,6 @@ def prefill_attention(
     # a third stage of a cache that is converted in registers would spill
     stages = 3 if wide <= 512 and shape.cache != "int8" else 2
     tile_tokens = rows // packed
-    packs = quotient_up(shape.shared, packed)
     return define(
         "prefill_attention",
         prefill_attention_kernel,

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from graphwright.backends.triton.kernels.activation import tanh
-from graphwright.backends.triton.kernels.sizes import next_power_of_two
+from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 from graphwright.ir.masks import Mask
 
 __all__ = ["AttentionShape", "attend_tile", "dot", "load_rows", "lowest_key"]
@@ -52,6 +52,14 @@ class AttentionShape:
     def shared(self) -> int:
         """Query heads that read one key head."""
         return self.heads // self.kv_heads
+
+    @property
+    def packs(self) -> tuple[int, int]:
+        """(query heads that a program takes, programs for all that read one key head): as many
+        heads as four warps keep results of in 64 registers each.
+        """
+        packed = min(self.shared, 64, max(16, 8192 // self.blocks[2]))
+        return packed, quotient_up(self.shared, packed)
 
     @property
     def blocks(self) -> tuple[int, int, int]:

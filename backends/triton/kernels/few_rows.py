@@ -115,9 +115,13 @@ def few_rows_kernel(
     EPS: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, ONE: tl.constexpr,
     OUTPUTS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.load(batch + COUNT)
-    if rows == 0:
-        return
+    if COUNT == 0 and ONE:
+        rows = 1  # of a step of one token, without a trip to the L2 cache before all others
+    else:
+        rows = tl.load(batch + COUNT)
+        if COUNT > 0:  # noqa: SIM102 - a constant, unlike the next condition
+            if rows == 0:
+                return
     CHUNKS: tl.constexpr = (K + 127) // 128
     WHOLE: tl.constexpr = CHUNKS % (2 * PARTS) == 0 and K % 128 == 0  # parts are alike
     first = tl.program_id(0) * OUTPUTS

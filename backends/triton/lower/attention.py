@@ -12,6 +12,7 @@ from graphwright.backends.triton.kernels.attention_decode import (
     decode_attention,
     decode_scratch,
     default_splits,
+    is_deep,
 )
 from graphwright.backends.triton.kernels.attention_prefill import prefill_attention, prefill_sizes
 from graphwright.backends.triton.kernels.attention_tile import AttentionShape
@@ -123,7 +124,9 @@ def cached_attention(context: LoweringContext, node: fx.Node) -> tuple[Launch, .
         starts = context.value(given["query_start"])
         return (*launches, Launch(node.name, kernel, (*head, starts, table, *results)))
     splits = default_splits(shape, context.context)
-    kernel = context.kernel(decode_attention, shape, splits)
+    least = min(chip.multiprocessors for chip in context.chips)
+    deep = is_deep(shape, splits, context.tokens, least)
+    kernel = context.kernel(decode_attention, shape, splits, deep=deep)
     scratch: tuple[Operand, ...] = ()
     if splits > 1:
         partial, each, counters = decode_scratch(shape, splits, context.tokens)

@@ -146,6 +146,14 @@ ATTENTION: dict[str, Callable[[], TritonKernel]] = {
     "decode 128 int8": lambda: decode_attention(attention(128, 128, cache="int8"), 16),
     "decode 256": lambda: decode_attention(attention(256, 256), 16),
     "decode 576, 512": lambda: decode_attention(attention(576, 512), 16),
+    "decode 576, 512, 128 heads on 1": lambda: decode_attention(
+        replace(attention(576, 512), heads=128, kv_heads=1, q_stride=128 * 576), 16
+    ),
+    "decode 128, deep": lambda: decode_attention(attention(128, 128), 16, deep=True),
+    "decode 128 int8, deep": lambda: decode_attention(
+        attention(128, 128, cache="int8"), 16, deep=True
+    ),
+    "decode 576, 512, deep": lambda: decode_attention(attention(576, 512), 16, deep=True),
     "decode 32 float32": lambda: decode_attention(attention(32, 32, "float32", "float32"), 16),
 }
 PRODUCTS: dict[str, Callable[[], TritonKernel]] = {
@@ -188,7 +196,8 @@ CASES = SMALL | ATTENTION | PRODUCTS
 HOPPER = (
     *LARGE,
     "few_rows w4g128, normed and gated", "linear, 16 rows, normed and gated", "linear, 2048 rows",
-    "w4g128, 2048 rows", "routed w4g128, 16384 pairs", "decode 128", "decode 576, 512",
+    "w4g128, 2048 rows", "routed w4g128, 16384 pairs", "decode 128", "decode 128, deep",
+    "decode 576, 512",
     "prefill 128", "prefill 256",
 )  # fmt: skip
 

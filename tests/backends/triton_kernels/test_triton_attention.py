@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from graphwright.ir.tolerance import check_close
 
 triton = pytest.importorskip("triton")
 
-from triton_harness import batch_header, call, untouched  # noqa: E402
+from triton_harness import SPARE, batch_header, call, untouched  # noqa: E402
 
 from graphwright.backends.triton.kernels.attention_decode import (  # noqa: E402
     decode_attention,
@@ -160,10 +161,13 @@ class Step:
         assert out[-1].isnan().all()
         return out[:-1]
 
-    def decode(self, splits: int, **sizes: int) -> torch.Tensor:
+    def decode(self, splits: int, **sizes: Any) -> torch.Tensor:
         out = untouched((self.tokens + 1, self.case.heads, self.case.value_dim), self.case.dtype)
         extra = [x for x in (self.slopes, self.sinks) if x is not None]
-        where = (self.positions, self.sequences, self.table)
+        # behind the step's tokens: what a bucket's memory may hold
+        beyond = torch.full((SPARE,), 10**6)
+        positions = torch.cat([self.positions, beyond])
+        where = (positions, torch.cat([self.sequences, beyond.int()]), self.table)
         shape = self.shape()
         kernel = decode_attention(shape, splits, **sizes)
         partial, each, count = decode_scratch(shape, splits, self.tokens)
@@ -172,6 +176,8 @@ class Step:
         scratch = scratch if splits > 1 else []
         call(kernel, self.batch, self.q, *self.parts, *extra, *where, *scratch, out)
         assert out[-1].isnan().all() and not counters.any()
+        if splits > 1:
+            self.tops = scratch[1].reshape(self.tokens, self.case.heads, splits)
         return out[:-1]
 
 
@@ -191,6 +197,9 @@ CASES = [
     Case(4, 2, 16, 16, cache=torch.int8),
     Case(4, 2, 32, 16, dtype=torch.bfloat16, cache=torch.bfloat16),
     Case(4, 1, 16, 16, "causal & window(9)", dtype=torch.float16, cache=torch.int8),
+    # parts of 128 keys: the last program adds up to four; two at once, of rows as wide as these
+    Case(3, 1, 16, 16, sinks=True, lengths=((139, 2), (4, 1), (430, 1)), splits=4),
+    Case(4, 1, 16, 512, lengths=((300, 1), (500, 1)), splits=4),
 ]
 
 
@@ -201,6 +210,15 @@ def test_attention_over_ragged_batches_is_its_op(case: Case) -> None:
     want = step.expected()
     check_close(step.prefill(rows=16, keys=16), want)
     check_close(step.decode(case.splits, keys=16), want)
+
+
+def test_parts_are_added_up_where_there_are_several() -> None:
+    """The scratch of a token with one part stays as it was."""
+    step = Step(Case(3, 1, 16, 16, lengths=((139, 1), (4, 1), (430, 1)), splits=4))
+    step.append()
+    step.decode(4, keys=16)
+    found = [int(row.isfinite().sum()) for row in step.tops]
+    assert found == [3 * 2, 0, 3 * 4], "of three heads"
 
 
 def test_one_split_needs_no_scratch() -> None:
@@ -225,7 +243,7 @@ def test_inner_tiles_skip_the_mask() -> None:
 
 def test_a_token_decodes_to_the_same_bits_in_any_batch() -> None:
     alone, beside = (
-        Step(Case(2, 1, 16, 16, lengths=lengths)) for lengths in (((37, 1),), ((37, 1), (3, 2)))
+        Step(Case(2, 1, 16, 16, lengths=lengths)) for lengths in (((300, 1),), ((300, 1), (3, 2)))
     )
     for step in (alone, beside):
         step.append()
@@ -233,7 +251,7 @@ def test_a_token_decodes_to_the_same_bits_in_any_batch() -> None:
     beside.q[0], beside.k[0], beside.v[0] = alone.q[0], alone.k[0], alone.v[0]
     beside.append()
     for number in range(2):
-        for p in range(37):
+        for p in range(300):
             source = alone._blocks(number, 16)[alone.table[0, p // BLOCK], :, p % BLOCK]
             beside._blocks(number, 16)[beside.table[0, p // BLOCK], :, p % BLOCK] = source
     assert torch.equal(alone.decode(4, keys=16)[0], beside.decode(4, keys=16)[0])
