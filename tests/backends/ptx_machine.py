@@ -84,7 +84,7 @@ class Program:
                         at[running] = place + 1
                         live &= ~(running if self.active is None else self.active)
                         break
-                    if name in ("bar", "barrier"):
+                    if instruction.operation == ("bar", "sync"):
                         if instruction.guard or (running != live).any():
                             raise PtxError("a barrier that some threads do not reach together")
                     elif self.active is None or self.active.any():
@@ -170,8 +170,8 @@ class Program:
 def _decoded(instruction: Instruction) -> Callable[[Program], None]:
     """What an instruction does to a program; branches and barriers are done by Program.run."""
     name = instruction.operation[0]
-    if name in ("bra", "ret", "exit", "bar", "barrier"):
-        if name == "bar" and instruction.operation != ("bar", "sync"):
+    if name in ("bra", "ret", "exit") or instruction.operation == ("bar", "sync"):
+        if name == "bar" and instruction.operands != ("0",):
             raise NotImplementedError(instruction.text)
         return _nothing
     try:
@@ -423,6 +423,16 @@ def _atomic(instruction: Instruction) -> Callable[[Program], None]:
     return add
 
 
+def _together(instruction: Instruction) -> Callable[[Program], None]:
+    if instruction.operation != ("bar", "warp", "sync") or instruction.operands != ("-1",):
+        raise NotImplementedError("bar")
+
+    def check(program: Program) -> None:
+        program.warps()
+
+    return check
+
+
 def _fence(instruction: Instruction) -> Callable[[Program], None]:
     return _nothing
 
@@ -430,5 +440,5 @@ def _fence(instruction: Instruction) -> Callable[[Program], None]:
 _RULES: dict[str, Callable[[Instruction], Callable[[Program], None]]] = {
     "mov": _move, "ld": _load, "st": _store, "cp": _copy, "mma": _multiply,
     "ldmatrix": _load_matrices, "shfl": _shuffle, "redux": _reduce, "atom": _atomic,
-    "fence": _fence, "membar": _fence,
+    "bar": _together, "fence": _fence, "membar": _fence,
 }  # fmt: skip

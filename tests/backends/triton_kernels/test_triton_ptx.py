@@ -12,10 +12,14 @@ import torch
 triton = pytest.importorskip("triton")
 
 import ptx_harness  # noqa: E402
+import test_triton_attention as attention  # noqa: E402
 import test_triton_linear as products  # noqa: E402
+import test_triton_routed as routed  # noqa: E402
+import test_triton_rows as rows  # noqa: E402
 from test_triton_linear import Product  # noqa: E402
 
 from graphwright.backends.triton.kernels.few_rows import FewRows  # noqa: E402
+from graphwright.backends.triton.kernels.linear import Tiles  # noqa: E402
 
 BF16, F16 = torch.bfloat16, torch.float16
 
@@ -23,7 +27,8 @@ BF16, F16 = torch.bfloat16, torch.float16
 @pytest.fixture(autouse=True)
 def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cases of the interpreter's tests call compiled code."""
-    monkeypatch.setattr(products, "call", ptx_harness.call)
+    for cases in (products, attention, rows, routed):
+        monkeypatch.setattr(cases, "call", ptx_harness.call)
 
 
 @pytest.mark.parametrize(
@@ -42,3 +47,78 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_few_rows(product: Product) -> None:
     product.check()
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        Product(1, 11, 384, None, BF16, vector=1, activation="silu"),
+        Product(1, 11, 2432, None, BF16, vector=2),
+        Product(1, 22, 1160, None, BF16, vector=2, norm=True, gate=(11, 0), activation="silu"),
+        Product(1, 11, 384, "w8", BF16, vector=1),
+        Product(1, 11, 2208, "w8g32", F16, vector=2),
+    ],
+    ids=str,
+)
+def test_products_of_one_row(product: Product) -> None:
+    product.check()
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        Product(20, 40, 384, "w4g128", BF16, norm=True, gate=(0, 20), activation="silu"),
+        Product(70, 72, 256, "w4g128z", BF16),
+        Product(17, 37, 160, "w4g32", F16),
+        Product(130, 130, 200, None, BF16),
+        Product(19, 40, 512, None, BF16, tiles=Tiles(32, 32, 32, 3), gate=(0, 20), norm=True),
+        Product(33, 40, 256, "w8", BF16, activation="gelu"),
+        Product(3, 20, 1024, "w4g128", BF16, tiles=Tiles(16, 16, 64, 3)),
+        Product(18, 40, 256, "w4g128", BF16, integer=True),
+        Product(3, 37, 160, "w8g32", F16, integer=True, tiles=Tiles(16, 32, 32, 2)),
+        Product(5, 24, 96, None, torch.float32),
+    ],
+    ids=str,
+)
+def test_products_of_more_rows(product: Product) -> None:
+    product.check()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        attention.Case(4, 2, 32, 16, dtype=BF16, cache=BF16),
+        attention.Case(4, 1, 64, 64, "causal & window(9)", dtype=F16, cache=torch.int8, splits=4),
+        attention.Case(6, 1, 80, 20, "causal & (window(5) | first(3))", sinks=True, slopes=True,
+                       softcap=5.0, dtype=BF16, cache=BF16, splits=4),
+        attention.Case(2, 1, 16, 16),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_attention(case: attention.Case) -> None:
+    attention.test_attention_over_ragged_batches_is_its_op(case)
+
+
+@pytest.mark.parametrize(
+    ("cache", "normed"), [(torch.float32, False), (BF16, True), (torch.int8, True)], ids=str
+)
+def test_rope_and_append(cache: torch.dtype, normed: bool) -> None:
+    attention.test_rope_and_append_write_queries_and_the_cache(cache, normed)
+
+
+def test_the_best_token() -> None:
+    rows.test_the_best_token_is_the_lowest_of_equals_and_nan_is_noticed()
+
+
+def test_candidates() -> None:
+    torch.manual_seed(0)
+    logits = (torch.randn(2, 4500) * 4).round() / 4
+    logits[1, torch.rand(4500) < 0.99] = -torch.inf
+    logits[0, 4499] = torch.nan
+    rows.check_candidates(logits, 64)
+    rows.check_candidates(logits[:, :97].contiguous(), 8)
+
+
+@pytest.mark.parametrize("case", [routed.CASES[i] for i in (2, 4, 7)], ids=str)
+def test_routed_products(case: routed.Routed) -> None:
+    routed.test_routed_products_are_their_op_and_touch_no_other_expert(case)

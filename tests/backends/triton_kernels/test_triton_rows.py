@@ -199,6 +199,11 @@ def test_candidates_come_in_order_and_ties_by_token(
     logits[torch.rand(logits.shape, generator=generator) < banned] = -torch.inf
     for special in data.draw(st.lists(st.sampled_from([torch.nan, torch.inf]), max_size=2)):
         logits[0, data.draw(st.integers(0, width - 1))] = special
+    check_candidates(logits, k)
+
+
+def check_candidates(logits: torch.Tensor, k: int) -> None:
+    rows, width = logits.shape
     keys, counters = (
         torch.zeros(size, dtype=torch.uint8) for size in candidates_scratch(width, k, rows)
     )
