@@ -12,6 +12,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -38,15 +39,16 @@ def call(kernel: TritonKernel, *tensors: torch.Tensor, spare: int = 3) -> None:
 
 
 def execute(
-    kernel: TritonKernel, grid: tuple[int, int, int], *tensors: torch.Tensor, seed: int = 0
-) -> None:
-    """Programs in an order that `seed` gives. Raises PtxError."""
+    kernel: TritonKernel, grid: tuple[int, int, int], *tensors: torch.Tensor, seed: int = 0,
+    moved: Mapping[str, int] | None = None,
+) -> None:  # fmt: skip
+    """Programs in an order that `seed` gives; moved: as GlobalMemory's. Raises PtxError."""
     entry, shared = compiled(kernel)
     buffers = {}
     for (name, _), tensor in zip(kernel.pointers, tensors, strict=True):
         assert tensor.is_contiguous(), name
         buffers[name] = tensor.view(-1).view(torch.uint8).numpy()
-    memory = GlobalMemory(buffers)
+    memory = GlobalMemory(buffers, moved)
     addresses = [memory.address(name) for name in buffers]
     addresses += [0] * (len(entry.parameters) - len(addresses))
     order = [(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])]

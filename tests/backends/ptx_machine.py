@@ -19,7 +19,7 @@ from ptx_warp import load_matrices, multiply, reduce, shuffle
 
 __all__ = ["run"]
 
-MOST_STEPS = 1_000_000  # instructions of a program
+MOST_STEPS = 300_000  # instructions of a program
 _HINTS = {"ca", "cg", "cs", "lu", "nc", "relaxed", "acquire", "release", "gpu", "cta", "sys"}
 
 

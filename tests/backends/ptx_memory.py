@@ -39,13 +39,21 @@ class SharedMemory:
 
 
 class GlobalMemory:
-    """Buffers, flat arrays of uint8 that are read and written in place."""
+    """Buffers, flat arrays of uint8 that are read and written in place. moved: bytes that buffers
+    lie behind a multiple of BASE_ALIGNMENT.
+    """
 
-    def __init__(self, buffers: Mapping[str, Array]) -> None:
+    def __init__(
+        self, buffers: Mapping[str, Array], moved: Mapping[str, int] | None = None
+    ) -> None:
         self.names, self.buffers = list(buffers), list(buffers.values())
+        self.starts = [
+            (number << _SPAN) + BASE_ALIGNMENT + (moved or {}).get(name, 0)
+            for number, name in enumerate(buffers, 1)
+        ]
 
     def address(self, name: str) -> int:
-        return (self.names.index(name) + 1 << _SPAN) + BASE_ALIGNMENT
+        return self.starts[self.names.index(name)]
 
     def read(self, addresses: Array, size: int) -> Array:
         """As SharedMemory.read."""
@@ -68,7 +76,7 @@ class GlobalMemory:
             which = np.flatnonzero(owners == owner)
             if not 0 <= owner < len(self.buffers):
                 raise PtxError(f"address {int(at[which[0]]):#x} is in no buffer")
-            offsets = at[which] - ((owner + 1 << _SPAN) + BASE_ALIGNMENT)
+            offsets = at[which] - self.starts[owner]
             _check(f"'{self.names[owner]}'", at[which], offsets, size, len(self.buffers[owner]))
             found.append((owner, which, offsets[:, None] + np.arange(size)))
         return found

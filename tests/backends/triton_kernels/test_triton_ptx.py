@@ -6,8 +6,12 @@ never sees; what ptxas makes of it is not checked.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+
+from graphwright.ir.schemes import quantize_weight
 
 triton = pytest.importorskip("triton")
 
@@ -16,10 +20,17 @@ import test_triton_attention as attention  # noqa: E402
 import test_triton_linear as products  # noqa: E402
 import test_triton_routed as routed  # noqa: E402
 import test_triton_rows as rows  # noqa: E402
+from ptx_memory import PtxError  # noqa: E402
 from test_triton_linear import Product  # noqa: E402
+from triton_harness import batch_header  # noqa: E402
 
-from graphwright.backends.triton.kernels.few_rows import FewRows  # noqa: E402
+from graphwright.backends.triton.kernels.few_rows import FewRows, few_rows  # noqa: E402
+from graphwright.backends.triton.kernels.kernel import TritonKernel  # noqa: E402
 from graphwright.backends.triton.kernels.linear import Tiles  # noqa: E402
+from graphwright.backends.triton.kernels.weight_format import (  # noqa: E402
+    WeightFormat,
+    pack_nibbles,
+)
 
 BF16, F16 = torch.bfloat16, torch.float16
 
@@ -122,3 +133,59 @@ def test_candidates() -> None:
 @pytest.mark.parametrize("case", [routed.CASES[i] for i in (2, 4, 7)], ids=str)
 def test_routed_products(case: routed.Routed) -> None:
     routed.test_routed_products_are_their_op_and_touch_no_other_expert(case)
+
+
+def test_row_kernels() -> None:
+    rows.test_a_sum_may_be_of_a_normed_row()
+    rows.test_selected_rows_are_copied_for_sampled_rows_only()
+    rows.test_gated_activations_are_their_op("silu")
+    rows.test_gated_activations_are_their_op("gelu_tanh")
+    rows.test_embeddings_are_their_ops(None)
+    rows.test_embeddings_are_their_ops("w4g64z")
+
+
+def test_buffers_are_as_long_as_what_is_read() -> None:
+    """Of the kernel's nine outputs and 1,024 inputs; what it is given ends one byte too soon."""
+    kernel, tensors = few_rows_operands()
+    for number, (name, _) in enumerate(kernel.pointers):
+        if name not in ("x", "weight", "scale", "out"):
+            continue
+        short = list(tensors)
+        short[number] = tensors[number].flatten().view(torch.uint8)[:-1]
+        with pytest.raises(PtxError, match=f"of '{name}': that is not within its"):
+            ptx_harness.execute(kernel, (1, 1, 1), *short)
+
+
+def test_pointers_are_as_aligned_as_the_code_was_told() -> None:
+    kernel, tensors = few_rows_operands()
+    ptx_harness.execute(kernel, (1, 1, 1), *tensors, moved={"scale": 2, "x": 4})
+    with pytest.raises(PtxError, match="of 'weight': that is no multiple of 16"):
+        ptx_harness.execute(kernel, (1, 1, 1), *tensors, moved={"weight": 4})
+
+
+def test_wrong_assembly_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, tensors = few_rows_operands()
+    ptx_harness.execute(kernel, (1, 1, 1), *tensors)
+    right = tensors[-1].clone()
+    entry, shared = ptx_harness.compiled(kernel)
+    for wrong, old, new in (("shr.u32", "9", "8"), ("lop3.b32", "0x00780078", "0x00780070"),
+                            ("prmt.b32", "0x7632", "0x3276")):  # fmt: skip
+        code = list(entry.code)
+        for i, each in enumerate(code):
+            if wrong.split(".")[0] == each.operation[0] and old in each.operands:
+                operands = tuple(new if operand == old else operand for operand in each.operands)
+                code[i] = replace(each, operands=operands)
+                break
+        changed = replace(entry, code=code)
+        monkeypatch.setattr(ptx_harness, "compiled", lambda kernel, c=changed: (c, shared))
+        ptx_harness.execute(kernel, (1, 1, 1), *tensors)
+        assert not torch.equal(tensors[-1], right), wrong
+
+
+def few_rows_operands() -> tuple[TritonKernel, list[torch.Tensor]]:
+    torch.manual_seed(0)
+    format = WeightFormat.of("w4g128")
+    kernel = few_rows(9, 1024, format, FewRows(16, 2), 1, x_stride=1024)
+    weight, scale = quantize_weight(torch.randn(9, 1024), "w4g128")
+    x, out = torch.randn(1, 1024).to(BF16), torch.zeros(1, 9, dtype=BF16)
+    return kernel, [batch_header(1), x, pack_nibbles(weight, "w4g128"), scale, out]
