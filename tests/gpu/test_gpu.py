@@ -102,6 +102,25 @@ def test_integer_weights_against_eager_with_what_they_stand_for(
             assert float(error) <= ERROR[dtype] * float(want.std())
 
 
+@pytest.mark.parametrize("dtype", ERROR)
+def test_contexts_of_several_parts_against_eager(dtype: str, tmp_path: Path) -> None:
+    """Keys of a token in up to six parts; alone, and among many, where a step asks for fewer keys
+    ahead."""
+    checkpoint = save_tiny("llama", tmp_path / "checkpoint", max_position_embeddings=1024)
+    engine = Engine(compiled(tmp_path, checkpoint, dtype), context=1024, max_sequences=64)
+    eager = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    prompts = [random_tokens(n, seed=n).tolist() for n in (700, 300, *[5] * 60)]
+    together = engine.generate(prompts, params, return_logits=True)
+    for prompt, output in zip(prompts[:3], together, strict=False):
+        [alone] = engine.generate([prompt], params, return_logits=True)
+        for each in (output, alone):
+            want = continued_logits(eager, prompt, each.token_ids)
+            assert each.logits is not None
+            error = (torch.from_numpy(each.logits.copy()) - want).abs().amax()
+            assert float(error) <= ERROR[dtype] * float(want.std())
+
+
 def test_a_replayed_graph_gives_what_its_launches_do(tmp_path: Path) -> None:
     artifact = Artifact.open(compiled(tmp_path, save_tiny("llama", tmp_path / "c"), "bf16"))
     params = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)
@@ -134,10 +153,11 @@ def test_compute_sanitizer_finds_nothing(tmp_path: Path) -> None:
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         pytest.skip("compute-sanitizer of the CUDA toolkit is not installed")
-    path = compiled(tmp_path, save_tiny("llama", tmp_path / "checkpoint"), "bf16")
+    checkpoint = save_tiny("llama", tmp_path / "checkpoint", max_position_embeddings=512)
+    path = compiled(tmp_path, checkpoint, "bf16")
     done = subprocess.run(
         [tool, "--error-exitcode", "9", sys.executable, "-m", "graphwright", "run", str(path),
-         "--prompt-ids", "1,2,3", "--max-tokens", "4"],
+         "--prompt-ids", ",".join(["1,2,3"] * 100), "--max-tokens", "4"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
