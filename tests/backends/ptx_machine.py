@@ -2,8 +2,7 @@
 
 Every thread has its own place in the code; those furthest behind run, until all are together again.
 Copies to shared memory that do not wait (cp.async) arrive when their group is waited for, not
-before. Whatever is not known raises NotImplementedError; what a GPU would not do, PtxError. Threads
-of a program run in step, so that a missing barrier does not show.
+before. Whatever is not known raises NotImplementedError; what a GPU would not do, PtxError.
 """
 
 from __future__ import annotations
@@ -51,7 +50,10 @@ class Program:
             self.special[f"%ctaid.{axis}"] = np.array([own], np.uint32)
             self.special[f"%nctaid.{axis}"] = np.array([all], np.uint32)
             self.special.setdefault(f"%tid.{axis}", np.zeros(1, np.uint32))
-        self.copies: list[list[tuple[Array, Array]]] = [[]]  # groups of cp.async, the last open
+        self.stored = np.zeros(self.threads, np.bool_)  # to global memory, since the last barrier
+        self.copies: list[list[tuple[Array, Array, Array]]] = [
+            []
+        ]  # groups of cp.async, the last open
 
     def run(self, steps: list[Callable[[Program], None]], targets: frozenset[int]) -> None:
         code, count = self.entry.code, 0
@@ -87,6 +89,8 @@ class Program:
                     if instruction.operation == ("bar", "sync"):
                         if instruction.guard or (running != live).any():
                             raise PtxError("a barrier that some threads do not reach together")
+                        self.shared.barriers += 1
+                        self.stored[:] = False
                     elif self.active is None or self.active.any():
                         steps[place](self)
                 except (PtxError, NotImplementedError, ValueError) as error:
@@ -163,8 +167,17 @@ class Program:
             base = np.repeat(base, self.threads)
         return base.astype(np.int64) + address.offset
 
-    def space(self, name: str) -> GlobalMemory | SharedMemory:
-        return self.memory if name == "global" else self.shared
+    def read(self, space: str, addresses: Array, size: int, lanes: Array) -> Array:
+        if space == "global":
+            return self.memory.read(addresses, size)
+        return self.shared.read(addresses, size, lanes // 32)
+
+    def store(self, space: str, addresses: Array, data: Array, lanes: Array) -> None:
+        if space == "global":
+            self.memory.write(addresses, data)
+            self.stored[lanes] = True
+        else:
+            self.shared.write(addresses, data, lanes // 32)
 
 
 def _decoded(instruction: Instruction) -> Callable[[Program], None]:
@@ -260,7 +273,7 @@ def _load(instruction: Instruction) -> Callable[[Program], None]:
         lanes = program.lanes()
         data = np.zeros((program.threads, count * size), np.uint8)
         at = program.addresses(address)[lanes]
-        data[lanes] = program.space(space).read(at, count * size)
+        data[lanes] = program.read(space, at, count * size, lanes)
         values = data.view(UNSIGNED[8 * size])
         for i, register in enumerate(to):
             program.write(register, np.ascontiguousarray(values[:, i]), kind)
@@ -280,7 +293,7 @@ def _store(instruction: Instruction) -> Callable[[Program], None]:
         width = UNSIGNED[8 * size]
         values = [program.all_threads(each, f"b{8 * size}").astype(width) for each in source]
         data = np.stack(values, axis=1).view(np.uint8)[lanes]
-        program.space(space).write(program.addresses(address)[lanes], data)
+        program.store(space, program.addresses(address)[lanes], data, lanes)
 
     return store
 
@@ -299,8 +312,8 @@ def _copy(instruction: Instruction) -> Callable[[Program], None]:
             if what == "wait_all":
                 program.copies.append([])
             while len(program.copies) - 1 > left:
-                for addresses, data in program.copies.pop(0):
-                    program.shared.write(addresses, data)
+                for addresses, data, lanes in program.copies.pop(0):
+                    program.shared.arrive(addresses, data, lanes // 32)
 
         return wait
     if instruction.operation[2:5] not in (("ca", "shared", "global"), ("cg", "shared", "global")):
@@ -319,8 +332,8 @@ def _copy(instruction: Instruction) -> Callable[[Program], None]:
             reading = lanes[lengths == size]
         data[reading] = program.memory.read(program.addresses(source)[reading], size)
         places = program.addresses(to)[lanes]
-        program.shared.read(places, size)  # checked now
-        program.copies[-1].append((places, data[lanes]))
+        program.shared.expect(places, size, lanes // 32)
+        program.copies[-1].append((places, data[lanes], lanes))
 
     return copy
 
@@ -365,7 +378,8 @@ def _load_matrices(instruction: Instruction) -> Callable[[Program], None]:
         warps = program.warps()
         at = program.addresses(address).reshape(-1, 32)[warps, : 8 * count]
         rows = np.zeros((program.threads // 32, 8 * count, 16), np.uint8)
-        rows[warps] = program.shared.read(at.reshape(-1), 16).reshape(len(warps), -1, 16)
+        found = program.shared.read(at.reshape(-1), 16, np.repeat(warps, 8 * count))
+        rows[warps] = found.reshape(len(warps), -1, 16)
         for register, bits in zip(to, load_matrices(rows, count, transposed), strict=True):
             program.write(register, bits, "b32")
 
@@ -413,6 +427,8 @@ def _atomic(instruction: Instruction) -> Callable[[Program], None]:
         old = np.zeros(program.threads, np.uint32)
         at, more = program.addresses(address), program.all_threads(operand, "u32")
         for lane in program.lanes():
+            if "acq_rel" in modifiers and np.delete(program.stored, lane).any():
+                raise PtxError("it is not known to come after what other threads stored")
             here = at[lane : lane + 1]
             value = program.memory.read(here, 4)
             old[lane] = value.view(np.uint32)[0, 0]

@@ -18,19 +18,60 @@ class PtxError(Exception):
 
 
 class SharedMemory:
-    """`size` bytes at address 0, full of 0xFF: NaN, or -1."""
+    """`size` bytes at address 0, full of 0xFF: NaN, or -1.
+
+    Between two barriers a byte is one warp's once that writes it, and whoever reads it must not
+    find it changed by another. Of accesses, `warps` [n] says whose they are.
+    """
 
     def __init__(self, size: int) -> None:
         self.bytes = np.full(size, 0xFF, np.uint8)
+        self.barriers = 0
+        self.coming = np.zeros(size, np.bool_)  # copied to by what nobody has waited for
+        self.written, self.read_at = (np.full(size, -1, np.int32) for _ in range(2))  # barriers
+        self.writer, self.reader = (np.full(size, -1, np.int32) for _ in range(2))  # -1: several
 
-    def read(self, addresses: Array, size: int) -> Array:
+    def read(self, addresses: Array, size: int, warps: Array) -> Array:
         """uint8 [n, size], from n addresses that must be multiples of `size`."""
-        found: Array = self.bytes[self._places(addresses, size)]
+        at, own = self._places(addresses, size), warps[:, None]
+        if self.coming[at].any():
+            raise PtxError("shared memory is read before a copy to it was waited for")
+        if ((self.written[at] == self.barriers) & (self.writer[at] != own)).any():
+            raise PtxError("shared memory is read that another warp wrote since the last barrier")
+        several = (self.read_at[at] == self.barriers) & (self.reader[at] != own)
+        self.read_at[at], self.reader[at] = self.barriers, np.where(several, -1, own)
+        self.reader[at[self.reader[at] != own]] = -1
+        found: Array = self.bytes[at]
         return found
 
-    def write(self, addresses: Array, data: Array) -> None:
+    def write(self, addresses: Array, data: Array, warps: Array) -> None:
         """data: uint8 [n, size]."""
-        self.bytes[self._places(addresses, data.shape[1])] = data
+        at, own = self._places(addresses, data.shape[1]), warps[:, None]
+        self._claim(at, own, self.bytes[at] != data)
+        self.bytes[at] = data
+        if (self.bytes[at] != data).any():
+            raise PtxError("two threads write different values to the same shared memory")
+        self.written[at], self.writer[at] = self.barriers, own
+
+    def expect(self, addresses: Array, size: int, warps: Array) -> None:
+        """A copy to there begins."""
+        at = self._places(addresses, size)
+        self._claim(at, warps[:, None], np.ones(at.shape, np.bool_))
+        self.coming[at] = True
+
+    def arrive(self, addresses: Array, data: Array, warps: Array) -> None:
+        """It was waited for."""
+        self.coming[self._places(addresses, data.shape[1])] = False
+        self.write(addresses, data, warps)
+
+    def _claim(self, at: Array, own: Array, changed: Array) -> None:
+        if self.coming[at].any():
+            raise PtxError("shared memory is written while a copy to it is on its way")
+        for when, who in ((self.written, self.writer), (self.read_at, self.reader)):
+            if ((when[at] == self.barriers) & (who[at] != own) & changed).any():
+                raise PtxError(
+                    "shared memory is written that another warp used since the last barrier"
+                )
 
     def _places(self, addresses: Array, size: int) -> Array:
         at = addresses.astype(np.int64)
@@ -56,14 +97,14 @@ class GlobalMemory:
         return self.starts[self.names.index(name)]
 
     def read(self, addresses: Array, size: int) -> Array:
-        """As SharedMemory.read."""
+        """uint8 [n, size], from n addresses that must be multiples of `size`."""
         data = np.empty((len(addresses), size), np.uint8)
         for number, which, places in self._places(addresses, size):
             data[which] = self.buffers[number][places]
         return data
 
     def write(self, addresses: Array, data: Array) -> None:
-        """As SharedMemory.write."""
+        """data: uint8 [n, size]."""
         for number, which, places in self._places(addresses, data.shape[1]):
             self.buffers[number][places] = data[which]
 
