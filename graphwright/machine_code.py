@@ -93,15 +93,16 @@ def _rig(target: str, chips: tuple[Chip, ...]) -> Rig:
     """Times candidates on this machine's GPU, which must be what is compiled for."""
     from graphwright.backends.triton.rig import GpuRig
     from graphwright.ir.errors import BackendError
-    from graphwright.runtime.cuda.driver import Driver
+    from graphwright.runtime.cuda.driver import Driver, NoGpuError
     from graphwright.runtime.errors import ArtifactError
 
     try:
         driver = Driver()
     except ArtifactError as error:
+        reason = error.reason if isinstance(error, NoGpuError) else "cuda-bindings is not installed"
         raise BackendError(
-            f"tuning '{target}' times code on a GPU, and none can be used here: compile without "
-            f"--tune. ({error})"
+            f"tuning '{target}' times code on a GPU, and none can be used here ({reason}): compile "
+            "without --tune."
         ) from error
     own = driver.capability()
     if len(chips) != 1 or chips[0].arch > own or chips[0].arch // 10 != own // 10:

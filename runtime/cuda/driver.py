@@ -12,14 +12,25 @@ from typing import Any
 
 from graphwright.runtime.errors import ArtifactError
 
-__all__ = ["Driver"]
+__all__ = ["Driver", "NoGpuError"]
+
+
+class NoGpuError(ArtifactError):
+    """There is no GPU, or no driver for it: `reason`."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason.rstrip(".")
+        super().__init__(
+            f"this artifact is for an NVIDIA GPU, and none can be used here: {self.reason}. It "
+            "needs a GPU and NVIDIA's driver; compile with another --target to run on the CPU."
+        )
 
 
 class Driver:
     """The first GPU, current for this thread, and one stream on which all work is ordered.
 
     api: the module cuda.bindings.driver, or what stands for it in tests. Addresses are integers.
-    Raises ArtifactError when there is no driver or no GPU, RuntimeError when a call fails.
+    Raises NoGpuError, ArtifactError without cuda-bindings, RuntimeError when a call fails.
     """
 
     def __init__(self, api: Any = None) -> None:
@@ -28,9 +39,9 @@ class Driver:
             self._call("cuInit", 0)
             count = int(self._call("cuDeviceGetCount"))
         except (RuntimeError, ImportError, OSError) as error:
-            raise ArtifactError(_NO_DRIVER.format(error)) from error
+            raise NoGpuError(str(error)) from error
         if count == 0:
-            raise ArtifactError(_NO_DRIVER.format("the driver sees no GPU"))
+            raise NoGpuError("the driver sees no GPU")
         self._device = self._call("cuDeviceGet", 0)
         self._call("cuCtxSetCurrent", self._call("cuDevicePrimaryCtxRetain", self._device))
         self._stream = self._call("cuStreamCreate", 1)  # CU_STREAM_NON_BLOCKING
@@ -175,12 +186,6 @@ class Driver:
             text = getattr(status, "name", str(status))
             raise RuntimeError(f"the CUDA driver's {name} failed: {text} ({int(status)}).")
         return results[0] if results else None
-
-
-_NO_DRIVER = (
-    "this artifact is for an NVIDIA GPU, and none can be used here: {}. It needs a GPU and "
-    "NVIDIA's driver; compile with another --target to run on the CPU."
-)
 
 
 def _load() -> Any:
