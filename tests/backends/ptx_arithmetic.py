@@ -206,6 +206,12 @@ def _lookup(name: str, modifiers: list[str], kinds: list[str]) -> Arithmetic:
     return Arithmetic("u32", ("u32",) * 4, lookup)
 
 
+def _count(name: str, modifiers: list[str], kinds: list[str]) -> Arithmetic:
+    _only(modifiers, ())
+    (kind,) = kinds
+    return Arithmetic("u32", (kind,), np.bitwise_count)
+
+
 _COMPARE: dict[str, Callable[..., Any]] = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
     "ge": np.greater_equal,
@@ -276,5 +282,5 @@ _RULES: dict[str, Callable[[str, list[str], list[str]], Arithmetic]] = {
     **dict.fromkeys(("and", "or", "xor", "not"), _logic),
     **dict.fromkeys(("shl", "shr"), _shift),
     "shf": _funnel, "bfe": _extract, "bfi": _insert, "prmt": _permute, "lop3": _lookup,
-    "setp": _compare, "selp": _select, "cvt": _convert,
+    "popc": _count, "setp": _compare, "selp": _select, "cvt": _convert,
 }  # fmt: skip

@@ -29,21 +29,24 @@ from graphwright.backends.triton.kernels.kernel import TritonKernel
 __all__ = ["call", "compiled", "execute"]
 
 
-def call(kernel: TritonKernel, *tensors: torch.Tensor, spare: int = 3) -> None:
-    """As triton_harness.call, but of the compiled code: for sm_80, every pointer aligned."""
+def call(
+    kernel: TritonKernel, *tensors: torch.Tensor, spare: int = 3, capability: int = 80
+) -> None:
+    """As triton_harness.call, but of the compiled code, every pointer aligned."""
     assert len(tensors) == len(kernel.pointers), (len(tensors), kernel.pointers)
     for tensor, (name, dtype) in zip(tensors, kernel.pointers, strict=True):
         assert str(tensor.dtype) == f"torch.{dtype}", f"{name}: {tensor.dtype}, not {dtype}"
     batch = tensors[0].tolist()
-    execute(kernel, kernel.grid({"T": batch[0] + spare, "R": batch[3] + spare}), *tensors)
+    grid = kernel.grid({"T": batch[0] + spare, "R": batch[3] + spare})
+    execute(kernel, grid, *tensors, capability=capability)
 
 
 def execute(
     kernel: TritonKernel, grid: tuple[int, int, int], *tensors: torch.Tensor, seed: int = 0,
-    moved: Mapping[str, int] | None = None,
+    moved: Mapping[str, int] | None = None, capability: int = 80,
 ) -> None:  # fmt: skip
     """Programs in an order that `seed` gives; moved: as GlobalMemory's. Raises PtxError."""
-    entry, shared = compiled(kernel)
+    entry, shared = compiled(kernel, capability)
     buffers = {}
     for (name, _), tensor in zip(kernel.pointers, tensors, strict=True):
         assert tensor.is_contiguous(), name

@@ -14,7 +14,7 @@ from ptx_arithmetic import Arithmetic, arithmetic
 from ptx_memory import GlobalMemory, PtxError, SharedMemory
 from ptx_parse import TYPES, Address, Entry, Instruction, Operand, Vector
 from ptx_values import UNSIGNED, Array, as_type, constant, of_bits, to_bits
-from ptx_warp import load_matrices, multiply, reduce, shuffle
+from ptx_warp import load_matrices, multiply, reduce, shuffle, store_matrices
 
 __all__ = ["run"]
 
@@ -365,13 +365,18 @@ def _multiply(instruction: Instruction) -> Callable[[Program], None]:
     return run
 
 
-def _load_matrices(instruction: Instruction) -> Callable[[Program], None]:
+def _matrices(instruction: Instruction) -> tuple[int, bool]:
+    """(how many, transposed?) of ldmatrix and stmatrix."""
     rest = [p for p in instruction.operation[1:] if p not in ("sync", "aligned", "m8n8", "b16")]
     number, *others = rest
     transposed = others[0] == "trans"
     if others[transposed:] not in (["shared"], ["shared__cta"]):
-        raise NotImplementedError("ldmatrix")
-    count = int(number[1])
+        raise NotImplementedError("matrices")
+    return int(number[1]), transposed
+
+
+def _load_matrices(instruction: Instruction) -> Callable[[Program], None]:
+    count, transposed = _matrices(instruction)
     to, address = _parts(instruction.operands[0]), instruction.operands[1]
 
     def load(program: Program) -> None:
@@ -384,6 +389,20 @@ def _load_matrices(instruction: Instruction) -> Callable[[Program], None]:
             program.write(register, bits, "b32")
 
     return load
+
+
+def _store_matrices(instruction: Instruction) -> Callable[[Program], None]:
+    count, transposed = _matrices(instruction)
+    address, source = instruction.operands[0], _parts(instruction.operands[1])
+
+    def store(program: Program) -> None:
+        warps = program.warps()
+        at = program.addresses(address).reshape(-1, 32)[warps, : 8 * count]
+        rows = store_matrices([program.all_threads(each, "b32") for each in source], transposed)
+        data = rows[warps].reshape(-1, 16)
+        program.shared.write(at.reshape(-1), data, np.repeat(warps, 8 * count))
+
+    return store
 
 
 def _shuffle(instruction: Instruction) -> Callable[[Program], None]:
@@ -455,6 +474,6 @@ def _fence(instruction: Instruction) -> Callable[[Program], None]:
 
 _RULES: dict[str, Callable[[Instruction], Callable[[Program], None]]] = {
     "mov": _move, "ld": _load, "st": _store, "cp": _copy, "mma": _multiply,
-    "ldmatrix": _load_matrices, "shfl": _shuffle, "redux": _reduce, "atom": _atomic,
-    "bar": _together, "fence": _fence, "membar": _fence,
+    "ldmatrix": _load_matrices, "stmatrix": _store_matrices, "shfl": _shuffle, "redux": _reduce,
+    "atom": _atomic, "bar": _together, "fence": _fence, "membar": _fence,
 }  # fmt: skip

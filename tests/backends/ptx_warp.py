@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from ptx_values import Array, of_bits, to_bits
 
-__all__ = ["load_matrices", "multiply", "reduce", "shuffle"]
+__all__ = ["load_matrices", "multiply", "reduce", "shuffle", "store_matrices"]
 
 LANE = np.arange(32)
 
@@ -50,6 +50,14 @@ def load_matrices(rows: Array, count: int, transposed: bool) -> list[Array]:
         matrices = np.ascontiguousarray(matrices.swapaxes(2, 3))
     pairs = matrices.view(np.uint32)  # [warps, count, 8, 4]
     return [np.ascontiguousarray(pairs[:, i]).reshape(-1) for i in range(count)]
+
+
+def store_matrices(registers: Sequence[Array], transposed: bool) -> Array:
+    """stmatrix: the inverse of load_matrices."""
+    matrices = np.stack(registers).view(np.uint16).reshape(len(registers), -1, 8, 8)
+    matrices = (matrices.swapaxes(2, 3) if transposed else matrices).swapaxes(0, 1)
+    rows = np.ascontiguousarray(matrices).view(np.uint8)
+    return rows.reshape(len(rows), 8 * len(registers), 16)
 
 
 def shuffle(mode: str, a: Array, b: Array, c: Array) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ from ptx_machine import run
 from ptx_memory import GlobalMemory, PtxError
 from ptx_parse import parse
 from ptx_values import Array, of_bits, to_bits
-from ptx_warp import load_matrices, multiply, shuffle
+from ptx_warp import load_matrices, multiply, shuffle, store_matrices
 
 HEAD = """
 .visible .entry test(
@@ -147,6 +147,7 @@ def test_matrices_are_loaded_as_tensor_cores_want_them() -> None:
             low, high = found[i][lane] & 0xFFFF, found[i][lane] >> 16
             matrix = elements[i].T if transposed else elements[i]
             assert [low, high] == matrix[lane // 4, lane % 4 * 2 :][:2].tolist()
+        assert np.array_equal(store_matrices(found, transposed), rows.reshape(1, 32, 16))
 
 
 def test_lanes_read_each_other() -> None:

@@ -1,4 +1,4 @@
-"""The compiled code of kernels, executed without a GPU: PTX for sm_80 by ptx_machine.py.
+"""The compiled code of kernels, executed without a GPU: PTX for sm_80 and sm_90 by ptx_machine.py.
 
 Inline assembly, vectors, addresses and alignments are those of the code, which the interpreter
 never sees; what ptxas makes of it is not checked.
@@ -7,6 +7,7 @@ never sees; what ptxas makes of it is not checked.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -36,12 +37,20 @@ BF16, F16 = torch.bfloat16, torch.float16
 
 
 @pytest.fixture(autouse=True)
-def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cases of the interpreter's tests call compiled code."""
+def capability(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The cases of the interpreter's tests call code compiled for this chip."""
+    found: int = getattr(request, "param", 80)
+    call = partial(ptx_harness.call, capability=found)
     for cases in (products, attention, rows, routed):
-        monkeypatch.setattr(cases, "call", ptx_harness.call)
+        monkeypatch.setattr(cases, "call", call)
+    return found
 
 
+# Kernels without wgmma, the tensor cores' instructions that came with sm_90
+BOTH = pytest.mark.parametrize("capability", [80, 90], indirect=True)
+
+
+@BOTH
 @pytest.mark.parametrize(
     "product",
     [
@@ -52,6 +61,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         Product(16, 44, 1152, "w4g128", BF16, few=FewRows(32, 4), norm=True, gate=(0, 22)),
         Product(13, 44, 640, "w4g64", BF16, few=FewRows(32, 2)),
         Product(8, 40, 1056, "w4g32z", F16, few=FewRows(16, 8)),
+        Product(1, 32, 4096, "w4g128", BF16, few=FewRows(16, 8)),
+        Product(16, 64, 4096, "w4g128", BF16, few=FewRows(64, 4), norm=True, gate=(0, 32)),
         Product(2, 40, 96, "w4g32", F16, few=FewRows(16, 4), activation="gelu_tanh"),
     ],
     ids=str,
@@ -60,6 +71,7 @@ def test_few_rows(product: Product) -> None:
     product.check()
 
 
+@BOTH
 @pytest.mark.parametrize(
     "product",
     [
@@ -95,6 +107,7 @@ def test_products_of_more_rows(product: Product) -> None:
     product.check()
 
 
+@BOTH
 @pytest.mark.parametrize(
     "case",
     [
@@ -110,6 +123,7 @@ def test_attention(case: attention.Case) -> None:
     attention.test_attention_over_ragged_batches_is_its_op(case)
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("cache", "normed"), [(torch.float32, False), (BF16, True), (torch.int8, True)], ids=str
 )
@@ -117,10 +131,12 @@ def test_rope_and_append(cache: torch.dtype, normed: bool) -> None:
     attention.test_rope_and_append_write_queries_and_the_cache(cache, normed)
 
 
+@BOTH
 def test_the_best_token() -> None:
     rows.test_the_best_token_is_the_lowest_of_equals_and_nan_is_noticed()
 
 
+@BOTH
 def test_candidates() -> None:
     torch.manual_seed(0)
     logits = (torch.randn(2, 4500) * 4).round() / 4
@@ -135,6 +151,7 @@ def test_routed_products(case: routed.Routed) -> None:
     routed.test_routed_products_are_their_op_and_touch_no_other_expert(case)
 
 
+@BOTH
 def test_row_kernels() -> None:
     rows.test_a_sum_may_be_of_a_normed_row()
     rows.test_selected_rows_are_copied_for_sampled_rows_only()
@@ -177,7 +194,7 @@ def test_wrong_assembly_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
                 code[i] = replace(each, operands=operands)
                 break
         changed = replace(entry, code=code)
-        monkeypatch.setattr(ptx_harness, "compiled", lambda kernel, c=changed: (c, shared))
+        monkeypatch.setattr(ptx_harness, "compiled", lambda *_, c=changed: (c, shared))
         ptx_harness.execute(kernel, (1, 1, 1), *tensors)
         assert not torch.equal(tensors[-1], right), wrong
 
