@@ -2,7 +2,7 @@
 
 Every thread has its own place in the code; those furthest behind run, until all are together again.
 Copies to shared memory that do not wait (cp.async) arrive when their group is waited for, not
-before. Whatever is not known raises NotImplementedError; what a GPU would not do, PtxError.
+before; tensor cores' results (wgmma) are there at once. Whatever is not known raises NotImplementedError; what a GPU would not do, PtxError.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from ptx_arithmetic import Arithmetic, arithmetic
-from ptx_memory import GlobalMemory, PtxError, SharedMemory
-from ptx_parse import TYPES, Address, Entry, Instruction, Operand, Vector
-from ptx_values import UNSIGNED, Array, as_type, constant, of_bits, to_bits
-from ptx_warp import load_matrices, multiply, reduce, shuffle, store_matrices
+from ptx_instructions import decoded
+from ptx_memory import GlobalMemory, PtxError
+from ptx_parse import Entry
+from ptx_program import Program
 
 __all__ = ["run"]
 
 MOST_STEPS = 300_000  # instructions of a program
-_HINTS = {"ca", "cg", "cs", "lu", "nc", "relaxed", "acquire", "release", "gpu", "cta", "sys"}
 
 
 def run(
@@ -27,453 +25,56 @@ def run(
     order: Iterable[tuple[int, int, int]], parameters: dict[str, int],
 ) -> None:  # fmt: skip
     """Programs (x, y, z) of `grid` in `order`; shared: bytes; parameters: addresses by name."""
-    steps = [_decoded(each) for each in entry.code]
+    steps = [decoded(each) for each in entry.code]
     targets = frozenset(entry.labels.values())
     for program in order:
         with np.errstate(all="ignore"):
-            Program(entry, memory, shared, grid, program, parameters).run(steps, targets)
+            _run(Program(entry, memory, shared, grid, program, parameters), steps, targets)
 
 
-class Program:
-    """One program. active: the threads that run, None if all do."""
-
-    def __init__(
-        self, entry: Entry, memory: GlobalMemory, shared: int, grid: tuple[int, int, int],
-        program: tuple[int, int, int], parameters: dict[str, int],
-    ) -> None:  # fmt: skip
-        self.entry, self.memory, self.shared = entry, memory, SharedMemory(shared)
-        self.parameters, self.threads, self.place = parameters, entry.threads, program
-        self.active: Array | None = None
-        self.registers: dict[str, Array] = {}
-        self.special = {"%tid.x": np.arange(self.threads, dtype=np.uint32)}
-        for axis, own, all in zip("xyz", program, grid, strict=True):
-            self.special[f"%ctaid.{axis}"] = np.array([own], np.uint32)
-            self.special[f"%nctaid.{axis}"] = np.array([all], np.uint32)
-            self.special.setdefault(f"%tid.{axis}", np.zeros(1, np.uint32))
-        self.stored = np.zeros(self.threads, np.bool_)  # to global memory, since the last barrier
-        self.copies: list[list[tuple[Array, Array, Array]]] = [
-            []
-        ]  # groups of cp.async, the last open
-
-    def run(self, steps: list[Callable[[Program], None]], targets: frozenset[int]) -> None:
-        code, count = self.entry.code, 0
-        at = np.zeros(self.threads, np.int64)
-        live = np.ones(self.threads, np.bool_)
-        while live.any():
-            place = int(at[live].min())
-            running = live & (at == place)
-            whole = running if not running.all() else None
-            while True:
-                instruction = code[place]
-                self.active = whole
-                count += 1
-                try:
-                    if count > MOST_STEPS:
-                        raise PtxError("the program does not end")
-                    if instruction.guard:
-                        name, negated = instruction.guard
-                        guard = self.bits(name, "pred") != negated
-                        running_here = np.broadcast_to(guard, live.shape) & running
-                        self.active = None if running_here.all() else running_here
-                    name = instruction.operation[0]
-                    if name == "bra":
-                        label = instruction.operands[0]
-                        taken = running if self.active is None else self.active
-                        at[running] = place + 1
-                        at[taken] = self.entry.labels[str(label)]
-                        break
-                    if name in ("ret", "exit"):
-                        at[running] = place + 1
-                        live &= ~(running if self.active is None else self.active)
-                        break
-                    if instruction.operation == ("bar", "sync"):
-                        if instruction.guard or (running != live).any():
-                            raise PtxError("a barrier that some threads do not reach together")
-                        self.shared.barriers += 1
-                        self.stored[:] = False
-                    elif self.active is None or self.active.any():
-                        steps[place](self)
-                except (PtxError, NotImplementedError, ValueError) as error:
-                    raise type(error)(f"{instruction.text} in program {self.place}: {error}") from (
-                        error
-                    )
-                place += 1
-                if place in targets and whole is not None:
-                    at[running] = place
+def _run(program: Program, steps: list[Callable[[Program], None]], targets: frozenset[int]) -> None:
+    code, count = program.entry.code, 0
+    at = np.zeros(program.threads, np.int64)
+    live = np.ones(program.threads, np.bool_)
+    while live.any():
+        place = int(at[live].min())
+        running = live & (at == place)
+        whole = running if not running.all() else None
+        while True:
+            instruction = code[place]
+            program.active = whole
+            count += 1
+            try:
+                if count > MOST_STEPS:
+                    raise PtxError("the program does not end")
+                if instruction.guard:
+                    name, negated = instruction.guard
+                    guard = program.bits(name, "pred") != negated
+                    running_here = np.broadcast_to(guard, live.shape) & running
+                    program.active = None if running_here.all() else running_here
+                name = instruction.operation[0]
+                if name == "bra":
+                    label = instruction.operands[0]
+                    taken = running if program.active is None else program.active
+                    at[running] = place + 1
+                    at[taken] = program.entry.labels[str(label)]
                     break
-
-    def bits(self, operand: Operand, kind: str) -> Array:
-        """Of a register, at least as wide as `kind`, or a constant ([1])."""
-        if not isinstance(operand, str):
-            raise NotImplementedError(str(operand))
-        if operand[0] == "!":
-            negated: Array = ~self.bits(operand[1:], kind)
-            return negated
-        if operand in self.entry.widths:
-            if operand not in self.registers:
-                raise PtxError(f"{operand} was never written")
-            return self.registers[operand]
-        if operand in self.special:
-            return self.special[operand]
-        if operand == "global_smem":
-            return np.zeros(1, UNSIGNED[TYPES[kind]])
-        return constant(operand, kind)
-
-    def value(self, operand: Operand, kind: str) -> Array:
-        return of_bits(self.bits(operand, kind), kind)
-
-    def all_threads(self, operand: Operand, kind: str) -> Array:
-        """value, [threads]."""
-        found = self.value(operand, kind)
-        return found if len(found) == self.threads else np.repeat(found, self.threads)
-
-    def write(self, register: Operand, bits: Array, kind: str) -> None:
-        """To the active threads."""
-        if register == "_":
-            return
-        assert isinstance(register, str)
-        bits = as_type(bits, kind, self.entry.widths[register])
-        if len(bits) != self.threads:
-            bits = np.repeat(bits, self.threads)
-        if self.active is not None:
-            old = self.registers.get(register)
-            if old is None:
-                old = np.full(self.threads, 0x5A, bits.dtype)
-            bits = np.where(self.active, bits, old)
-        self.registers[register] = bits
-
-    def lanes(self) -> Array:
-        """The active threads' numbers."""
-        if self.active is None:
-            return np.arange(self.threads)
-        return np.flatnonzero(self.active)
-
-    def warps(self) -> Array:
-        """The active warps' numbers; all threads of a warp must be active, or none."""
-        if self.active is None:
-            return np.arange(self.threads // 32)
-        together = self.active.reshape(-1, 32)
-        if (together.any(1) != together.all(1)).any():
-            raise PtxError("a warp that is not together")
-        return np.flatnonzero(together.any(1))
-
-    def addresses(self, address: Operand) -> Array:
-        """[threads] int64."""
-        assert isinstance(address, Address)
-        if address.base == "global_smem":
-            return np.full(self.threads, address.offset, np.int64)
-        base = self.bits(address.base, "b64")
-        if len(base) != self.threads:
-            base = np.repeat(base, self.threads)
-        return base.astype(np.int64) + address.offset
-
-    def read(self, space: str, addresses: Array, size: int, lanes: Array) -> Array:
-        if space == "global":
-            return self.memory.read(addresses, size)
-        return self.shared.read(addresses, size, lanes // 32)
-
-    def store(self, space: str, addresses: Array, data: Array, lanes: Array) -> None:
-        if space == "global":
-            self.memory.write(addresses, data)
-            self.stored[lanes] = True
-        else:
-            self.shared.write(addresses, data, lanes // 32)
-
-
-def _decoded(instruction: Instruction) -> Callable[[Program], None]:
-    """What an instruction does to a program; branches and barriers are done by Program.run."""
-    name = instruction.operation[0]
-    if name in ("bra", "ret", "exit") or instruction.operation == ("bar", "sync"):
-        if name == "bar" and instruction.operands != ("0",):
-            raise NotImplementedError(instruction.text)
-        return _nothing
-    try:
-        rule = arithmetic(instruction)
-        if rule:
-            return lambda program: _compute(program, instruction, rule)
-        if name in _RULES:
-            return _RULES[name](instruction)
-    except (NotImplementedError, ValueError, KeyError) as error:
-        raise NotImplementedError(f"{instruction.text}: {error}") from error
-    raise NotImplementedError(instruction.text)
-
-
-def _nothing(program: Program) -> None:
-    """Fences: what a program stores is seen by those that run after it."""
-
-
-def _compute(program: Program, instruction: Instruction, rule: Arithmetic) -> None:
-    result, *operands = instruction.operands
-    values = [program.value(each, kind) for each, kind in zip(operands, rule.operands, strict=True)]
-    found = rule.function(*values)
-    program.write(result, to_bits(found, rule.result), rule.result)
-
-
-def _move(instruction: Instruction) -> Callable[[Program], None]:
-    to, source = instruction.operands
-    (kind,) = instruction.types
-    if isinstance(to, Vector):
-        parts = to.parts
-        piece = f"b{TYPES[kind] // len(parts)}"
-
-        def unpack(program: Program) -> None:
-            pieces = program.all_threads(source, kind).view(UNSIGNED[TYPES[piece]])
-            for i, part in enumerate(parts):
-                program.write(part, np.ascontiguousarray(pieces[i :: len(parts)]), piece)
-
-        return unpack
-    if isinstance(source, Vector):
-        inside = source.parts
-        piece = f"b{TYPES[kind] // len(inside)}"
-
-        def pack(program: Program) -> None:
-            pieces = np.stack([program.all_threads(part, piece) for part in inside], axis=1)
-            program.write(to, pieces.reshape(-1).view(UNSIGNED[TYPES[kind]]), kind)
-
-        return pack
-    return lambda program: program.write(to, program.bits(source, kind), kind)
-
-
-def _parts(operand: Operand) -> tuple[str, ...]:
-    return operand.parts if isinstance(operand, Vector) else (str(operand),)
-
-
-def _access(instruction: Instruction) -> tuple[str, str, int]:
-    """(space, type, elements) of a load or store."""
-    space = instruction.operation[1].replace("__cta", "")
-    (kind,) = instruction.types
-    count = 1
-    for part in instruction.operation[2:]:
-        if part in ("v2", "v4"):
-            count = int(part[1])
-        elif part not in _HINTS and part != kind and not part.startswith(("L1__", "L2__")):
-            raise NotImplementedError(part)
-    if space not in ("global", "shared", "param"):
-        raise NotImplementedError(space)
-    return space, kind, count
-
-
-def _load(instruction: Instruction) -> Callable[[Program], None]:
-    space, kind, count = _access(instruction)
-    to, address = _parts(instruction.operands[0]), instruction.operands[1]
-    size = TYPES[kind] // 8
-    if space == "param":
-        assert isinstance(address, Address)
-        name = address.base
-
-        def parameter(program: Program) -> None:
-            bits = np.array([program.parameters[name]], np.uint64)
-            program.write(to[0], bits, kind)
-
-        return parameter
-    if len(to) != count:
-        raise NotImplementedError("a vector of another length")
-
-    def load(program: Program) -> None:
-        lanes = program.lanes()
-        data = np.zeros((program.threads, count * size), np.uint8)
-        at = program.addresses(address)[lanes]
-        data[lanes] = program.read(space, at, count * size, lanes)
-        values = data.view(UNSIGNED[8 * size])
-        for i, register in enumerate(to):
-            program.write(register, np.ascontiguousarray(values[:, i]), kind)
-
-    return load
-
-
-def _store(instruction: Instruction) -> Callable[[Program], None]:
-    space, kind, count = _access(instruction)
-    address, source = instruction.operands[0], _parts(instruction.operands[1])
-    size = TYPES[kind] // 8
-    if space == "param" or len(source) != count:
-        raise NotImplementedError(space)
-
-    def store(program: Program) -> None:
-        lanes = program.lanes()
-        width = UNSIGNED[8 * size]
-        values = [program.all_threads(each, f"b{8 * size}").astype(width) for each in source]
-        data = np.stack(values, axis=1).view(np.uint8)[lanes]
-        program.store(space, program.addresses(address)[lanes], data, lanes)
-
-    return store
-
-
-def _copy(instruction: Instruction) -> Callable[[Program], None]:
-    """cp.async: what is read now is in shared memory once its group has been waited for."""
-    what = instruction.operation[2]
-    if what == "commit_group":
-        return lambda program: program.copies.append([])
-    if what in ("wait_group", "wait_all"):
-        left = int(str(instruction.operands[0]), 0) if what == "wait_group" else 0
-
-        def wait(program: Program) -> None:
-            if program.active is not None:
-                raise NotImplementedError("some threads wait for their copies")
-            if what == "wait_all":
-                program.copies.append([])
-            while len(program.copies) - 1 > left:
-                for addresses, data, lanes in program.copies.pop(0):
-                    program.shared.arrive(addresses, data, lanes // 32)
-
-        return wait
-    if instruction.operation[2:5] not in (("ca", "shared", "global"), ("cg", "shared", "global")):
-        raise NotImplementedError(what)
-    to, source, size_text, *read_text = instruction.operands
-    size = int(str(size_text), 0)
-
-    def copy(program: Program) -> None:
-        lanes = program.lanes()
-        data = np.zeros((program.threads, size), np.uint8)
-        reading = lanes
-        if read_text:
-            lengths = program.all_threads(read_text[0], "u32")[lanes]
-            if not np.isin(lengths, (0, size)).all():
-                raise NotImplementedError("a part of the bytes")
-            reading = lanes[lengths == size]
-        data[reading] = program.memory.read(program.addresses(source)[reading], size)
-        places = program.addresses(to)[lanes]
-        program.shared.expect(places, size, lanes // 32)
-        program.copies[-1].append((places, data[lanes], lanes))
-
-    return copy
-
-
-def _multiply(instruction: Instruction) -> Callable[[Program], None]:
-    if instruction.operation[1:3] != ("sync", "aligned") or (instruction.operation[4:6]) != (
-        "row",
-        "col",
-    ):
-        raise NotImplementedError("mma")
-    to, *sources = (_parts(each) for each in instruction.operands)
-    result, kind, same, _ = instruction.types
-    shape = instruction.operation[3]
-    registers = {"m16n8k16": (4, 2), "m16n8k32": (4, 2), "m16n8k8": (4, 2)}[shape]
-    if shape == "m16n8k8" and kind != "tf32":
-        registers = (2, 1)
-    if [len(each) for each in sources] != [*registers, 4] or kind != same:
-        raise NotImplementedError("registers of mma")
-    expected = {"m16n8k16": ("f16", "bf16"), "m16n8k32": ("s8",), "m16n8k8": ("tf32", "f16")}
-    if kind not in expected[shape] or result != ("s32" if kind == "s8" else "f32"):
-        raise NotImplementedError("types of mma")
-
-    def run(program: Program) -> None:
-        program.warps()
-        a, b, c = ([program.all_threads(each, "b32") for each in part] for part in sources)
-        for register, bits in zip(to, multiply(a, b, c, kind), strict=True):
-            program.write(register, bits, "b32")
-
-    return run
-
-
-def _matrices(instruction: Instruction) -> tuple[int, bool]:
-    """(how many, transposed?) of ldmatrix and stmatrix."""
-    rest = [p for p in instruction.operation[1:] if p not in ("sync", "aligned", "m8n8", "b16")]
-    number, *others = rest
-    transposed = others[0] == "trans"
-    if others[transposed:] not in (["shared"], ["shared__cta"]):
-        raise NotImplementedError("matrices")
-    return int(number[1]), transposed
-
-
-def _load_matrices(instruction: Instruction) -> Callable[[Program], None]:
-    count, transposed = _matrices(instruction)
-    to, address = _parts(instruction.operands[0]), instruction.operands[1]
-
-    def load(program: Program) -> None:
-        warps = program.warps()
-        at = program.addresses(address).reshape(-1, 32)[warps, : 8 * count]
-        rows = np.zeros((program.threads // 32, 8 * count, 16), np.uint8)
-        found = program.shared.read(at.reshape(-1), 16, np.repeat(warps, 8 * count))
-        rows[warps] = found.reshape(len(warps), -1, 16)
-        for register, bits in zip(to, load_matrices(rows, count, transposed), strict=True):
-            program.write(register, bits, "b32")
-
-    return load
-
-
-def _store_matrices(instruction: Instruction) -> Callable[[Program], None]:
-    count, transposed = _matrices(instruction)
-    address, source = instruction.operands[0], _parts(instruction.operands[1])
-
-    def store(program: Program) -> None:
-        warps = program.warps()
-        at = program.addresses(address).reshape(-1, 32)[warps, : 8 * count]
-        rows = store_matrices([program.all_threads(each, "b32") for each in source], transposed)
-        data = rows[warps].reshape(-1, 16)
-        program.shared.write(at.reshape(-1), data, np.repeat(warps, 8 * count))
-
-    return store
-
-
-def _shuffle(instruction: Instruction) -> Callable[[Program], None]:
-    _, sync, mode, kind = instruction.operation
-    to, a, b, c, members = instruction.operands
-    if (sync, kind, members) != ("sync", "b32", "-1") or "|" in str(to):
-        raise NotImplementedError("shfl")
-
-    def run(program: Program) -> None:
-        program.warps()
-        operands = [program.all_threads(each, "u32") for each in (a, b, c)]
-        program.write(to, shuffle(mode, *operands)[0], "u32")
-
-    return run
-
-
-def _reduce(instruction: Instruction) -> Callable[[Program], None]:
-    _, sync, name, kind = instruction.operation
-    to, a, members = instruction.operands
-    if sync != "sync":
-        raise NotImplementedError("redux")
-
-    def run(program: Program) -> None:
-        program.warps()
-        if (program.all_threads(members, "u32")[program.lanes()] != 0xFFFFFFFF).any():
-            raise NotImplementedError("some of a warp")
-        program.write(to, to_bits(reduce(name, program.all_threads(a, kind)), kind), kind)
-
-    return run
-
-
-def _atomic(instruction: Instruction) -> Callable[[Program], None]:
-    _, space, *modifiers, name, kind = instruction.operation
-    if space != "global" or name != "add" or kind not in ("u32", "s32"):
-        raise NotImplementedError("atom")
-    if not set(modifiers) <= _HINTS | {"acq_rel"}:
-        raise NotImplementedError("atom")
-    to, address, operand = instruction.operands
-
-    def add(program: Program) -> None:
-        old = np.zeros(program.threads, np.uint32)
-        at, more = program.addresses(address), program.all_threads(operand, "u32")
-        for lane in program.lanes():
-            if "acq_rel" in modifiers and np.delete(program.stored, lane).any():
-                raise PtxError("it is not known to come after what other threads stored")
-            here = at[lane : lane + 1]
-            value = program.memory.read(here, 4)
-            old[lane] = value.view(np.uint32)[0, 0]
-            total = (old[lane : lane + 1] + more[lane]).view(np.uint8)
-            program.memory.write(here, total[None])
-        program.write(_parts(to)[0], old, "u32")
-
-    return add
-
-
-def _together(instruction: Instruction) -> Callable[[Program], None]:
-    if instruction.operation != ("bar", "warp", "sync") or instruction.operands != ("-1",):
-        raise NotImplementedError("bar")
-
-    def check(program: Program) -> None:
-        program.warps()
-
-    return check
-
-
-def _fence(instruction: Instruction) -> Callable[[Program], None]:
-    return _nothing
-
-
-_RULES: dict[str, Callable[[Instruction], Callable[[Program], None]]] = {
-    "mov": _move, "ld": _load, "st": _store, "cp": _copy, "mma": _multiply,
-    "ldmatrix": _load_matrices, "stmatrix": _store_matrices, "shfl": _shuffle, "redux": _reduce,
-    "atom": _atomic, "bar": _together, "fence": _fence, "membar": _fence,
-}  # fmt: skip
+                if name in ("ret", "exit"):
+                    at[running] = place + 1
+                    live &= ~(running if program.active is None else program.active)
+                    break
+                if instruction.operation == ("bar", "sync"):
+                    if instruction.guard or (running != live).any():
+                        raise PtxError("a barrier that some threads do not reach together")
+                    program.shared.barriers += 1
+                    program.stored[:] = False
+                elif program.active is None or program.active.any():
+                    steps[place](program)
+            except (PtxError, NotImplementedError, ValueError) as error:
+                raise type(error)(f"{instruction.text} in program {program.place}: {error}") from (
+                    error
+                )
+            place += 1
+            if place in targets and whole is not None:
+                at[running] = place
+                break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -28,6 +29,7 @@ class SharedMemory:
         self.bytes = np.full(size, 0xFF, np.uint8)
         self.barriers = 0
         self.coming = np.zeros(size, np.bool_)  # copied to by what nobody has waited for
+        self.held: list[list[Array]] = [[]]  # what groups of wgmma read, the last one open
         self.written, self.read_at = (np.full(size, -1, np.int32) for _ in range(2))  # barriers
         self.writer, self.reader = (np.full(size, -1, np.int32) for _ in range(2))  # -1: several
 
@@ -64,9 +66,21 @@ class SharedMemory:
         self.coming[self._places(addresses, data.shape[1])] = False
         self.write(addresses, data, warps)
 
+    def hold(self, addresses: Array, size: int) -> None:
+        """Nobody may write there until the open group of tensor cores' work was waited for."""
+        self.held[-1].append(self._places(addresses, size))
+
+    def let_go(self, left: int) -> None:
+        """All groups but the last `left` were waited for."""
+        while len(self.held) - 1 > left:
+            self.held.pop(0)
+
     def _claim(self, at: Array, own: Array, changed: Array) -> None:
         if self.coming[at].any():
             raise PtxError("shared memory is written while a copy to it is on its way")
+        for places in itertools.chain.from_iterable(self.held):
+            if np.isin(at, places).any():
+                raise PtxError("shared memory is written that tensor cores may still read")
         for when, who in ((self.written, self.writer), (self.read_at, self.reader)):
             if ((when[at] == self.barriers) & (who[at] != own) & changed).any():
                 raise PtxError(

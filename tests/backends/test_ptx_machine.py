@@ -13,6 +13,7 @@ from ptx_memory import GlobalMemory, PtxError
 from ptx_parse import parse
 from ptx_values import Array, of_bits, to_bits
 from ptx_warp import load_matrices, multiply, shuffle, store_matrices
+from ptx_wgmma import element_addresses, fragments, left_operand
 
 HEAD = """
 .visible .entry test(
@@ -148,6 +149,33 @@ def test_matrices_are_loaded_as_tensor_cores_want_them() -> None:
             matrix = elements[i].T if transposed else elements[i]
             assert [low, high] == matrix[lane // 4, lane % 4 * 2 :][:2].tolist()
         assert np.array_equal(store_matrices(found, transposed), rows.reshape(1, 32, 16))
+
+
+def test_warpgroups_find_matrices_where_descriptors_say() -> None:
+    """Rows of 128 bytes, whose 16-byte piece c lies at c ^ row % 8; eight rows are 1,024 bytes."""
+    descriptor = 1 << 62 | (1024 >> 4) << 32 | 2048 >> 4
+    places = element_addresses(descriptor, 16, 64, 2, False)
+    for row, column in product(range(16), range(64)):
+        piece = (column // 8) ^ (row % 8)
+        assert places[row, column] == 2048 + row * 128 + piece * 16 + column % 8 * 2
+    # 16 inputs further on, and the same matrix by its columns
+    later = element_addresses(descriptor + (32 >> 4), 16, 16, 2, False)
+    assert np.array_equal(later, places[:, 16:32])
+    turned = element_addresses(descriptor, 64, 16, 2, True)
+    assert np.array_equal(turned, places.T)
+
+
+def test_warpgroups_hold_fragments_as_four_warps_do() -> None:
+    numbers = np.arange(64 * 24, dtype=np.float64).reshape(64, 24)
+    held = fragments(numbers)
+    left = np.zeros((128, 4, 2))
+    for thread, i, v in product(range(128), range(4), range(2)):
+        warp, group, pair = thread // 32, thread % 32 // 4, thread % 4 * 2 + v
+        left[thread, i, v] = numbers[16 * warp + group + 8 * (i % 2), pair + 8 * (i // 2)]
+        for block in range(3):
+            row = 16 * warp + group + 8 * (i // 2)
+            assert held[thread, 4 * block + i] == numbers[row, 8 * block + thread % 4 * 2 + i % 2]
+    assert np.array_equal(left_operand(left), numbers[:, :16])
 
 
 def test_lanes_read_each_other() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from graphwright.ir.schemes import quantize_weight
+from graphwright.ir.tolerance import check_close
 
 triton = pytest.importorskip("triton")
 
@@ -25,6 +26,7 @@ from ptx_memory import PtxError  # noqa: E402
 from test_triton_linear import Product  # noqa: E402
 from triton_harness import batch_header  # noqa: E402
 
+from graphwright.backends.triton.kernels.attention_prefill import prefill_sizes  # noqa: E402
 from graphwright.backends.triton.kernels.few_rows import FewRows, few_rows  # noqa: E402
 from graphwright.backends.triton.kernels.kernel import TritonKernel  # noqa: E402
 from graphwright.backends.triton.kernels.linear import Tiles  # noqa: E402
@@ -46,7 +48,8 @@ def capability(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return found
 
 
-# Kernels without wgmma, the tensor cores' instructions that came with sm_90
+WIDE = Tiles(128, 256, 64, num_warps=8)
+HOPPER = pytest.mark.parametrize("capability", [90], indirect=True)
 BOTH = pytest.mark.parametrize("capability", [80, 90], indirect=True)
 
 
@@ -87,6 +90,7 @@ def test_products_of_one_row(product: Product) -> None:
     product.check()
 
 
+@BOTH
 @pytest.mark.parametrize(
     "product",
     [
@@ -123,6 +127,29 @@ def test_attention(case: attention.Case) -> None:
     attention.test_attention_over_ragged_batches_is_its_op(case)
 
 
+@HOPPER
+@pytest.mark.parametrize(
+    "product",
+    [
+        Product(200, 140, 256, "w4g128", BF16, tiles=WIDE),
+        Product(70, 140, 192, None, F16, tiles=WIDE),
+    ],
+    ids=str,
+)
+def test_wide_tiles(product: Product) -> None:
+    product.check()
+
+
+@HOPPER
+def test_prefill_of_64_rows_and_64_keys() -> None:
+    case = attention.Case(2, 1, 128, 128, lengths=((0, 70), (130, 3)), dtype=BF16, cache=BF16)
+    step = attention.Step(case)
+    step.append()
+    sizes = prefill_sizes(step.shape(), 90)
+    assert sizes
+    check_close(step.prefill(**sizes), step.expected())
+
+
 @BOTH
 @pytest.mark.parametrize(
     ("cache", "normed"), [(torch.float32, False), (BF16, True), (torch.int8, True)], ids=str
@@ -146,6 +173,7 @@ def test_candidates() -> None:
     rows.check_candidates(logits[:, :97].contiguous(), 8)
 
 
+@BOTH
 @pytest.mark.parametrize("case", [routed.CASES[i] for i in (2, 4, 7)], ids=str)
 def test_routed_products(case: routed.Routed) -> None:
     routed.test_routed_products_are_their_op_and_touch_no_other_expert(case)
