@@ -2,7 +2,8 @@
 
 Every thread has its own place in the code; those furthest behind run, until all are together again.
 Copies to shared memory that do not wait (cp.async) arrive when their group is waited for, not
-before; tensor cores' results (wgmma) are there at once. Whatever is not known raises NotImplementedError; what a GPU would not do, PtxError.
+before; results of wgmma are there at once. Whatever is not known raises NotImplementedError; what a
+GPU would not do, PtxError.
 """
 
 from __future__ import annotations
