@@ -143,6 +143,7 @@ def linear(
     """
     assert activation in ACTIVATIONS and x_stride >= k and n * format.row_bytes(k) < 2**31
     assert not integer or (format.kind != "dense" and norm is None)
+    assert format.kind != "w8" or format.group % tiles.step == 0, "one scale for a step's inputs"
     assert gate is None or (residual_stride is None and sorted(gate) == [0, n // 2])
     several = tiles.splits > 1
     unit = CHUNK if format.kind == "w4" else tiles.step

@@ -211,6 +211,12 @@ def test_few_rows_times_nibbles_are_those_times_the_dequantized_weight(
     Product(rows, n, k, scheme, dtype, few=few, activation=activation).check()
 
 
+def test_inputs_of_a_step_have_one_scale() -> None:
+    format = WeightFormat.of("w8g32")
+    with pytest.raises(AssertionError, match="one scale for a step's inputs"):
+        linear(64, 256, format, Tiles(16, 16, 64), x_stride=256)
+
+
 def test_buckets_of_few_rows_share_kernels() -> None:
     format, shape = WeightFormat.of("w4g128"), FewRows(32, 4)
     made = [few_rows(64, 256, format, shape, most, x_stride=256).name for most in (1, 2, 8, 16)]
