@@ -127,6 +127,18 @@ def test_attention(case: attention.Case) -> None:
     attention.test_attention_over_ragged_batches_is_its_op(case)
 
 
+@BOTH
+@pytest.mark.parametrize("cache", [BF16, torch.int8], ids=str)
+def test_attention_in_parts(cache: torch.dtype) -> None:
+    """Four and three parts of two tiles, in any order of programs; `deep` changes no bit."""
+    lengths = ((300, 1), (4, 1), (430, 1))
+    step = attention.Step(attention.Case(4, 1, 64, 64, dtype=BF16, cache=cache, lengths=lengths))
+    step.append()
+    found = [step.decode(4, deep=deep) for deep in (False, True)]
+    check_close(found[0], step.expected())
+    assert torch.equal(*found)
+
+
 @HOPPER
 @pytest.mark.parametrize(
     "product",
@@ -187,6 +199,8 @@ def test_row_kernels() -> None:
     rows.test_gated_activations_are_their_op("gelu_tanh")
     rows.test_embeddings_are_their_ops(None)
     rows.test_embeddings_are_their_ops("w4g64z")
+    rows.check_inputs(1, 1, 70, 1)
+    rows.check_inputs(70, 9, 130, 0)
 
 
 def test_buffers_are_as_long_as_what_is_read() -> None:

@@ -225,6 +225,10 @@ def check_candidates(logits: torch.Tensor, k: int) -> None:
 def test_inputs_are_taken_as_far_as_they_are_used(
     tokens: int, sequences: int, width: int, rows: int
 ) -> None:
+    check_inputs(tokens, sequences, width, rows)
+
+
+def check_inputs(tokens: int, sequences: int, width: int, rows: int) -> None:
     sizes = {torch.int64: (tokens, tokens), torch.int32: (sequences + 1, sequences * width, rows)}
     given = [
         torch.randint(1 << 30, (size + 5,), dtype=dtype)
