@@ -22,7 +22,7 @@ _HINTS = {"ca", "cg", "cs", "lu", "nc", "relaxed", "acquire", "release", "gpu", 
 def decoded(instruction: Instruction) -> Callable[[Program], None]:
     """What an instruction does to a program; branches and barriers are done by ptx_machine."""
     name = instruction.operation[0]
-    if name in ("bra", "ret", "exit") or instruction.operation == ("bar", "sync"):
+    if name in ("bra", "brx", "ret", "exit") or instruction.operation == ("bar", "sync"):
         if name == "bar" and instruction.operands != ("0",):
             raise NotImplementedError(instruction.text)
         return _nothing

@@ -60,6 +60,12 @@ def _run(program: Program, steps: list[Callable[[Program], None]], targets: froz
                     at[running] = place + 1
                     at[taken] = program.entry.labels[str(label)]
                     break
+                if name == "brx":
+                    index, table = (str(each) for each in instruction.operands)
+                    labels = [program.entry.labels[each] for each in program.entry.tables[table]]
+                    chosen = np.array(labels)[program.all_threads(index, "u32")[running]]
+                    at[running] = chosen
+                    break
                 if name in ("ret", "exit"):
                     at[running] = place + 1
                     live &= ~(running if program.active is None else program.active)

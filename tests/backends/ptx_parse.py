@@ -45,7 +45,9 @@ class Instruction:
 
 @dataclass
 class Entry:
-    """widths: bits of each register, 1 of predicates; labels: places in the code."""
+    """widths: bits of each register, 1 of predicates; labels: places in the code; tables: the
+    labels that a jump chooses from, by the table's own.
+    """
 
     name: str
     parameters: list[str]
@@ -53,6 +55,7 @@ class Entry:
     widths: dict[str, int] = field(default_factory=dict)
     code: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
+    tables: dict[str, list[str]] = field(default_factory=dict)
 
 
 TYPES = {
@@ -72,7 +75,7 @@ def parse(ptx: str) -> Entry:
         raise NotImplementedError(f"no entry in {ptx[:200]}")
     entry = Entry(head[1], re.findall(r"\w+(?=\s*(?:,|$))", head[2]), int(threads[1]))
     scopes: list[dict[str, str]] = [{}]  # names of inline assembly to those of their block
-    count = 0
+    count, last = 0, ""
     for piece in _pieces(text[head.end() :]):
         if piece == "{":
             scopes.append({})
@@ -81,7 +84,11 @@ def parse(ptx: str) -> Entry:
             if not scopes:
                 return entry
         elif label := _LABEL.fullmatch(piece):
-            entry.labels[label[1]] = len(entry.code)
+            last = label[1]
+            entry.labels[last] = len(entry.code)
+        elif piece.startswith(".branchtargets"):
+            names = piece.removeprefix(".branchtargets").split(",")
+            entry.tables[last] = [name.strip() for name in names]
         elif piece.startswith(".reg"):
             count += 1
             _declare(entry, piece, scopes[-1] if len(scopes) > 1 else {}, count)

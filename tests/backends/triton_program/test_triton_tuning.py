@@ -177,7 +177,9 @@ def test_only_the_gpu_of_this_machine_is_tuned(monkeypatch: pytest.MonkeyPatch) 
     none = FakeCuda({})
     none.devices = 0
     monkeypatch.setattr("graphwright.runtime.cuda.driver._load", lambda: none)
-    with pytest.raises(BackendError, match=r"none can be used here \(.*[^.]\): compile without --tune\.$"):
+    with pytest.raises(
+        BackendError, match=r"none can be used here \(.*[^.]\): compile without --tune\.$"
+    ):
         code_generator("cuda", "bf16", tuned=True)
 
 
