@@ -162,7 +162,6 @@ def test_prefill_of_64_rows_and_64_keys() -> None:
     check_close(step.prefill(**sizes), step.expected())
 
 
-@BOTH
 @pytest.mark.parametrize(
     ("cache", "normed"), [(torch.float32, False), (BF16, True), (torch.int8, True)], ids=str
 )
@@ -170,7 +169,6 @@ def test_rope_and_append(cache: torch.dtype, normed: bool) -> None:
     attention.test_rope_and_append_write_queries_and_the_cache(cache, normed)
 
 
-@BOTH
 def test_the_best_token() -> None:
     rows.test_the_best_token_is_the_lowest_of_equals_and_nan_is_noticed()
 
@@ -191,7 +189,6 @@ def test_routed_products(case: routed.Routed) -> None:
     routed.test_routed_products_are_their_op_and_touch_no_other_expert(case)
 
 
-@BOTH
 def test_row_kernels() -> None:
     rows.test_a_sum_may_be_of_a_normed_row()
     rows.test_selected_rows_are_copied_for_sampled_rows_only()
