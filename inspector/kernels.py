@@ -14,7 +14,7 @@ __all__ = ["kernel_data", "kernel_table"]
 
 def kernel_data(artifact: Readable, loads: dict[str, Load], machine: Machine) -> dict[str, Any]:
     """Every phase of the entries in `loads` as JSON, and the machine that was assumed."""
-    phases = read_json(artifact, "phases.json")
+    phases = _phases(artifact)
     return {
         "machine": asdict(machine),
         "entries": {
@@ -27,9 +27,20 @@ def kernel_data(artifact: Readable, loads: dict[str, Load], machine: Machine) ->
     }
 
 
+def _phases(artifact: Readable) -> dict[str, Any]:
+    found = read_json(artifact, "phases.json")
+    if not found:
+        target = read_json(artifact, "manifest.json")["target"]
+        raise KeyError(
+            f"there are predictions for CPUs alone; this artifact is for {target}. --ledger says "
+            "which kernels it has."
+        )
+    return dict(found)
+
+
 def kernel_table(artifact: Readable, loads: dict[str, Load], machine: Machine) -> str:
     """A table per entry: equal kernels together, the longest first."""
-    phases = read_json(artifact, "phases.json")
+    phases = _phases(artifact)
     lines = [
         f"at {machine.bandwidth:.1f} GB/s, {machine.float32:.0f} GFLOP/s in float32, "
         f"{machine.int8:.0f} GOP/s in int8"

@@ -150,7 +150,9 @@ def memory_table(artifact: Readable, limit: int | None = None) -> str:
         f"{state['dtype']}"
         for state in kv.get("rolling", ())
     ]
-    lines.append(f"weights: {plan['weights']['bytes']} bytes, mapped from the file")
+    gpu = str(read_json(artifact, "manifest.json")["target"]).startswith("cuda")
+    where = "copied to the GPU" if gpu else "mapped from the file"
+    lines.append(f"weights: {plan['weights']['bytes']} bytes, {where}")
     return "\n".join(lines)
 
 

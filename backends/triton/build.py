@@ -8,7 +8,7 @@ replayed. Each bucket of the decode entry has a list of its own, and prefill has
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from graphwright.backends.blobs import BlobTable
@@ -134,9 +134,10 @@ def lower_program(
     buckets: list[Bucket] = []
     ledger: list[LedgerEntry] = []
     counter_bytes = 0
+    arenas: dict[str, MemoryPlan] = {}
     for name, entry in program.plans.items():
         fusions = Fusions.of(program, types, name)
-        plan = plan_arena(program, types, fusions, entry)
+        plan = arenas[name] = plan_arena(program, types, fusions, entry)
         for tokens in _sizes(plan):
             context = LoweringContext(
                 program, plan, types, fusions, kv, blobs, kernels,
@@ -151,7 +152,7 @@ def lower_program(
             counter_bytes = max(counter_bytes, context.counter_bytes)
             if tokens == plan.max_tokens:
                 ledger.extend(entries)
-    described = _describe(program, buckets, kv, blobs)
+    described = _describe(program, arenas, buckets, kv, blobs)
     return LoweredProgram(
         tuple(buckets), blobs, kv, kernels.sources, tuple(ledger), described, counter_bytes
     )
@@ -172,17 +173,19 @@ def _sizes(plan: MemoryPlan) -> list[int]:
 
 
 def _describe(
-    program: Program, buckets: list[Bucket], kv: KvLayout, blobs: BlobTable
-) -> dict[str, Any]:
+    program: Program, arenas: dict[str, MemoryPlan], buckets: list[Bucket], kv: KvLayout,
+    blobs: BlobTable,
+) -> dict[str, Any]:  # fmt: skip
     """The content of plan.json, as runtime/plan.py reads it."""
     entries = {}
-    for name, plan in program.plans.items():
+    for name, plan in arenas.items():
         own = [bucket for bucket in buckets if bucket.entry == name]
         entries[name] = {
             "max_tokens": plan.max_tokens,
             "max_rows": plan.max_rows,
             "arena_bytes": max(bucket.arena_bytes for bucket in own),
             "buckets": [bucket.tokens for bucket in own],
+            "buffers": [asdict(buffer) for buffer in plan.buffers],
         }
     return {
         "entries": entries,

@@ -108,6 +108,25 @@ def test_it_holds_code_launches_and_sources(artifact: Artifact) -> None:
                 assert all(o < ends.get(region, 1 << 62) for region, o in operands)
 
 
+def test_every_view_of_it_can_be_inspected(artifact: Artifact) -> None:
+    views: tuple[list[str], ...] = (
+        [], ["--passes"], ["--graph", "last"], ["--ledger"], ["--json"], ["--memory"],
+        ["--memory", "--all"],
+    )  # fmt: skip
+    for view in views:
+        done = command("inspect", artifact.path, *view)
+        assert done.returncode == 0 and done.stdout.strip(), f"{view}: {done.stderr}"
+    assert re.search(r"\n  linear\S* .*\|.*█", done.stdout)
+    assert "bytes, copied to the GPU" in done.stdout
+    machine = ("--bandwidth", 30, "--gops", 100, 400)
+    done = command("inspect", artifact.path, "--kernels", *machine)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: there are predictions for CPUs alone; this artifact is for cuda:sm_80. --ledger "
+        "says which kernels it has.\n"
+    )
+
+
 def test_the_engine_generates_what_eager_does(
     checkpoint: Path, artifact: Artifact, driver: FakeCuda
 ) -> None:
