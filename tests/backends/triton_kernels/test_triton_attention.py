@@ -227,12 +227,19 @@ def test_one_split_needs_no_scratch() -> None:
     check_close(step.decode(1, keys=16), step.expected())
 
 
-def test_more_query_heads_than_rows_of_a_tile_are_taken_in_packs() -> None:
-    step = Step(Case(70, 1, 16, 16, lengths=((3, 2),)))
+@pytest.mark.parametrize(
+    "case",
+    [Case(70, 1, 16, 16, lengths=((3, 2),), splits=1), Case(20, 1, 16, 512, lengths=((150, 2),))],
+    ids=str,
+)
+def test_more_query_heads_than_a_program_takes_are_taken_in_packs(case: Case) -> None:
+    """64 heads in a pack, and 16, as many as registers hold results of."""
+    step = Step(case)
+    assert step.shape().packs[1] == 2
     step.append()
     want = step.expected()
     check_close(step.prefill(keys=16), want)
-    check_close(step.decode(1), want)
+    check_close(step.decode(case.splits, keys=16), want)
 
 
 def test_inner_tiles_skip_the_mask() -> None:
