@@ -18,10 +18,10 @@ from graphwright.backends.triton.chips import Chip, chips_of
 from graphwright.backends.triton.context import Kernels, LoweringContext
 from graphwright.backends.triton.dtypes import ACTIVATIONS, StoredTypes
 from graphwright.backends.triton.fusions import Fusions
-from graphwright.backends.triton.kernels.kernel import Size, TritonKernel
+from graphwright.backends.triton.kernels.kernel import INPUTS, Size, TritonKernel
 from graphwright.backends.triton.kernels.take_inputs import take_inputs
 from graphwright.backends.triton.kv_layout import KvLayout
-from graphwright.backends.triton.launches import INPUTS, Launch, Operand
+from graphwright.backends.triton.launches import Launch, Operand
 from graphwright.backends.triton.lower.largest import candidate_logits, largest_logits
 from graphwright.backends.triton.registry import LedgerEntry, lower_entry
 from graphwright.backends.tuning import Picks

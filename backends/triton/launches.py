@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graphwright.backends.triton.kernels.kernel import TritonKernel
+from graphwright.backends.triton.kernels.kernel import INPUTS, TritonKernel
 from graphwright.ir.errors import BackendError
 
-__all__ = ["INPUTS", "PARAMETERS", "Launch", "Operand"]
-
-# What the host says of a step, by element type.
-INPUTS = {
-    "batch": "int32",  # [8]: tokens T, sequences B, block-table stride M, sampled rows R, zeros
-    "tokens": "int64",  # [T]
-    "positions": "int64",  # [T]
-    "query_start": "int32",  # [B + 1]
-    "block_table": "int32",  # [B * M]
-    "sample_rows": "int32",  # [R]
-}
+__all__ = ["PARAMETERS", "Launch", "Operand"]
 
 # The regions of memory that kernels work on, by the element type at their start; they lie where the
 # runtime puts them: host_… and the last two in pinned memory of the host, the others in the GPU's.

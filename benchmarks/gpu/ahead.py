@@ -104,21 +104,26 @@ def compiled(chip: str, size: int, programs: int, deep: int) -> Cubin:
     return compile_cubin(kernel, chips_of(f"cuda:{chip}")[0], frozenset({"weight", "dump"}))
 
 
+def captured(driver: Driver, library: CudaLibrary, launches: Sequence[Launch]) -> Any:
+    """The graph of a step that reads nothing ahead."""
+    driver.capture()
+    library.launch(launches)
+    return driver.captured()
+
+
 def replays(
     driver: BranchingDriver, library: CudaLibrary, launches: Sequence[Launch],
-    sizes: Mapping[int, int], what: Ahead | None, dump: int,
+    sizes: Mapping[int, int], what: Ahead, dump: int,
 ) -> Any:  # fmt: skip
     """The graph of a step."""
-    beside = ahead_of(launches, sizes, what) if what else {}
+    beside = ahead_of(launches, sizes, what)
     functions = {}
-    for _, size in beside.values():
-        assert what is not None
+    for size in {size for _, size in beside.values()}:
         code = compiled(library.chip, size, what.programs, what.deep)
         functions[size] = (code, driver.load(code.code, code.symbol, code.shared))
     driver.capture()
     for number, launch in enumerate(launches):
         if number in beside:
-            assert what is not None
             offset, size = beside[number]
             code, function = functions[size]
             pointers = [library.regions["weights"] + offset, dump, *[0] * code.scratch_pointers]
@@ -154,7 +159,7 @@ def measure(path: Path) -> list[dict[str, Any]]:
     entries = artifact.json("plan.json")["weights"]["entries"]
     sizes = {int(each["offset"]): int(each["bytes"]) for each in entries}
     dump = driver.allocate(DUMP_BYTES)
-    plain = replays(driver, library, launches, sizes, None, dump)
+    plain = captured(driver, library, launches)
     rows = []
     for what in experiments(chips_of(f"cuda:{library.chip}")[0].multiprocessors):
         graph = replays(driver, library, launches, sizes, what, dump)

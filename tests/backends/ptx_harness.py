@@ -21,6 +21,7 @@ import torch
 from ptx_machine import run
 from ptx_memory import GlobalMemory
 from ptx_parse import Entry, parse
+from triton_harness import SPARE, checked_grid
 
 from graphwright.backends.triton.chips import chips_of
 from graphwright.backends.triton.cubin import triton_code
@@ -30,15 +31,10 @@ __all__ = ["call", "compiled", "execute"]
 
 
 def call(
-    kernel: TritonKernel, *tensors: torch.Tensor, spare: int = 3, capability: int = 80
+    kernel: TritonKernel, *tensors: torch.Tensor, spare: int = SPARE, capability: int = 80
 ) -> None:
     """As triton_harness.call, but of the compiled code, every pointer aligned."""
-    assert len(tensors) == len(kernel.pointers), (len(tensors), kernel.pointers)
-    for tensor, (name, dtype) in zip(tensors, kernel.pointers, strict=True):
-        assert str(tensor.dtype) == f"torch.{dtype}", f"{name}: {tensor.dtype}, not {dtype}"
-    batch = tensors[0].tolist()
-    grid = kernel.grid({"T": batch[0] + spare, "R": batch[3] + spare})
-    execute(kernel, grid, *tensors, capability=capability)
+    execute(kernel, checked_grid(kernel, tensors, spare), *tensors, capability=capability)
 
 
 def execute(

@@ -186,9 +186,7 @@ def _multiply(instruction: Instruction) -> Callable[[Program], None]:
     to, *sources = (_parts(each) for each in instruction.operands)
     result, kind, same, _ = instruction.types
     shape = instruction.operation[3]
-    registers = {"m16n8k16": (4, 2), "m16n8k32": (4, 2), "m16n8k8": (4, 2)}[shape]
-    if shape == "m16n8k8" and kind != "tf32":
-        registers = (2, 1)
+    registers = (2, 1) if shape == "m16n8k8" and kind != "tf32" else (4, 2)
     if [len(each) for each in sources] != [*registers, 4] or kind != same:
         raise NotImplementedError("registers of mma")
     expected = {"m16n8k16": ("f16", "bf16"), "m16n8k32": ("s8",), "m16n8k8": ("tf32", "f16")}
@@ -312,7 +310,7 @@ def _shuffle(instruction: Instruction) -> Callable[[Program], None]:
     def run(program: Program) -> None:
         program.warps()
         operands = [program.all_threads(each, "u32") for each in (a, b, c)]
-        program.write(to, shuffle(mode, *operands)[0], "u32")
+        program.write(to, shuffle(mode, *operands), "u32")
 
     return run
 

@@ -61,6 +61,8 @@ def _run(program: Program, steps: list[Callable[[Program], None]], targets: froz
                     at[taken] = program.entry.labels[str(label)]
                     break
                 if name == "brx":
+                    if instruction.guard:
+                        raise NotImplementedError("a guard of a jump by a table")
                     index, table = (str(each) for each in instruction.operands)
                     labels = [program.entry.labels[each] for each in program.entry.tables[table]]
                     chosen = np.array(labels)[program.all_threads(index, "u32")[running]]

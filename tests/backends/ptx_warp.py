@@ -60,8 +60,8 @@ def store_matrices(registers: Sequence[Array], transposed: bool) -> Array:
     return rows.reshape(len(rows), 8 * len(registers), 16)
 
 
-def shuffle(mode: str, a: Array, b: Array, c: Array) -> tuple[Array, Array]:
-    """shfl.sync: (what each thread gets, was it in range?). All [threads]."""
+def shuffle(mode: str, a: Array, b: Array, c: Array) -> Array:
+    """shfl.sync: what each thread gets, its own number where it asks out of range. [threads]."""
     lane = np.tile(LANE, len(a) // 32)
     by, clamp, segment = b.astype(np.int64) & 31, c.astype(np.int64) & 31, c.astype(np.int64) >> 8
     segment = segment & 31
@@ -72,7 +72,8 @@ def shuffle(mode: str, a: Array, b: Array, c: Array) -> tuple[Array, Array]:
     }[mode]  # fmt: skip
     inside = source >= most if mode == "up" else source <= most
     source = np.where(inside, source, lane)
-    return a[np.arange(len(a)) // 32 * 32 + source], inside
+    found: Array = a[np.arange(len(a)) // 32 * 32 + source]
+    return found
 
 
 def reduce(name: str, a: Array) -> Array:

@@ -26,7 +26,7 @@ from graphwright.backends.triton.cubin import Cubin, compile_cubins, cuobjdump
 from graphwright.backends.triton.interpret import prepare
 from graphwright.backends.triton.kernels.kernel import TritonKernel
 
-__all__ = ["SPARE", "batch_header", "call", "compile_all", "untouched"]
+__all__ = ["SPARE", "batch_header", "call", "checked_grid", "compile_all", "untouched"]
 
 SPARE = 3  # rows that a bucket has beyond those of the step
 
@@ -40,13 +40,21 @@ def call(kernel: TritonKernel, *tensors: torch.Tensor, spare: int = SPARE) -> No
     """Runs `kernel` on its pointers, the batch header first, in a bucket of `spare` rows more."""
     prepare()
     _interpret_bfloat16()
+    grid = checked_grid(kernel, tensors, spare)
+    names = [name for name, _ in kernel.pointers]
+    kernel.function[grid](**dict(zip(names, tensors, strict=True)), **kernel.constants)
+
+
+def checked_grid(
+    kernel: TritonKernel, tensors: Sequence[torch.Tensor], spare: int
+) -> tuple[int, int, int]:
+    """The grid of a bucket of `spare` rows more than the batch header, the first of the tensors,
+    counts. They must be of the pointers' types."""
     assert len(tensors) == len(kernel.pointers), (len(tensors), kernel.pointers)
     for tensor, (name, dtype) in zip(tensors, kernel.pointers, strict=True):
         assert str(tensor.dtype) == f"torch.{dtype}", f"{name}: {tensor.dtype}, not {dtype}"
     batch = tensors[0].tolist()
-    grid = kernel.grid({"T": batch[0] + spare, "R": batch[3] + spare})
-    names = [name for name, _ in kernel.pointers]
-    kernel.function[grid](**dict(zip(names, tensors, strict=True)), **kernel.constants)
+    return kernel.grid({"T": batch[0] + spare, "R": batch[3] + spare})
 
 
 def untouched(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -204,8 +204,8 @@ def decode_attention(
     single = shape.dtype == "float32"
     keys = keys or (16 if single or wide > 1024 else 64 if wide <= 512 else 32)
     several = splits > 1
-    # Triton's count: the table's entries are loaded a stage before the keys. With 5 the tile after
-    # the next is on its way
+    # Triton's count: the table's entries are loaded a stage before the keys. With 3 a tile is asked
+    # for when the one before it is done, with 5 while that one is computed
     stages = 1 if single else 5 if deep else 2 if shape.cache == "int8" else 3
     given = shape.pointers() | {
         "positions": "int64", "sequences": "int32", "block_table": "int32",

@@ -19,6 +19,7 @@ from graphwright.backends.rows import RowCount
 
 __all__ = [
     "DTYPES",
+    "INPUTS",
     "ROWS",
     "Grid",
     "RowCount",
@@ -31,6 +32,16 @@ __all__ = [
 
 Size: TypeAlias = Mapping[RowCount, int]  # a bucket: the most tokens T and sampled rows R
 Grid: TypeAlias = tuple[int, int, int]
+
+# What the host says of a step, by element type.
+INPUTS = {
+    "batch": "int32",  # [8]: tokens T, sequences B, block-table stride M, sampled rows R, zeros
+    "tokens": "int64",  # [T]
+    "positions": "int64",  # [T]
+    "query_start": "int32",  # [B + 1]
+    "block_table": "int32",  # [B * M]
+    "sample_rows": "int32",  # [R]
+}
 ROWS = {"T": 0, "B": 1, "M": 2, "R": 3}  # where `batch` counts them
 
 # Names of element types are torch's; this is what Triton's signatures call them.

@@ -10,14 +10,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.kernel import ROWS, Size, TritonKernel, define
+from graphwright.backends.triton.kernels.kernel import (
+    INPUTS,
+    ROWS,
+    Size,
+    TritonKernel,
+    define,
+)
 from graphwright.backends.triton.kernels.sizes import quotient_up
 
 __all__ = ["take_inputs"]
 
 _BLOCK = 1024  # numbers that a program takes at once
 _MOST_PROGRAMS = 32  # of an input; a program goes on behind the others
-_INPUTS = 5  # but for the counts
 
 
 @triton.jit
@@ -56,18 +61,13 @@ def take_inputs_kernel(
 
 
 def take_inputs() -> TritonKernel:
-    """Pointers: batch int32 [8], tokens int64 [T], positions int64 [T], query_start int32 [B + 1],
-    block_table int32 [B * M], sample_rows int32 [R] in memory of the host, then the same six in the
-    GPU's. What lies behind these in the GPU's stays as it was.
+    """Pointers: INPUTS in memory of the host, then the same in the GPU's. What lies there behind
+    what the step uses stays as it was.
     """
-    inputs = {
-        "batch": "int32", "tokens": "int64", "positions": "int64", "query_start": "int32",
-        "block_table": "int32", "sample_rows": "int32",
-    }  # fmt: skip
     return define(
         "take_inputs",
         take_inputs_kernel,
-        {**{f"host_{name}": dtype for name, dtype in inputs.items()}, **inputs},
+        {**{f"host_{name}": dtype for name, dtype in INPUTS.items()}, **INPUTS},
         {**ROWS, "BLOCK": _BLOCK},
         grid=_grid,
         num_warps=4,
@@ -75,5 +75,7 @@ def take_inputs() -> TritonKernel:
 
 
 def _grid(size: Size) -> tuple[int, int, int]:
-    """A program for each token's row of a block table with some hundred entries."""
-    return min(_MOST_PROGRAMS, quotient_up(size["T"], 2)), _INPUTS, 1
+    """On the first axis programs of an input: one for two tokens' rows of a block table with some
+    hundred entries. On the second the inputs, but for the counts, which the last one takes along.
+    """
+    return min(_MOST_PROGRAMS, quotient_up(size["T"], 2)), len(INPUTS) - 1, 1

@@ -1,0 +1,91 @@
+"""What the engine itself costs a decode step: its time over a driver that does nothing.
+
+python benchmarks/gpu/host.py ARTIFACT        # for a GPU, with or without weights; needs none
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import statistics
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from graphwright.runtime.artifact import Artifact
+from graphwright.runtime.cuda.driver import Driver
+from graphwright.runtime.cuda.library import CudaLibrary
+from graphwright.runtime.engine import Engine
+from graphwright.runtime.sampling_params import SamplingParams
+
+__all__ = ["IdleDriver", "main", "step_seconds"]
+
+PROMPT, STEPS = 1024, 60
+
+
+class IdleDriver:
+    """Stands for cuda.bindings.driver on a GPU of sm_CAPABILITY; tokens are always 0."""
+
+    CUdevice_attribute = SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1,
+    )
+    CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=0)
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+
+    def __init__(self, capability: int) -> None:
+        self._capability = divmod(capability, 10)
+        self._kept: list[Any] = []
+
+    def cuDeviceGetCount(self) -> tuple[int, int]:
+        return 0, 1
+
+    def cuDeviceGetAttribute(self, attribute: int, device: int) -> tuple[int, int]:
+        return 0, self._capability[attribute]
+
+    def cuMemHostAlloc(self, size: int, flags: int) -> tuple[int, int]:
+        self._kept.append((ctypes.c_uint8 * size)())
+        return 0, ctypes.addressof(self._kept[-1])
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+
+        def call(*_: Any) -> tuple[int, int]:
+            return 0, 0
+
+        setattr(self, name, call)
+        return call
+
+
+def step_seconds(artifact: Artifact, sequences: int) -> float:
+    """The median of steps that decode a token of each of `sequences` sequences behind PROMPT."""
+    chip = artifact.json("gpu/launches.json")["chips"][-1]
+    driver = Driver(IdleDriver(int(chip.removeprefix("sm_"))))
+    library = CudaLibrary(artifact, driver)
+    engine = Engine(artifact, library=library, max_sequences=64, context=PROMPT + 2 * STEPS)
+    params = SamplingParams(temperature=0.0, max_tokens=2 * STEPS, ignore_eos=True)
+    requests = [engine.submit([1] * (PROMPT - 1), params) for _ in range(sequences)]
+    while any(not request.generated for request in requests):
+        engine.step()
+    taken = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        engine.step()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("artifact", type=Path)
+    artifact = Artifact.open(parser.parse_args().artifact, any_cpu=True, verify=False)
+    for sequences in (1, 16, 64):
+        print(f"{sequences:3} sequences: {1e6 * step_seconds(artifact, sequences):6.1f} us a step")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
