@@ -11,10 +11,12 @@ import torch._dynamo.config
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.node import map_arg
 
 from graphwright.frontend.check_lengths import check_lengths, check_positions
 from graphwright.frontend.experts import traceable_experts
 from graphwright.frontend.export_ladder import Exported
+from graphwright.frontend.order_of_need import in_order_of_need, plain_name
 from graphwright.frontend.random_ops import refuse_random
 from graphwright.frontend.repeated_layers import export_repeated
 from graphwright.frontend.settled_buffers import settled_buffers
@@ -206,7 +208,8 @@ def _convert(exported: Exported, held: dict[str, torch.Tensor], source: Source) 
                 node.meta["val"] = torch.empty_like(fake)
     tensors = _tensors(exported, held)
     names: dict[int, str] = {}
-    for node in old.graph.nodes:
+    order = in_order_of_need(old.graph)
+    for node in order:
         if node.op == "placeholder" and node not in values and node.users:
             origin, tensor = tensors[node.name]
             if id(tensor) not in names:
@@ -216,9 +219,15 @@ def _convert(exported: Exported, held: dict[str, torch.Tensor], source: Source) 
                 module.register_buffer(names[id(tensor)], meta, persistent=False)
             values[node] = graph.get_attr(names[id(tensor)])
             values[node].meta["val"] = node.meta["val"]
-    for node in old.graph.nodes:
+    for node in order:
         if node.op not in ("placeholder", "output"):
-            values[node] = graph.node_copy(node, values.__getitem__)
+            values[node] = graph.create_node(
+                node.op,
+                node.target,
+                map_arg(node.args, values.__getitem__),
+                map_arg(node.kwargs, values.__getitem__),
+                plain_name(node),
+            )
             values[node].meta = {key: node.meta[key] for key in _KEPT_META if key in node.meta}
             values[node].meta.setdefault("val", None)  # an assertion has no value
     result: Any = old.graph.output_node().args[0]
