@@ -44,6 +44,9 @@ LAUNCHES = (
 def test_the_next_product_with_many_weights_is_read_ahead(ahead: Any) -> None:
     what = ahead.Ahead("decode_attention", 4 << 20, 132, 4)
     assert ahead.ahead_of(LAUNCHES, SIZES, what) == {1: (1 << 24, 3 << 20), 4: (1 << 25, 4 << 20)}
+    tried = ahead.experiments(LAUNCHES, 132)
+    assert {each.before for each in tried} == {"decode_attention"}  # no launch rotates
+    assert all(ahead.ahead_of(LAUNCHES, SIZES, each) for each in tried)
 
 
 def test_it_is_a_branch_beside_the_launches_that_follow(

@@ -3,6 +3,7 @@
     rms_norm → products of its rows              the product norms its own input (decode)
     product → gated_act                          the product writes activation(gate) * up
     (rms_norm → rope) of q and k → attention     one launch rotates and appends
+    product → rope of q and k → attention        the product does (decode, no norms, no int8 cache)
     rms_norm → add_rms_norm                      norm, sum and norm in one launch
 
 A step that is *absorbed* launches nothing and its result is never in memory; the step that absorbs
@@ -42,12 +43,16 @@ class GatedProduct:
 
 @dataclass(frozen=True)
 class Rotation:
-    """The gw.rope steps of queries and keys of an attention, and the norms of heads before them."""
+    """The gw.rope steps of queries and keys of an attention, and the norms of heads before them.
+
+    product: which makes queries, keys and values, in this order, and turns them itself.
+    """
 
     q: fx.Node
     k: fx.Node
     q_norm: fx.Node | None
     k_norm: fx.Node | None
+    product: fx.Node | None = None
 
 
 @dataclass
@@ -67,7 +72,7 @@ class Fusions:
             if node.target is gw.gated_act.default:
                 found._gate(node)
             elif node.target is _CACHED:
-                found._rotate(node)
+                found._rotate(node, entry)
             elif node.target is gw.add_rms_norm.default:
                 found._norm_of_sum(node)
         # float16 ends at 65504: rows that were not normed yet, times the norm's weight, may not fit
@@ -110,17 +115,13 @@ class Fusions:
         product = gate.base
         if product.target not in _PRODUCTS or self._is_result(product):
             return
-        made = arguments(product)
         halves = sorted((gate.offset, up.offset)) == [0, gate.row_size] == [0, up.row_size]
         whole = 2 * gate.row_size == row_size(product.meta["val"])
-        plain = made["activation"] == "none" and made["residual"] is None
-        vectors = row_view(made["x"])
-        single = vectors is not None and vectors.row_size == made["weight"].meta["val"].shape[1]
-        if halves and whole and plain and single and set(_readers(product)) == {node}:
+        if halves and whole and _is_plain(product) and set(_readers(product)) == {node}:
             self.absorbed.add(product)
             self.gates[node] = GatedProduct(product, gate.offset, up.offset)
 
-    def _rotate(self, node: fx.Node) -> None:
+    def _rotate(self, node: fx.Node, entry: str) -> None:
         given = arguments(node)
         q, k = given["q"], given["k"]
         if k is None or given["v"] is None:
@@ -146,7 +147,31 @@ class Fusions:
         norms = [_norm_of_heads(rope) for rope in ropes]
         self.absorbed.update(ropes)
         self.absorbed.update(norm for norm in norms if norm is not None)
-        self.rotations[node] = Rotation(ropes[0], ropes[1], norms[0], norms[1])
+        product = None
+        if entry == "decode" and given["k_scale"] is None and norms == [None, None]:
+            product = self._heads_of_product(node, ropes)
+        if product is not None:
+            self.absorbed.add(product)
+        self.rotations[node] = Rotation(ropes[0], ropes[1], norms[0], norms[1], product)
+
+    def _heads_of_product(self, node: fx.Node, ropes: list[fx.Node]) -> fx.Node | None:
+        """The product whose rows are the queries, keys and values of attention `node`."""
+        parts = [arguments(rope)["x"] for rope in ropes] + [arguments(node)["v"]]
+        views = [row_view(part) for part in parts]
+        product = None if views[0] is None else views[0].base
+        if product is None or product.target not in _PRODUCTS:
+            return None
+        end = 0
+        for part, view in zip(parts, views, strict=True):
+            if view is None or view.base is not product or view.offset != end:
+                return None
+            end += view.row_size
+            if int(part.meta["val"].shape[-1]) % 2:
+                return None
+        even = int(arguments(ropes[0])["cos"].meta["val"].shape[-1]) % 2 == 0
+        readers = set(_readers(product)) == {*ropes, node}
+        whole = end == row_size(product.meta["val"])
+        return product if even and readers and whole and _is_plain(product) else None
 
     def _norm_of_sum(self, node: fx.Node) -> None:
         """Of the second summand; the first is tried when that is no norm."""
@@ -191,6 +216,14 @@ class Fusions:
                 return
         if readers:
             self.absorbed.add(node)
+
+
+def _is_plain(product: fx.Node) -> bool:
+    """Is it one vector a row, with no activation and no residual?"""
+    given = arguments(product)
+    vectors = row_view(given["x"])
+    single = vectors is not None and vectors.row_size == given["weight"].meta["val"].shape[1]
+    return single and given["activation"] == "none" and given["residual"] is None
 
 
 def _norm_of_heads(rope: fx.Node) -> fx.Node | None:

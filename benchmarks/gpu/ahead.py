@@ -135,11 +135,14 @@ def replays(
     return driver.captured()
 
 
-def experiments(programs: int) -> list[Ahead]:
-    """`programs`: one for each multiprocessor."""
+def experiments(launches: Sequence[Launch], programs: int) -> list[Ahead]:
+    """From rotations on, where those are launches of their own, and from attentions on;
+    `programs`: one for each multiprocessor.
+    """
     return [
         Ahead(before, size << 20, programs, deep)
         for before in ("rope_append", "decode_attention")
+        if any(launch.kernel.startswith(before) for launch in launches)
         for size in (4, 8, 16, 32)
         for deep in (2, 4, 8)
     ]
@@ -161,7 +164,7 @@ def measure(path: Path) -> list[dict[str, Any]]:
     dump = driver.allocate(DUMP_BYTES)
     plain = captured(driver, library, launches)
     rows = []
-    for what in experiments(chips_of(f"cuda:{library.chip}")[0].multiprocessors):
+    for what in experiments(launches, chips_of(f"cuda:{library.chip}")[0].multiprocessors):
         graph = replays(driver, library, launches, sizes, what, dump)
         taken: dict[bool, list[float]] = {False: [], True: []}
         for _ in range(ROUNDS):

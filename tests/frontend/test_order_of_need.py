@@ -22,7 +22,8 @@ class Tables(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         made = {name: torch.cos(self.get_buffer(name)) * 2 for name in self.order}
-        return self.head(self.tokens(tokens) * made["b"] + made["a"])
+        logits: torch.Tensor = self.head(self.tokens(tokens) * made["b"] + made["a"])
+        return logits
 
 
 def test_independent_nodes_come_in_the_order_of_their_use() -> None:

@@ -20,12 +20,21 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.epilogue import finish
+from graphwright.backends.triton.kernels.epilogue import (
+    early_inputs,
+    finish,
+    finish_constants,
+    weight_row,
+)
 from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.nibbles import nibble_floats, rounded_product
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
+from graphwright.backends.triton.kernels.turned_heads import (
+    TurnedHeads,
+    turn_inputs,
+    turn_results,
+)
 from graphwright.backends.triton.kernels.weight_format import WeightFormat
-from graphwright.ir.activations import ACTIVATIONS
 
 __all__ = ["MOST_ROWS", "FewRows", "few_rows"]
 
@@ -48,29 +57,24 @@ def left_operand(values, PARTS: tl.constexpr, OUTPUTS: tl.constexpr):
 
 
 @triton.jit
-def weight_row(i, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr):
-    """The row of the weight that sum i is made of, as epilogue.weight_rows has it; beyond N the
-    last one: what nobody stores may be anything.
+def known_row(i, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr, TURN: tl.constexpr):
+    """epilogue.weight_row; of sums beyond N that of the last one: what nobody stores may be
+    anything.
     """
-    i = tl.minimum(i, N - 1)
-    if GATE == UP:
-        n = i
-    else:
-        n = i // 2 + tl.where(i % 2 == 0, GATE, UP)
-    return n
+    return weight_row(tl.minimum(i, N - 1), GATE, UP, TURN)
 
 
 @triton.jit
 def of_outputs(
     values, group, first, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
-    GROUPS: tl.constexpr, WHOLE: tl.constexpr, OUTPUTS: tl.constexpr,
+    TURN: tl.constexpr, GROUPS: tl.constexpr, WHOLE: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
     """Scales or zero points of a program's outputs, a group for each part: float32
     [parts, OUTPUTS]. Sixteen outputs at a time are so few that Triton lets those threads load
     them that need them.
     """
     if OUTPUTS == 16:
-        n = weight_row(first + tl.arange(0, 16), N, GATE, UP)
+        n = known_row(first + tl.arange(0, 16), N, GATE, UP, TURN)
         at = values + n[None, :] * GROUPS + group[:, None]
         if WHOLE:
             found = tl.load(at).to(tl.float32)
@@ -78,8 +82,8 @@ def of_outputs(
             found = tl.load(at, mask=(group < GROUPS)[:, None], other=0).to(tl.float32)
     else:
         HALF: tl.constexpr = OUTPUTS // 2
-        low = of_outputs(values, group, first, N, GATE, UP, GROUPS, WHOLE, HALF)
-        high = of_outputs(values, group, first + HALF, N, GATE, UP, GROUPS, WHOLE, HALF)
+        low = of_outputs(values, group, first, N, GATE, UP, TURN, GROUPS, WHOLE, HALF)
+        high = of_outputs(values, group, first + HALF, N, GATE, UP, TURN, GROUPS, WHOLE, HALF)
         both = tl.permute(tl.join(low, high), (0, 2, 1))
         found = tl.reshape(both, (low.shape[0], OUTPUTS))
     return found
@@ -108,12 +112,12 @@ def squares_of(
 
 @triton.jit
 def few_rows_kernel(
-    batch, x, weight, scale, zero, norm, bias, residual, out,
+    batch, x, weight, scale, zero, norm, bias, residual, cos, sin, slots, out, k_cache, v_cache,
     N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
     GROUPS: tl.constexpr, ROW: tl.constexpr, X_STRIDE: tl.constexpr,
     RESIDUAL_STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
-    EPS: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, ONE: tl.constexpr,
-    OUTPUTS: tl.constexpr, PARTS: tl.constexpr,
+    TURN: tl.constexpr, EPS: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr,
+    ONE: tl.constexpr, OUTPUTS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     if COUNT == 0 and ONE:
         rows = 1  # of a step of one token, without a trip to the L2 cache before all others
@@ -130,7 +134,7 @@ def few_rows_kernel(
     # each warp, and what is left, outputs by eights, in registers
     i = tl.arange(0, OUTPUTS * PARTS)
     own = i // 8 % PARTS
-    n = weight_row(first + i // (8 * PARTS) * 8 + i % 8, N, GATE, UP)
+    n = known_row(first + i // (8 * PARTS) * 8 + i % 8, N, GATE, UP, TURN)
     words_at = weight.to(tl.pointer_type(tl.int32), bitcast=True)
     words_at += (n * (ROW // 4))[:, None] + tl.arange(0, 16)[None, :]
     # 16 inputs for each row, as the right operand's columns lie in a warp, two to a thread:
@@ -144,6 +148,11 @@ def few_rows_kernel(
     total = tl.zeros((PARTS, OUTPUTS, ROWS), tl.float32)
     one = words_of(words_at, own, CHUNKS)
     other = words_of(words_at, PARTS + own, CHUNKS)
+    r = tl.arange(0, ROWS).to(tl.int64)
+    early = early_inputs(
+        r, r < rows, first, bias, residual, cos, sin, slots, N, RESIDUAL_STRIDE, GATE, UP, TURN,
+        OUTPUTS, ONE,
+    )  # fmt: skip
     for start in range(0, CHUNKS, 2 * PARTS):
         for which in tl.static_range(2):
             chunk = start + which * PARTS + part
@@ -173,13 +182,17 @@ def few_rows_kernel(
                 sums = tl.dot(left_operand(floats[place], PARTS, OUTPUTS), value, sums)
                 if (16 * place + 16) % GROUP == 0:
                     group = chunk * (128 // GROUP) + 16 * place // GROUP
-                    factor = of_outputs(scale, group, first, N, GATE, UP, GROUPS, WHOLE, OUTPUTS)
+                    factor = of_outputs(
+                        scale, group, first, N, GATE, UP, TURN, GROUPS, WHOLE, OUTPUTS
+                    )
                     offsets = tl.broadcast_to(
                         offset[:, None, :, :], (PARTS, OUTPUTS // 16, 16, ROWS)
                     )
                     offsets = tl.reshape(offsets, (PARTS, OUTPUTS, ROWS))
                     if zero is not None:
-                        point = of_outputs(zero, group, first, N, GATE, UP, GROUPS, WHOLE, OUTPUTS)
+                        point = of_outputs(
+                            zero, group, first, N, GATE, UP, TURN, GROUPS, WHOLE, OUTPUTS
+                        )
                         offsets *= (point / 24.0 + (2.0 / 3.0))[:, :, None]
                     total += (sums + offsets) * factor[:, :, None]
                     offset = tl.zeros((PARTS, 16, ROWS), tl.float32)
@@ -192,40 +205,42 @@ def few_rows_kernel(
         else:
             squares = squares_of(x, rows, K, X_STRIDE, ROWS, 32 * PARTS)
             result = result * tl.rsqrt(squares / K + EPS)[:, None]
-    r = tl.arange(0, ROWS).to(tl.int64)
     finish(
-        result, r, r < rows, first, bias, residual, out, N, RESIDUAL_STRIDE, ACTIVATION, GATE, UP
-    )
+        result, early, r, r < rows, first, bias, residual, cos, sin, slots, out, k_cache, v_cache,
+        N, RESIDUAL_STRIDE, ACTIVATION, GATE, UP, TURN, ONE,
+    )  # fmt: skip
 
 
 def few_rows(
     n: int, k: int, format: WeightFormat, shape: FewRows, most: int, *, x_stride: int,
     norm: str | None = None, eps: float = 0.0, bias: str | None = None,
     residual_stride: int | None = None, activation: str = "none",
-    gate: tuple[int, int] | None = None, dtype: str = "bfloat16", rows: RowCount = "T",
+    gate: tuple[int, int] | None = None, turn: TurnedHeads | None = None,
+    dtype: str = "bfloat16", rows: RowCount = "T",
 ) -> TritonKernel:  # fmt: skip
     """What `linear` computes, for buckets of up to `most` <= 16 rows, of a w4 weight. Buckets of 2
     to 8 rows share a kernel.
 
-    Pointers: batch, x (rows of k), weight, scale, (zero), (norm [k]), (bias [N]), (residual), out
-    [rows, N].
+    Pointers: batch, x (rows of k), weight, scale, (zero), (norm [k]), (bias [N]), (residual), (of
+    `turn` cos, sin, slots), out [rows, N], (of `turn` k_cache, v_cache).
     """
-    assert format.kind == "w4" and most <= MOST_ROWS and activation in ACTIVATIONS
+    assert format.kind == "w4" and most <= MOST_ROWS
     assert x_stride >= k and n * format.row_bytes(k) < 2**31
-    assert gate is None or (residual_stride is None and sorted(gate) == [0, n // 2])
     columns = max(8, next_power_of_two(most))
     return define(
         "few_rows_w4",
         few_rows_kernel,
         {
             "batch": "int32", "x": dtype, **format.pointers(), "norm": norm, "bias": bias,
-            "residual": None if residual_stride is None else dtype, "out": dtype,
+            "residual": None if residual_stride is None else dtype, **turn_inputs(turn),
+            "out": dtype, **turn_results(turn),
         },
-        format.constants(k) | {
-            "N": n, "X_STRIDE": x_stride, "RESIDUAL_STRIDE": residual_stride or 0,
-            "ACTIVATION": activation, "GATE": gate[0] if gate else 0, "UP": gate[1] if gate else 0,
-            "EPS": eps, "COUNT": ROWS[rows], "ROWS": columns,
-            "ONE": most == 1, "OUTPUTS": shape.outputs, "PARTS": shape.warps,
+        format.constants(k)
+        | finish_constants(n, activation, gate, turn, residual=residual_stride is not None)
+        | {
+            "X_STRIDE": x_stride, "RESIDUAL_STRIDE": residual_stride or 0, "EPS": eps,
+            "COUNT": ROWS[rows], "ROWS": columns, "ONE": most == 1, "OUTPUTS": shape.outputs,
+            "PARTS": shape.warps,
         },
         grid=lambda size: (quotient_up(n, shape.outputs), 1, 1),
         num_warps=shape.warps,

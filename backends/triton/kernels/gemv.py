@@ -14,11 +14,21 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.epilogue import finish, is_last, weight_rows
+from graphwright.backends.triton.kernels.epilogue import (
+    early_inputs,
+    finish,
+    finish_constants,
+    is_last,
+    weight_rows,
+)
 from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
+from graphwright.backends.triton.kernels.turned_heads import (
+    TurnedHeads,
+    turn_inputs,
+    turn_results,
+)
 from graphwright.backends.triton.kernels.weight_format import WeightFormat
-from graphwright.ir.activations import ACTIVATIONS
 
 __all__ = ["VectorShape", "gemv", "gemv_scratch", "most_gemv_splits", "vector_shape"]
 
@@ -43,10 +53,10 @@ def inputs_of(x, norm, k, last, squares):
 
 @triton.jit
 def gemv_kernel(
-    batch, x, weight, scale, norm, bias, residual, partial, counters, out,
-    N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
-    GROUPS: tl.constexpr, ROW: tl.constexpr, ACTIVATION: tl.constexpr,
-    GATE: tl.constexpr, UP: tl.constexpr, EPS: tl.constexpr, COUNT: tl.constexpr,
+    batch, x, weight, scale, norm, bias, residual, cos, sin, slots, partial, counters, out, k_cache,
+    v_cache, N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
+    GROUPS: tl.constexpr, ROW: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr,
+    UP: tl.constexpr, TURN: tl.constexpr, EPS: tl.constexpr, COUNT: tl.constexpr,
     SPLITS: tl.constexpr, PART: tl.constexpr, OUTPUTS: tl.constexpr, STEP: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
@@ -54,7 +64,13 @@ def gemv_kernel(
         if tl.load(batch + COUNT) == 0:
             return
     tile, split = tl.program_id(0), tl.program_id(1)
-    n, n_inside = weight_rows(tile * OUTPUTS, N, GATE, UP, OUTPUTS)
+    row = tl.arange(0, 1).to(tl.int64)
+    EARLY: tl.constexpr = OUTPUTS <= 4
+    early = early_inputs(
+        row, row == 0, tile * OUTPUTS, bias, residual, cos, sin, slots, N, 0, GATE, UP, TURN,
+        OUTPUTS, EARLY,
+    )  # fmt: skip
+    n, n_inside = weight_rows(tile * OUTPUTS, N, GATE, UP, TURN, OUTPUTS)
     first = split * PART
     last = tl.minimum(first + PART, K)
     if GROUP > 0:
@@ -106,10 +122,9 @@ def gemv_kernel(
     if done:
         if norm is not None:
             result = result * tl.rsqrt(square / K + EPS)
-        row = tl.arange(0, 1).to(tl.int64)
         finish(
-            result[None, :], row, row == 0, tile * OUTPUTS, bias, residual, out, N, 0, ACTIVATION,
-            GATE, UP,
+            result[None, :], early, row, row == 0, tile * OUTPUTS, bias, residual, cos, sin, slots,
+            out, k_cache, v_cache, N, 0, ACTIVATION, GATE, UP, TURN, EARLY,
         )  # fmt: skip
 
 
@@ -135,15 +150,16 @@ def most_gemv_splits(n: int, k: int, format: WeightFormat, dtype: str) -> int:
 def gemv(
     n: int, k: int, format: WeightFormat, splits: int, *, norm: str | None = None,
     eps: float = 0.0, bias: str | None = None, residual: bool = False, activation: str = "none",
-    gate: tuple[int, int] | None = None, dtype: str = "float32", rows: RowCount = "T",
+    gate: tuple[int, int] | None = None, turn: TurnedHeads | None = None,
+    dtype: str = "float32", rows: RowCount = "T",
 ) -> TritonKernel:  # fmt: skip
     """What `linear` computes, for buckets of one row, from float activations.
 
-    Pointers: batch, x [k], weight, (scale), (norm [k]), (bias [N]), (residual [N]), (for
-    splits > 1: partial float32, counters int32 as in `linear`, of `gemv_scratch`), out [N].
+    Pointers: batch, x [k], weight, (scale), (norm [k]), (bias [N]), (residual [N]), (of `turn` cos,
+    sin, slots), (for splits > 1: partial float32, counters int32 as in `linear`, of
+    `gemv_scratch`), out [N], (of `turn` k_cache, v_cache).
     """
-    assert format.kind != "w4" and activation in ACTIVATIONS and n * k < 2**31
-    assert gate is None or (not residual and sorted(gate) == [0, n // 2])
+    assert format.kind != "w4" and n * k < 2**31
     shape = vector_shape(n, format, dtype)
     step, outputs = _step(k, format, shape), shape.outputs
     several = splits > 1
@@ -153,12 +169,14 @@ def gemv(
         gemv_kernel,
         {
             "batch": "int32", "x": dtype, **weights, "norm": norm, "bias": bias,
-            "residual": dtype if residual else None, "partial": "float32" if several else None,
-            "counters": "int32" if several else None, "out": dtype,
+            "residual": dtype if residual else None, **turn_inputs(turn),
+            "partial": "float32" if several else None, "counters": "int32" if several else None,
+            "out": dtype, **turn_results(turn),
         },
-        format.constants(k) | {
-            "N": n, "ACTIVATION": activation, "GATE": gate[0] if gate else 0,
-            "UP": gate[1] if gate else 0, "EPS": eps, "COUNT": ROWS[rows], "SPLITS": splits,
+        format.constants(k)
+        | finish_constants(n, activation, gate, turn, residual=residual)
+        | {
+            "EPS": eps, "COUNT": ROWS[rows], "SPLITS": splits,
             "PART": quotient_up(quotient_up(k, step), splits) * step, "OUTPUTS": outputs,
             "STEP": step, "TILE": step // (format.group or step),
         },

@@ -20,12 +20,21 @@ from dataclasses import dataclass, replace
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.epilogue import finish, is_last, weight_rows
+from graphwright.backends.triton.kernels.epilogue import (
+    finish_constants,
+    finish_in_pieces,
+    is_last,
+    weight_rows,
+)
 from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.product_tile import product_tile
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
+from graphwright.backends.triton.kernels.turned_heads import (
+    TurnedHeads,
+    turn_inputs,
+    turn_results,
+)
 from graphwright.backends.triton.kernels.weight_format import CHUNK, WeightFormat
-from graphwright.ir.activations import ACTIVATIONS
 
 __all__ = ["Tiles", "linear", "most_splits", "tiles_for"]
 
@@ -51,12 +60,13 @@ class Tiles:
 
 @triton.jit
 def linear_kernel(
-    batch, x, x_scales, weight, scale, zero, norm, bias, residual, partial, counters, out,
-    N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
-    GROUPS: tl.constexpr, ROW: tl.constexpr, X_STRIDE: tl.constexpr,
+    batch, x, x_scales, weight, scale, zero, norm, bias, residual, cos, sin, slots, partial,
+    counters, out, k_cache, v_cache, N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr,
+    GROUP: tl.constexpr, GROUPS: tl.constexpr, ROW: tl.constexpr, X_STRIDE: tl.constexpr,
     RESIDUAL_STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
-    EPS: tl.constexpr, COUNT: tl.constexpr, PRESCALE: tl.constexpr, SPLITS: tl.constexpr,
-    PART: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
+    TURN: tl.constexpr, EPS: tl.constexpr, COUNT: tl.constexpr, PRESCALE: tl.constexpr,
+    SPLITS: tl.constexpr, PART: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr,
+    STEP: tl.constexpr,
 ):  # fmt: skip
     rows = tl.load(batch + COUNT)
     tile, outputs, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -64,7 +74,7 @@ def linear_kernel(
         return
     row = (tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     row_inside = row < rows
-    n, n_inside = weight_rows(outputs * OUTPUTS, N, GATE, UP, OUTPUTS)
+    n, n_inside = weight_rows(outputs * OUTPUTS, N, GATE, UP, TURN, OUTPUTS)
     first = split * PART
     last = tl.minimum(first + PART, K)
     value, squares = product_tile(
@@ -95,9 +105,9 @@ def linear_kernel(
     if done:
         if norm is not None:
             value = value * tl.rsqrt(squares / K + EPS)[:, None]
-        finish(
-            value, row, row_inside, outputs * OUTPUTS, bias, residual, out, N, RESIDUAL_STRIDE,
-            ACTIVATION, GATE, UP,
+        finish_in_pieces(
+            value, row, row_inside, outputs * OUTPUTS, bias, residual, cos, sin, slots, out,
+            k_cache, v_cache, N, RESIDUAL_STRIDE, ACTIVATION, GATE, UP, TURN,
         )  # fmt: skip
 
 
@@ -129,7 +139,8 @@ def linear(
     n: int, k: int, format: WeightFormat, tiles: Tiles, *, x_stride: int, integer: bool = False,
     norm: str | None = None, eps: float = 0.0, bias: str | None = None,
     residual_stride: int | None = None, activation: str = "none",
-    gate: tuple[int, int] | None = None, dtype: str = "float32", rows: RowCount = "T",
+    gate: tuple[int, int] | None = None, turn: TurnedHeads | None = None,
+    dtype: str = "float32", rows: RowCount = "T",
 ) -> TritonKernel:  # fmt: skip
     """gw.linear and gw.quantized_linear: activation(x · weightᵀ + bias) + residual.
 
@@ -138,13 +149,14 @@ def linear(
     `integer` int8 of quantize_rows with its scales; residual and out hold `dtype`. norm: x goes
     through an RMS norm with this weight, of which `norm` is the dtype, first. gate: (where the rows
     of the gate, and of what it gates, begin in the weight): out is activation(gate) * up [rows,
-    N/2]. With tiles.splits > 1, before out: partial float32, and counters int32 that are zero
-    before and after; `Tiles.scratch_bytes` says how large.
+    N/2]. turn: the sums are heads; after residual come cos, sin and slots (see token_slots), out
+    is the queries [rows, heads, dim], and behind it are the caches of keys and values. With
+    tiles.splits > 1, before out: partial float32, and counters int32 that are zero before and
+    after; `Tiles.scratch_bytes` says how large.
     """
-    assert activation in ACTIVATIONS and x_stride >= k and n * format.row_bytes(k) < 2**31
+    assert x_stride >= k and n * format.row_bytes(k) < 2**31
     assert not integer or (format.kind != "dense" and norm is None)
     assert format.kind != "w8" or format.group % tiles.step == 0, "one scale for a step's inputs"
-    assert gate is None or (residual_stride is None and sorted(gate) == [0, n // 2])
     several = tiles.splits > 1
     unit = CHUNK if format.kind == "w4" else tiles.step
     part = quotient_up(quotient_up(k, unit), tiles.splits) * unit
@@ -155,13 +167,14 @@ def linear(
             "batch": "int32", "x": "int8" if integer else dtype,
             "x_scales": "float32" if integer else None, **format.pointers(), "norm": norm,
             "bias": bias, "residual": None if residual_stride is None else dtype,
-            "partial": "float32" if several else None, "counters": "int32" if several else None,
-            "out": dtype,
+            **turn_inputs(turn), "partial": "float32" if several else None,
+            "counters": "int32" if several else None, "out": dtype, **turn_results(turn),
         },
-        format.constants(k) | {
-            "N": n, "X_STRIDE": x_stride, "RESIDUAL_STRIDE": residual_stride or 0,
-            "ACTIVATION": activation, "GATE": gate[0] if gate else 0, "UP": gate[1] if gate else 0,
-            "EPS": eps, "COUNT": ROWS[rows], "PRESCALE": tiles.rows >= 64, "SPLITS": tiles.splits,
+        format.constants(k)
+        | finish_constants(n, activation, gate, turn, residual=residual_stride is not None)
+        | {
+            "X_STRIDE": x_stride, "RESIDUAL_STRIDE": residual_stride or 0, "EPS": eps,
+            "COUNT": ROWS[rows], "PRESCALE": tiles.rows >= 64, "SPLITS": tiles.splits,
             "PART": part, "OUTPUTS": tiles.outputs, "ROWS": tiles.rows, "STEP": tiles.step,
         },
         grid=lambda size: (

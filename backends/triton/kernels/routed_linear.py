@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from graphwright.backends.triton.kernels.attention_prefill import tile_of_batch
-from graphwright.backends.triton.kernels.epilogue import finish
+from graphwright.backends.triton.kernels.epilogue import finish_in_pieces
 from graphwright.backends.triton.kernels.kernel import RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.linear import Tiles
 from graphwright.backends.triton.kernels.product_tile import product_tile
@@ -58,7 +58,10 @@ def routed_linear_kernel(
     if bias is not None:
         added = bias + matrix
     first = tl.program_id(1) * OUTPUTS
-    finish(tl.trans(value), pair, inside, first, added, None, out, N, 0, "none", 0, 0)
+    finish_in_pieces(
+        tl.trans(value), pair, inside, first, added, None, None, None, None, out, None, None, N, 0,
+        "none", 0, 0, None,
+    )  # fmt: skip
 
 
 def routed_tiles(pairs: int, experts: int, k: int, format: WeightFormat, dtype: str) -> Tiles:

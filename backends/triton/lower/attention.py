@@ -18,8 +18,10 @@ from graphwright.backends.triton.kernels.attention_prefill import prefill_attent
 from graphwright.backends.triton.kernels.attention_tile import AttentionShape
 from graphwright.backends.triton.kernels.rope import append_kv, rope_append
 from graphwright.backends.triton.kernels.token_slots import token_slots
+from graphwright.backends.triton.kernels.turned_heads import TurnedHeads
 from graphwright.backends.triton.kv_layout import BLOCK_SIZE
 from graphwright.backends.triton.launches import Launch, Operand
+from graphwright.backends.triton.lower.linear import Heads, product
 from graphwright.backends.triton.registry import lowering
 from graphwright.ir.masks import Mask
 
@@ -49,7 +51,7 @@ def slots_of(
 def appended(
     context: LoweringContext, node: fx.Node, given: dict[str, Any], slots: Operand,
     caches: list[Operand],
-) -> tuple[Launch, Operand, int]:  # fmt: skip
+) -> tuple[tuple[Launch, ...], Operand, int]:  # fmt: skip
     """(what puts keys and values into the cache, the queries, how far apart their rows are)."""
     q, k, v = (given[name] for name in ("q", "k", "v"))
     kv_heads, dim = (int(size) for size in given["k_cache"].meta["val"].shape[2:])
@@ -64,8 +66,21 @@ def appended(
         stride = context.view(k).row_stride
         kernel = context.kernel(append_kv, kv_heads, dim, value_dim, k_stride=stride, **options)
         operands = (BATCH, context.value(k), context.value(v), slots, *caches)
-        return Launch(node.name, kernel, operands), context.value(q), context.view(q).row_stride
+        return (Launch(node.name, kernel, operands),), context.value(q), context.view(q).row_stride
     heads = int(q.meta["val"].shape[-2])
+    turn = arguments(rotation.q)
+    cos, sin = turn["cos"], turn["sin"]
+    angles = (context.value(cos), context.value(sin))
+    (queries,) = context.results(rotation.q)
+    if rotation.product is not None:
+        turned_heads = TurnedHeads(
+            heads, kv_heads, dim, value_dim, int(cos.meta["val"].shape[-1]),
+            bool(turn["interleaved"]), context.view(cos).row_stride, BLOCK_SIZE,
+            options["block_stride"], context.dtype(cos), cache,
+        )  # fmt: skip
+        made = Heads(turned_heads, (*angles, slots), tuple(caches))
+        launches = product(context, rotation.product, rotation.q, heads=made)
+        return launches, queries, heads * dim
     turned, weights, eps = [], [], []
     for side, rope, norm in (
         ("q", rotation.q, rotation.q_norm), ("k", rotation.k, rotation.k_norm)
@@ -79,17 +94,13 @@ def appended(
         eps.append(float(normed["eps"]) if norm is not None else 0.0)
         turned.append(context.value(source))
         options[f"{side}_stride"] = context.view(source).row_stride
-    turn = arguments(rotation.q)
-    cos, sin = turn["cos"], turn["sin"]
     kernel = context.kernel(
         rope_append, heads, kv_heads, dim, value_dim, int(cos.meta["val"].shape[-1]),
         angle_stride=context.view(cos).row_stride, interleaved=bool(turn["interleaved"]),
         angles=context.dtype(cos), eps=tuple(eps), **options,
     )  # fmt: skip
-    (queries,) = context.results(rotation.q)
-    angles = (context.value(cos), context.value(sin))
     operands = (BATCH, *turned, context.value(v), *weights, *angles, slots, queries, *caches)
-    return Launch(node.name, kernel, operands), queries, heads * dim
+    return (Launch(node.name, kernel, operands),), queries, heads * dim
 
 
 @lowering(gw.cached_attention.default)
@@ -109,7 +120,7 @@ def cached_attention(context: LoweringContext, node: fx.Node) -> tuple[Launch, .
         queries, stride = context.value(given["q"]), context.view(given["q"]).row_stride
     else:
         append, queries, stride = appended(context, node, given, slots, caches)
-        launches.append(append)
+        launches.extend(append)
     shape = AttentionShape(
         heads, kv_heads, dim, value_dim, stride, context.kv.stride(cache), float(given["scale"]),
         Mask.parse(given["mask"]), float(given["softcap"]), given["slopes"] is not None,

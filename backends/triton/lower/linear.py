@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from graphwright.backends.triton.kernels.gemv import gemv, gemv_scratch
 from graphwright.backends.triton.kernels.kernel import RowCount, TritonKernel, with_dtype
 from graphwright.backends.triton.kernels.linear import linear as linear_kernel
 from graphwright.backends.triton.kernels.quantize_rows import quantize_rows
+from graphwright.backends.triton.kernels.turned_heads import TurnedHeads
 from graphwright.backends.triton.kernels.weight_format import WeightFormat
 from graphwright.backends.triton.launches import Launch, Operand
 from graphwright.backends.triton.registry import lowering
@@ -23,7 +25,15 @@ from graphwright.backends.triton.weights import dense_as, nibbles, unsigned
 from graphwright.ir.memory import buffer_name
 from graphwright.ir.schemes import Scheme
 
-__all__ = ["format_of", "linear", "one_vector_a_row", "product", "quantized", "weights_of"]
+__all__ = [
+    "Heads",
+    "format_of",
+    "linear",
+    "one_vector_a_row",
+    "product",
+    "quantized",
+    "weights_of",
+]
 
 gw = torch.ops.gw
 BATCH = Operand("batch")
@@ -87,6 +97,15 @@ def quantized(
     return values, scales, (Launch(node.name, kernel, (BATCH, context.value(x), values, scales)),)
 
 
+@dataclass(frozen=True)
+class Heads:
+    """inputs: cos, sin and slots; caches: of keys and values."""
+
+    turn: TurnedHeads
+    inputs: tuple[Operand, ...]
+    caches: tuple[Operand, ...]
+
+
 @lowering(gw.linear.default, when=one_vector_a_row)
 @lowering(gw.quantized_linear.default, when=one_vector_a_row)
 def linear(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
@@ -100,9 +119,10 @@ def linear(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
 
 def product(
     context: LoweringContext, node: fx.Node, step: fx.Node, *, activation: str | None = None,
-    gate: tuple[int, int] | None = None,
+    gate: tuple[int, int] | None = None, heads: Heads | None = None,
 ) -> tuple[Launch, ...]:  # fmt: skip
-    """The product `node` with the results of `step`: with a gate, the gated activation below it."""
+    """The product `node` with the results of `step`: with a gate, the gated activation below it,
+    with heads, the rotated queries."""
     given = arguments(node)
     outputs, inputs = (int(size) for size in given["weight"].meta["val"].shape)
     rows, dtype, format = context.rows(node), context.types.activations, format_of(context, given)
@@ -110,7 +130,8 @@ def product(
     integer = "scheme" in given and dtype == "float32"
     launches: tuple[Launch, ...] = ()
     options: dict[str, Any] = {
-        "activation": activation or given["activation"], "gate": gate, "dtype": dtype, "rows": rows
+        "activation": activation or given["activation"], "gate": gate, "dtype": dtype,
+        "turn": heads.turn if heads else None, "rows": rows,
     }  # fmt: skip
     source, extra = given["x"], []
     norm = context.fusions.norm(source)
@@ -131,6 +152,8 @@ def product(
     residual = given["residual"]
     if residual is not None:
         extra.append(context.value(residual))
+    if heads is not None:
+        extra += heads.inputs
     bucket = context.bucket(rows)
     residual_stride = None if residual is None else context.view(residual).row_stride
     kernel, sizes = _kernel_of(
@@ -141,7 +164,8 @@ def product(
         kernel = with_dtype(kernel, "residual", context.dtype(residual))
     if sizes[1]:
         extra += [*context.scratch(sizes[0]), context.counters(sizes[1])]
-    operands = (BATCH, *x, *weights_of(context, given), *extra, *context.results(step))
+    results = (*context.results(step), *(heads.caches if heads else ()))
+    operands = (BATCH, *x, *weights_of(context, given), *extra, *results)
     return (*launches, Launch(step.name, with_dtype(kernel, "out", out), operands))
 
 

@@ -33,6 +33,7 @@ from graphwright.backends.triton.kernels.select_rows import select_rows
 from graphwright.backends.triton.kernels.take_inputs import take_inputs
 from graphwright.backends.triton.kernels.token_slots import token_slots
 from graphwright.backends.triton.kernels.top_k import top_k
+from graphwright.backends.triton.kernels.turned_heads import TurnedHeads
 from graphwright.backends.triton.kernels.weight_format import WeightFormat
 from graphwright.backends.triton.kernels.weighted_sum import weighted_sum
 from graphwright.ir.masks import Mask
@@ -70,6 +71,19 @@ def gated(scheme: str | None, rows: int) -> TritonKernel:
     tiles = replace(tiles_for(rows, 28672, 4096, format, HALF), splits=2)
     return linear(28672, 4096, format, tiles, x_stride=4096, norm=HALF, eps=1e-5,
                   activation="silu", gate=(0, 14336), dtype=HALF)  # fmt: skip
+
+
+def turning(scheme: str | None, rows: int, shape: FewRows | None = None) -> TritonKernel:
+    """Queries, keys and values, of a normed input."""
+    format = WeightFormat.of(scheme) if scheme else WeightFormat.dense(HALF)
+    turn = TurnedHeads(32, 8, 128, 128, 128, False, 128, 16, 1 << 17, cache=HALF)
+    ends: dict[str, Any] = {"norm": HALF, "eps": 1e-5, "turn": turn, "dtype": HALF}
+    if shape is not None:
+        return few_rows(6144, 4096, format, shape, rows, x_stride=4096, **ends)
+    if rows == 1:
+        return gemv(6144, 4096, format, 2, **ends)
+    tiles = replace(tiles_for(rows, 6144, 4096, format, HALF), splits=2)
+    return linear(6144, 4096, format, tiles, x_stride=4096, **ends)
 
 
 def few(
@@ -165,6 +179,13 @@ PRODUCTS: dict[str, Callable[[], TritonKernel]] = {
     "few_rows w4g128, 8 rows": lambda: few("w4g128", 8, FewRows(64, 4), merged=True),
     "few_rows w4g128, 16 rows": lambda: few("w4g128", 16, FewRows(32, 4), merged=True),
     "few_rows w4g32z float16": lambda: few("w4g32z", 8, FewRows(16, 8), "float16"),
+    "gemv, heads that turn": lambda: turning(None, 1),
+    "gemv w8, heads that turn": lambda: turning("w8", 1),
+    "few_rows w4g128, heads that turn": lambda: turning("w4g128", 1, FewRows(16, 8)),
+    "few_rows w4g128, 16 rows of heads": lambda: turning("w4g128", 16, FewRows(32, 4)),
+    "linear, 16 rows of heads": lambda: turning(None, 16),
+    "linear, 64 rows of heads": lambda: turning(None, 64),
+    "w4g128, 64 rows of heads": lambda: turning("w4g128", 64),
     "linear, 16 rows": lambda: product(None, 16),
     "linear, 16 rows, normed and gated": lambda: gated(None, 16),
     "linear, 64 rows, normed and gated": lambda: gated(None, 64),
@@ -196,6 +217,7 @@ CASES = SMALL | ATTENTION | PRODUCTS
 HOPPER = (
     *LARGE,
     "few_rows w4g128, normed and gated", "linear, 16 rows, normed and gated", "linear, 2048 rows",
+    "few_rows w4g128, heads that turn", "linear, 64 rows of heads",
     "w4g128, 2048 rows", "routed w4g128, 16384 pairs", "decode 128", "decode 128, deep",
     "decode 576, 512",
     "prefill 128", "prefill 256",

@@ -22,6 +22,7 @@ import test_triton_attention as attention  # noqa: E402
 import test_triton_linear as products  # noqa: E402
 import test_triton_routed as routed  # noqa: E402
 import test_triton_rows as rows  # noqa: E402
+import test_triton_turned_heads as heads  # noqa: E402
 from ptx_memory import PtxError  # noqa: E402
 from test_triton_linear import Product  # noqa: E402
 from triton_harness import batch_header  # noqa: E402
@@ -43,7 +44,7 @@ def capability(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """The cases of the interpreter's tests call code compiled for this chip."""
     found: int = getattr(request, "param", 80)
     call = partial(ptx_harness.call, capability=found)
-    for cases in (products, attention, rows, routed):
+    for cases in (products, heads, attention, rows, routed):
         monkeypatch.setattr(cases, "call", call)
     return found
 
@@ -109,6 +110,12 @@ def test_products_of_one_row(product: Product) -> None:
 )
 def test_products_of_more_rows(product: Product) -> None:
     product.check()
+
+
+@BOTH
+@pytest.mark.parametrize("case", [heads.CASES[i] for i in (0, 1, 3, 5, 6, 8, 10, 11)], ids=str)
+def test_heads_that_turn(case: heads.Heads) -> None:
+    case.check()
 
 
 @BOTH
