@@ -7,7 +7,7 @@ one kernel function by another, which takes most of the time; `prepare` makes th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -63,8 +63,11 @@ def interpret(kernel: TritonKernel, size: Size, *pointers: torch.Tensor) -> None
 def run_launches(
     launches: Sequence[Launch], size: Size, regions: Mapping[str, torch.Tensor],
     blobs: Mapping[str, int],
+    run: Callable[[Launch, Size, list[torch.Tensor]], None] | None = None,
 ) -> None:  # fmt: skip
-    """A step. regions: uint8 memory by parameter; blobs: offsets in the weights by name."""
+    """A step. regions: uint8 memory by parameter; blobs: offsets in the weights by name; run: what
+    takes a launch and its pointers, the interpreter by default.
+    """
     for launch in launches:
         pointers = []
         for operand, (_, dtype) in zip(launch.operands, launch.kernel.pointers, strict=True):
@@ -73,4 +76,7 @@ def run_launches(
             memory = regions[operand.parameter][offset:]
             whole = len(memory) // kind.itemsize * kind.itemsize
             pointers.append(memory[:whole].view(kind))
-        interpret(launch.kernel, size, *pointers)
+        if run is None:
+            interpret(launch.kernel, size, *pointers)
+        else:
+            run(launch, size, pointers)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -15,10 +16,16 @@ BLOCK = 16
 
 
 class InterpretedProgram:
-    """Holds the cache of up to `sequences` sequences of `context` tokens; blocks lie scattered."""
+    """Holds the cache of up to `sequences` sequences of `context` tokens; blocks lie scattered.
 
-    def __init__(self, lowered: LoweredProgram, *, sequences: int = 3, context: int = 64) -> None:
-        self.lowered = lowered
+    run: what runs launches in place of the interpreter, as run_launches takes it.
+    """
+
+    def __init__(
+        self, lowered: LoweredProgram, *, sequences: int = 3, context: int = 64,
+        run: Callable[..., Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.lowered, self.run = lowered, run
         data = b"".join(bytes(piece) for piece in lowered.weights())
         assert len(data) == lowered.weight_bytes
         self.weights = torch.frombuffer(bytearray(data), dtype=torch.uint8)
@@ -72,7 +79,7 @@ class InterpretedProgram:
         }
         memory = {name: each.reshape(-1).view(torch.uint8) for name, each in regions.items()}
         launches = [*bucket.launches, *bucket.largest]
-        run_launches(launches, bucket.size, memory, self.lowered.blobs.offsets())
+        run_launches(launches, bucket.size, memory, self.lowered.blobs.offsets(), self.run)
         for sequence, new in batch:
             self.lengths[sequence] += len(new)
         assert (logits[len(rows) :] == 777.0).all()

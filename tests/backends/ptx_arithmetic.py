@@ -98,11 +98,12 @@ def _numbers(name: str, modifiers: list[str], kinds: list[str]) -> Arithmetic:
 
         return Arithmetic(wide, (kind, kind, wide)[:count], product)
     if "hi" in modifiers:
-        if TYPES[kind] != 32 or name != "mul":
+        width = TYPES[kind]
+        if width not in (16, 32) or name != "mul":
             raise NotImplementedError(f"{name}.hi.{kind}")
         _only(modifiers, ("hi",))
         wider = np.int64 if kind[0] == "s" else np.uint64
-        return Arithmetic(kind, (kind,) * 2, lambda a, b: (a.astype(wider) * b) >> 32)
+        return Arithmetic(kind, (kind,) * 2, lambda a, b: (a.astype(wider) * b) >> wider(width))
     _only(modifiers, ("lo",))
     return Arithmetic(kind, (kind,) * count, function)
 

@@ -7,6 +7,7 @@ its own, which this file is too; it stays for the kernels that follow.
 from __future__ import annotations
 
 import atexit
+import inspect
 import json
 import os
 import random
@@ -15,19 +16,24 @@ import sys
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ptx_machine import run
-from ptx_memory import GlobalMemory
+from ptx_memory import BASE_ALIGNMENT, GlobalMemory
 from ptx_parse import Entry, parse
 from triton_harness import SPARE, checked_grid
 
 from graphwright.backends.triton.chips import chips_of
 from graphwright.backends.triton.cubin import triton_code
-from graphwright.backends.triton.kernels.kernel import TritonKernel
+from graphwright.backends.triton.kernels.kernel import Size, TritonKernel
+from graphwright.backends.triton.launches import Launch
+from graphwright.backends.triton.package import aligned_pointers
+from graphwright.backends.triton.regions.region import load
 
-__all__ = ["call", "compiled", "execute"]
+__all__ = ["call", "compiled", "execute", "run_launch"]
 
 
 def call(
@@ -37,17 +43,36 @@ def call(
     execute(kernel, checked_grid(kernel, tensors, spare), *tensors, capability=capability)
 
 
+def run_launch(
+    launch: Launch, size: Size, pointers: list[torch.Tensor], capability: int = 80
+) -> None:
+    """For run_launches: alignments as in the artifact."""
+    moved = {
+        name: operand.offset % BASE_ALIGNMENT
+        for (name, _), operand in zip(launch.kernel.pointers, launch.operands, strict=True)
+    }
+    execute(
+        launch.kernel, launch.kernel.grid(size), *pointers, moved=moved, capability=capability,
+        aligned=aligned_pointers(launch),
+    )  # fmt: skip
+
+
 def execute(
     kernel: TritonKernel, grid: tuple[int, int, int], *tensors: torch.Tensor, seed: int = 0,
     moved: Mapping[str, int] | None = None, capability: int = 80,
+    aligned: frozenset[str] | None = None,
 ) -> None:  # fmt: skip
-    """Programs in an order that `seed` gives; moved: as GlobalMemory's. Raises PtxError."""
-    entry, shared = compiled(kernel, capability)
+    """Programs in an order that `seed` gives; moved: as GlobalMemory's; aligned: pointers that the
+    code may take for multiples of 16, by default all. Raises PtxError.
+    """
+    aligned = frozenset(name for name, _ in kernel.pointers) if aligned is None else aligned
+    entry, shared = compiled(kernel, capability, aligned)
     buffers = {}
     for (name, _), tensor in zip(kernel.pointers, tensors, strict=True):
         assert tensor.is_contiguous(), name
         buffers[name] = tensor.view(-1).view(torch.uint8).numpy()
-    memory = GlobalMemory(buffers, moved)
+    constants = {name: np.frombuffer(data, np.uint8) for name, data in entry.constants.items()}
+    memory = GlobalMemory(buffers | constants, moved)
     addresses = [memory.address(name) for name in buffers]
     addresses += [0] * (len(entry.parameters) - len(addresses))
     order = [(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])]
@@ -56,12 +81,13 @@ def execute(
 
 
 @cache
-def compiled(kernel: TritonKernel, capability: int = 80) -> tuple[Entry, int]:
+def compiled(kernel: TritonKernel, capability: int, aligned: frozenset[str]) -> tuple[Entry, int]:
     """(the code, bytes of shared memory)."""
     compiler = _compiler()
+    function = kernel.function.fn
     question = [
-        kernel.function.fn.__module__, kernel.function.fn.__name__, kernel.pointers,
-        dict(kernel.constants), kernel.num_warps, kernel.num_stages, capability,
+        function.__module__, inspect.getfile(function), function.__name__, kernel.pointers,
+        dict(kernel.constants), kernel.num_warps, kernel.num_stages, capability, sorted(aligned),
     ]  # fmt: skip
     assert compiler.stdin and compiler.stdout
     compiler.stdin.write(json.dumps(question) + "\n")
@@ -83,13 +109,17 @@ def _compiler() -> subprocess.Popen[str]:
 
 
 def _answer(question: list[Any]) -> dict[str, Any]:
-    module, name, pointers, constants, warps, stages, capability = question
+    module, file, name, pointers, constants, warps, stages, capability, aligned = question
+    if module.startswith("region_"):  # generated
+        function = load(Path(file).read_text())
+    else:
+        function = getattr(import_module(module), name)
     kernel = TritonKernel(
-        name, getattr(import_module(module), name), tuple((a, b) for a, b in pointers), constants,
-        lambda size: (1, 1, 1), warps, stages,
+        name, function, tuple((a, b) for a, b in pointers), constants, lambda size: (1, 1, 1),
+        warps, stages,
     )  # fmt: skip
     (chip,) = chips_of(f"cuda:sm_{capability}")
-    made = triton_code(kernel, chip, frozenset(name for name, _ in pointers))
+    made = triton_code(kernel, chip, frozenset(aligned))
     return {"ptx": made.asm["ptx"], "shared": made.metadata.shared}
 
 

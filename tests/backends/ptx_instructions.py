@@ -27,6 +27,8 @@ def decoded(instruction: Instruction) -> Callable[[Program], None]:
             raise NotImplementedError(instruction.text)
         return _nothing
     try:
+        if name == "madc" or "cc" in instruction.operation:
+            return _multiply_and_carry(instruction)
         rule = arithmetic(instruction)
         if rule:
             return lambda program: _compute(program, instruction, rule)
@@ -46,6 +48,26 @@ def _compute(program: Program, instruction: Instruction, rule: Arithmetic) -> No
     values = [program.value(each, kind) for each, kind in zip(operands, rule.operands, strict=True)]
     found = rule.function(*values)
     program.write(result, to_bits(found, rule.result), rule.result)
+
+
+def _multiply_and_carry(instruction: Instruction) -> Callable[[Program], None]:
+    """mad.lo.cc and madc.hi, one behind the other: a number of 64 bits."""
+    if instruction.operation not in (("mad", "lo", "cc", "u32"), ("madc", "hi", "u32")):
+        raise NotImplementedError("carry")
+    low = instruction.operation[1] == "lo"
+    to, *operands = instruction.operands
+
+    def run(program: Program) -> None:
+        a, b, c = (program.all_threads(each, "u32").astype(np.uint64) for each in operands)
+        product, half = a * b, np.uint64(32)
+        if low:
+            total = (product & np.uint64(0xFFFFFFFF)) + c
+            program.carry = total >> half
+        else:
+            total = (product >> half) + c + program.carry
+        program.write(to, total.astype(np.uint32), "u32")
+
+    return run
 
 
 def _move(instruction: Instruction) -> Callable[[Program], None]:
@@ -87,7 +109,7 @@ def _access(instruction: Instruction) -> tuple[str, str, int]:
             count = int(part[1])
         elif part not in _HINTS and part != kind and not part.startswith(("L1__", "L2__")):
             raise NotImplementedError(part)
-    if space not in ("global", "shared", "param"):
+    if space not in ("global", "shared", "local", "param"):
         raise NotImplementedError(space)
     return space, kind, count
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from ptx_values import Array
 
-__all__ = ["BASE_ALIGNMENT", "GlobalMemory", "PtxError", "SharedMemory"]
+__all__ = ["BASE_ALIGNMENT", "GlobalMemory", "LocalMemory", "PtxError", "SharedMemory"]
 
 BASE_ALIGNMENT = 16  # what kernels are told of pointers: addresses are multiples of no more
 _SPAN = 40  # bits of an address that say where in a buffer
@@ -90,6 +90,27 @@ class SharedMemory:
     def _places(self, addresses: Array, size: int) -> Array:
         at = addresses.astype(np.int64)
         _check("shared memory", at, at, size, len(self.bytes))
+        return at[:, None] + np.arange(size)
+
+
+class LocalMemory:
+    """`size` bytes of each thread's own, from address 0, full of 0xFF."""
+
+    def __init__(self, threads: int, size: int) -> None:
+        self.bytes = np.full((threads, size), 0xFF, np.uint8)
+
+    def read(self, addresses: Array, size: int, lanes: Array) -> Array:
+        """uint8 [n, size]: thread lanes[i] reads at addresses[i]."""
+        found: Array = self.bytes[lanes[:, None], self._places(addresses, size)]
+        return found
+
+    def write(self, addresses: Array, data: Array, lanes: Array) -> None:
+        """data: uint8 [n, size]."""
+        self.bytes[lanes[:, None], self._places(addresses, data.shape[1])] = data
+
+    def _places(self, addresses: Array, size: int) -> Array:
+        at = addresses.astype(np.int64)
+        _check("local memory", at, at, size, self.bytes.shape[1])
         return at[:, None] + np.arange(size)
 
 

@@ -46,7 +46,8 @@ class Instruction:
 @dataclass
 class Entry:
     """widths: bits of each register, 1 of predicates; labels: places in the code; tables: the
-    labels that a jump chooses from, by the table's own.
+    labels that a jump chooses from, by the table's own; locals: where arrays begin in the
+    `local_bytes` of each thread; constants: arrays in global memory that come with the code.
     """
 
     name: str
@@ -56,6 +57,9 @@ class Entry:
     code: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
     tables: dict[str, list[str]] = field(default_factory=dict)
+    locals: dict[str, int] = field(default_factory=dict)
+    local_bytes: int = 0
+    constants: dict[str, bytes] = field(default_factory=dict)
 
 
 TYPES = {
@@ -63,6 +67,8 @@ TYPES = {
     "b32": 32, "s32": 32, "u32": 32, "f32": 32, "f16x2": 32, "bf16x2": 32, "tf32": 32, "b64": 64,
     "s64": 64, "u64": 64, "f64": 64,
 }  # fmt: skip
+_LOCAL = re.compile(r"\.local \.align (\d+) \.b8 (\w+)\[(\d+)\]")
+_CONSTANT = re.compile(r"\.global \.align \d+ \.b8 (\w+)\[\d+\] = \{([\d, ]+)\}")
 _LABEL = re.compile(r"(\$?[\w$]+):")
 
 
@@ -74,6 +80,8 @@ def parse(ptx: str) -> Entry:
     if not head or not threads:
         raise NotImplementedError(f"no entry in {ptx[:200]}")
     entry = Entry(head[1], re.findall(r"\w+(?=\s*(?:,|$))", head[2]), int(threads[1]))
+    for name, values in _CONSTANT.findall(text[: head.start()]):
+        entry.constants[name] = bytes(int(each) for each in values.split(","))
     scopes: list[dict[str, str]] = [{}]  # names of inline assembly to those of their block
     count, last = 0, ""
     for piece in _pieces(text[head.end() :]):
@@ -89,6 +97,10 @@ def parse(ptx: str) -> Entry:
         elif piece.startswith(".branchtargets"):
             names = piece.removeprefix(".branchtargets").split(",")
             entry.tables[last] = [name.strip() for name in names]
+        elif local := _LOCAL.fullmatch(piece):
+            alignment, name, size = int(local[1]), local[2], int(local[3])
+            start = -(-entry.local_bytes // alignment) * alignment
+            entry.locals[name], entry.local_bytes = start, start + size
         elif piece.startswith(".reg"):
             count += 1
             _declare(entry, piece, scopes[-1] if len(scopes) > 1 else {}, count)

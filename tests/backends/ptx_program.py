@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from ptx_memory import GlobalMemory, PtxError, SharedMemory
+from ptx_memory import GlobalMemory, LocalMemory, PtxError, SharedMemory
 from ptx_parse import TYPES, Address, Entry, Operand
 from ptx_values import UNSIGNED, Array, as_type, constant, of_bits
 
@@ -20,6 +20,8 @@ class Program:
         self.entry, self.memory, self.shared = entry, memory, SharedMemory(shared)
         self.parameters, self.threads, self.place = parameters, entry.threads, program
         self.active: Array | None = None
+        self.local = LocalMemory(self.threads, entry.local_bytes)
+        self.carry = np.zeros(self.threads, np.uint64)
         self.registers: dict[str, Array] = {}
         self.special = {"%tid.x": np.arange(self.threads, dtype=np.uint32)}
         for axis, own, all in zip("xyz", program, grid, strict=True):
@@ -44,8 +46,11 @@ class Program:
             return self.registers[operand]
         if operand in self.special:
             return self.special[operand]
-        if operand == "global_smem":
-            return np.zeros(1, UNSIGNED[TYPES[kind]])
+        if operand == "global_smem" or operand in self.entry.locals:
+            start = self.entry.locals.get(operand, 0)
+            return np.full(1, start, UNSIGNED[TYPES[kind]])
+        if operand in self.entry.constants:
+            return np.full(1, self.memory.address(operand), np.uint64)
         return constant(operand, kind)
 
     def value(self, operand: Operand, kind: str) -> Array:
@@ -99,11 +104,15 @@ class Program:
     def read(self, space: str, addresses: Array, size: int, lanes: Array) -> Array:
         if space == "global":
             return self.memory.read(addresses, size)
+        if space == "local":
+            return self.local.read(addresses, size, lanes)
         return self.shared.read(addresses, size, lanes // 32)
 
     def store(self, space: str, addresses: Array, data: Array, lanes: Array) -> None:
         if space == "global":
             self.memory.write(addresses, data)
             self.stored[lanes] = True
+        elif space == "local":
+            self.local.write(addresses, data, lanes)
         else:
             self.shared.write(addresses, data, lanes // 32)

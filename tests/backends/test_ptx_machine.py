@@ -86,6 +86,10 @@ def test_bits_are_moved_as_the_manual_says() -> None:
         "bfi.b32 %r6, %r2, %r3, 8, 4": (b & ~0xF00) | (a % 16 << 8),
         "mad.lo.s32 %r6, %r2, %r3, %r4": (a * b + c) % 2**32,
         "mul.hi.u32 %r6, %r2, %r3": a * b >> 32,
+        "mad.lo.cc.u32 %r7, %r2, %r3, %r4; madc.hi.u32 %r6, %r2, %r3, 7": (a * b + c >> 32) + 7,
+        "cvt.u16.u32 %rs1, %r2; mul.hi.u16 %rs2, %rs1, 2731; cvt.u32.u16 %r6, %rs2": (
+            a % 2**16 * 2731 >> 16
+        ),
     }
     for operation, want in expected.items():
         got = of_words(operation, words)
@@ -270,11 +274,33 @@ def test_what_a_gpu_refuses_is_refused(body: str, moved: dict[str, int], message
 
 
 @pytest.mark.parametrize(
-    "text", ["brev.b32 %r2, %r1", "add.sat.s32 %r2, %r1, 1", "ld.local.b32 %r2, [%r1]"]
+    "text", ["brev.b32 %r2, %r1", "add.sat.s32 %r2, %r1, 1", "ld.const.b32 %r2, [%r1]"]
 )
 def test_what_is_not_known_is_not_guessed(text: str) -> None:
     with pytest.raises(NotImplementedError, match=text.split(" ")[0]):
         executed(f"{text}; ret;")
+
+
+def test_threads_have_memory_of_their_own() -> None:
+    body = """
+        .local .align 4 .b8 depot[12];
+        mov.b32 %r2, depot;
+        st.local.b32 [%r2+4], %r1;
+        add.s32 %r3, %r1, 1;
+        st.local.b32 [%r2+8], %r3;
+        ld.local.b32 %r4, [%r2+4];
+        ld.local.b32 %r5, [%r2+8];
+        mad.lo.u32 %r4, %r5, 100, %r4;
+        st.global.b32 [ %rd4 + 0 ], { %r4 };
+        ret;"""
+    assert executed(body).tolist() == [100 * (i + 1) + i for i in range(64)]
+    with pytest.raises(PtxError, match="not within its 12 bytes"):
+        executed(body.replace("[%r2+8], %r3", "[%r2+12], %r3"))
+
+
+def test_arrays_that_come_with_the_code_are_found() -> None:
+    entry = parse(".global .align 4 .b8 table[4] = {1, 2, 0, 255};\n" + HEAD + "ret;\n}")
+    assert entry.constants == {"table": bytes((1, 2, 0, 255))}
 
 
 def test_a_buffer_that_may_lie_anywhere_is_written() -> None:
