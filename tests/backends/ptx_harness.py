@@ -65,7 +65,6 @@ def execute(
     """Programs in an order that `seed` gives; moved: as GlobalMemory's; aligned: pointers that the
     code may take for multiples of 16, by default all. Raises PtxError.
     """
-    aligned = frozenset(name for name, _ in kernel.pointers) if aligned is None else aligned
     entry, shared = compiled(kernel, capability, aligned)
     buffers = {}
     for (name, _), tensor in zip(kernel.pointers, tensors, strict=True):
@@ -81,9 +80,12 @@ def execute(
 
 
 @cache
-def compiled(kernel: TritonKernel, capability: int, aligned: frozenset[str]) -> tuple[Entry, int]:
-    """(the code, bytes of shared memory)."""
+def compiled(
+    kernel: TritonKernel, capability: int = 80, aligned: frozenset[str] | None = None
+) -> tuple[Entry, int]:
+    """(the code, bytes of shared memory), of pointers as `execute` has them."""
     compiler = _compiler()
+    aligned = frozenset(name for name, _ in kernel.pointers) if aligned is None else aligned
     function = kernel.function.fn
     question = [
         function.__module__, inspect.getfile(function), function.__name__, kernel.pointers,
