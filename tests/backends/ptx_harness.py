@@ -13,11 +13,11 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -36,11 +36,18 @@ from graphwright.backends.triton.regions.region import load
 __all__ = ["call", "compiled", "execute", "run_launch"]
 
 
+Change: TypeAlias = Callable[[str, list[str]], str]  # of PTX, whose parameters are those pointers
+
+
 def call(
-    kernel: TritonKernel, *tensors: torch.Tensor, spare: int = SPARE, capability: int = 80
-) -> None:
-    """As triton_harness.call, but of the compiled code, every pointer aligned."""
-    execute(kernel, checked_grid(kernel, tensors, spare), *tensors, capability=capability)
+    kernel: TritonKernel, *tensors: torch.Tensor, spare: int = SPARE, capability: int = 80,
+    change: Change | None = None, early: frozenset[str] | None = None,
+) -> None:  # fmt: skip
+    """As triton_harness.call, but of the compiled code, every pointer aligned; change, early: as
+    `execute` has them.
+    """
+    grid = checked_grid(kernel, tensors, spare)
+    execute(kernel, grid, *tensors, capability=capability, change=change, early=early)
 
 
 def run_launch(
@@ -60,18 +67,20 @@ def run_launch(
 def execute(
     kernel: TritonKernel, grid: tuple[int, int, int], *tensors: torch.Tensor, seed: int = 0,
     moved: Mapping[str, int] | None = None, capability: int = 80,
-    aligned: frozenset[str] | None = None,
+    aligned: frozenset[str] | None = None, change: Change | None = None,
+    early: frozenset[str] | None = None,
 ) -> None:  # fmt: skip
-    """Programs in an order that `seed` gives; moved: as GlobalMemory's; aligned: pointers that the
-    code may take for multiples of 16, by default all. Raises PtxError.
+    """Programs in an order that `seed` gives; moved, early: as GlobalMemory's; aligned: pointers
+    that the code may take for multiples of 16, by default all; change: what is done to the code.
+    Raises PtxError.
     """
-    entry, shared = compiled(kernel, capability, aligned)
+    entry, shared = compiled(kernel, capability, aligned, change)
     buffers = {}
     for (name, _), tensor in zip(kernel.pointers, tensors, strict=True):
         assert tensor.is_contiguous(), name
         buffers[name] = tensor.view(-1).view(torch.uint8).numpy()
     constants = {name: np.frombuffer(data, np.uint8) for name, data in entry.constants.items()}
-    memory = GlobalMemory(buffers | constants, moved)
+    memory = GlobalMemory(buffers | constants, moved, early)
     addresses = [memory.address(name) for name in buffers]
     addresses += [0] * (len(entry.parameters) - len(addresses))
     order = [(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])]
@@ -81,8 +90,9 @@ def execute(
 
 @cache
 def compiled(
-    kernel: TritonKernel, capability: int = 80, aligned: frozenset[str] | None = None
-) -> tuple[Entry, int]:
+    kernel: TritonKernel, capability: int = 80, aligned: frozenset[str] | None = None,
+    change: Change | None = None,
+) -> tuple[Entry, int]:  # fmt: skip
     """(the code, bytes of shared memory), of pointers as `execute` has them."""
     compiler = _compiler()
     aligned = frozenset(name for name, _ in kernel.pointers) if aligned is None else aligned
@@ -96,7 +106,10 @@ def compiled(
     compiler.stdin.flush()
     answer = json.loads(compiler.stdout.readline() or '{"error": "the compiler has ended"}')
     assert "error" not in answer, answer["error"]
-    return parse(answer["ptx"]), answer["shared"]
+    ptx = answer["ptx"]
+    if change is not None:
+        ptx = change(ptx, [name for name, _ in kernel.pointers])
+    return parse(ptx), answer["shared"]
 
 
 @cache
