@@ -209,6 +209,9 @@ LARGE: dict[str, Callable[[], TritonKernel]] = {
     "prefill 128, 64 keys": lambda: prefill_attention(
         attention(128, 128), **prefill_sizes(attention(128, 128), 90)
     ),
+    "linear, 16 rows, 128 outputs": lambda: product(
+        None, 16, tiles=Tiles(128, 16, 128, num_warps=8, num_stages=6)
+    ),
     "linear, tiles of 256 rows": lambda: product(None, 2048, tiles=WIDE),
     "w8, tiles of 256 rows": lambda: product("w8", 2048, tiles=WIDE),
     "w4g128, tiles of 256 rows": lambda: product("w4g128", 2048, tiles=WIDE),

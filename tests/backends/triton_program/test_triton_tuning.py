@@ -13,6 +13,8 @@ pytest.importorskip("triton")
 from fake_cuda import FakeCuda
 
 from graphwright.backends.triton.candidates import (
+    MEASURED,
+    MOST,
     few_rows_of,
     few_rows_shapes,
     pick_few_rows,
@@ -86,6 +88,16 @@ def test_narrow_products_of_few_rows_are_split_and_wide_ones_are_not() -> None:
     assert (older.outputs, older.rows) == (128, 128), (
         "256 rows do not fit into all of sm_80's chips"
     )
+
+
+def test_wide_products_of_few_rows_take_what_was_measured_where_it_fits() -> None:
+    for rows, tiles in MEASURED.items():
+        wide = Product(rows, 28672, 4096, BF16, "bfloat16")
+        found = product_tiles(wide, chips_of("cuda:sm_90"))
+        assert found[0] == tiles and len(set(found)) == len(found) <= MOST
+        assert product_tiles(wide, chips_of("cuda"))[0] != tiles
+        for other in (replace(wide, rows=rows // 2), replace(wide, n=4096)):
+            assert product_tiles(other, chips_of("cuda:sm_90"))[0] != tiles
 
 
 def test_choices_say_what_they_are_about_and_are_followed() -> None:
