@@ -31,9 +31,10 @@ from waits import waiting_cubins
 from graphwright.runtime.artifact import Artifact
 from graphwright.runtime.cuda.driver import Driver
 from graphwright.runtime.cuda.library import CudaLibrary
+from graphwright.runtime.cuda.program import Launch
 from graphwright.runtime.engine import Engine
 
-__all__ = ["KINDS", "EarlyDriver", "load_code", "main"]
+__all__ = ["KINDS", "EarlyDriver", "in_order", "load_code", "main"]
 
 ROUNDS = 15
 CONTEXT = 2048
@@ -76,6 +77,12 @@ def load_code(library: CudaLibrary, driver: Driver, path: Path) -> None:
         library._functions[name] = driver.load(cubin, code.symbol, code.shared)
 
 
+def in_order(launches: Sequence[Launch]) -> list[Launch]:
+    """With the places in the cache right behind the inputs: waits.py counts on it."""
+    first, *rest = launches
+    return [first, *sorted(rest, key=lambda each: not each.kernel.startswith("token_slots"))]
+
+
 def measure(path: Path, codes: Sequence[Path]) -> list[dict[str, Any]]:
     """A row for each code: µs of a step, medians of alternations, and whether logits are equal."""
     from measure import decode_seconds
@@ -86,7 +93,7 @@ def measure(path: Path, codes: Sequence[Path]) -> list[dict[str, Any]]:
     engine = Engine(artifact, library=library, max_sequences=1, context=CONTEXT)
     decode_seconds(engine, 1, CONTEXT // 2)  # what the launches below work on
     bucket = library.program.bucket("decode", 1, 1)
-    launches = (*bucket.launches, *bucket.largest)
+    launches = in_order((*bucket.launches, *bucket.largest))
     size = 4 * int(artifact.json("plan.json")["vocab_size"])
     graphs = {"usual": captured(driver, library, launches)}
     for code in codes:

@@ -1,8 +1,8 @@
 """PTX that may begin to run before the launches in front of it have ended.
 
 `griddepcontrol.wait` waits for them, and comes before the first instruction that needs it: a
-branch, a store, or a load of what they may have written. Loads of weights need no wait. A launch
-that is waited for has waited itself, so that everything before it has ended, too.
+branch, a store, or a load of what the launch in front may have written. Loads of weights need no
+wait. The launch in front waits itself before this one begins, so that all before it have ended.
 """
 
 from __future__ import annotations
@@ -14,19 +14,32 @@ from threading import local
 from typing import Any
 from unittest.mock import patch
 
-__all__ = ["CONSTANT", "waiting", "waiting_cubins"]
+__all__ = ["CONSTANT", "early_of", "waiting", "waiting_cubins"]
 
-CONSTANT = frozenset(
-    {"weight", "scale", "zero", "norm", "bias", "sinks", "slopes"}
-)  # never written
+# Pointers to what no launch writes
+CONSTANT = frozenset({"weight", "scale", "zero", "norm", "bias", "sinks", "slopes"})
+# By how names of kernels begin, pointers to what the launch right in front does not write: in
+# decode of models of the Llama shape, if places in the cache are computed first of all
+OLDER = {
+    "decode_attention": frozenset({"batch", "positions", "sequences", "block_table"}),
+    **dict.fromkeys(
+        ("gemv", "few_rows", "linear"), frozenset({"batch", "residual", "cos", "sin", "slots"})
+    ),
+}
 WAIT = "\tgriddepcontrol.wait;"
 TRIGGER = "\tgriddepcontrol.launch_dependents;"
 _INSTRUCTION = re.compile(r"(?:@!?%?\w+\s+)?([a-z][\w.:]*)\s*(.*);")
 _BRANCHES = ("bra", "brx", "ret", "exit", "call", "bar")
 
 
-def waiting(ptx: str, pointers: list[str], trigger: bool) -> str:
-    """`ptx` of a kernel whose parameters are `pointers`, with a wait.
+def early_of(kernel: str) -> frozenset[str]:
+    """The pointers of a kernel, by its name, through which it may read before its wait."""
+    return CONSTANT.union(*(own for name, own in OLDER.items() if kernel.startswith(name)))
+
+
+def waiting(ptx: str, pointers: list[str], trigger: bool, early: frozenset[str] = CONSTANT) -> str:
+    """`ptx` of a kernel whose parameters are `pointers`, with a wait before others than `early` are
+    read.
 
     trigger: the launch behind may begin as soon as all programs of this one have waited; else as
     soon as they have ended.
@@ -40,14 +53,16 @@ def waiting(ptx: str, pointers: list[str], trigger: bool) -> str:
         found = _INSTRUCTION.fullmatch(text)
         if not found or text.startswith("."):
             continue
-        if _needs_wait(found[1], found[2], sources):
+        if _needs_wait(found[1], found[2], sources, early):
             lines.insert(number, kept)
             return "\n".join(lines) + "\n"
         _follow(found[1], found[2], sources, pointers)
     raise ValueError("nothing in the kernel needs to wait")
 
 
-def _needs_wait(operation: str, operands: str, sources: dict[str, frozenset[str]]) -> bool:
+def _needs_wait(
+    operation: str, operands: str, sources: dict[str, frozenset[str]], early: frozenset[str]
+) -> bool:
     name = operation.split(".")[0]
     if name in _BRANCHES or name in ("st", "atom", "red", "wgmma", "mma", "griddepcontrol"):
         return True
@@ -56,7 +71,7 @@ def _needs_wait(operation: str, operands: str, sources: dict[str, frozenset[str]
     if not operation.startswith(("ld.", "cp.async.")):
         return True
     address = re.findall(r"\[\s*(%\w+)", operands)[-1]
-    return not sources.get(address, frozenset({"?"})) <= CONSTANT
+    return not sources.get(address, frozenset({"?"})) <= early
 
 
 def _follow(
@@ -91,10 +106,11 @@ def waiting_cubins(trigger: bool) -> Iterator[None]:
 
     def noted(kernel: Any, chip: Any, aligned: frozenset[str]) -> Any:
         own.pointers = [name for name, _ in kernel.pointers]
+        own.early = early_of(kernel.name)
         return code(kernel, chip, aligned)
 
     def changed(self: Any, ptx: str, metadata: Any, options: Any, arch: int) -> Any:
-        text = waiting(ptx, own.pointers, trigger) if arch >= 90 else ptx
+        text = waiting(ptx, own.pointers, trigger, own.early) if arch >= 90 else ptx
         return assemble(self, text, metadata, options, arch)
 
     with (

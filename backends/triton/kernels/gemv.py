@@ -71,8 +71,11 @@ def gemv_kernel(
         OUTPUTS, EARLY,
     )  # fmt: skip
     n, n_inside = weight_rows(tile * OUTPUTS, N, GATE, UP, TURN, OUTPUTS)
-    first = split * PART
-    last = tl.minimum(first + PART, K)
+    if SPLITS == 1:
+        first, last = 0, K
+    else:
+        first = split * PART
+        last = tl.minimum(first + PART, K)
     if GROUP > 0:
         j = tl.arange(0, GROUP)
         total = tl.zeros((OUTPUTS, TILE), tl.float32)
