@@ -51,16 +51,17 @@ def call(
 
 
 def run_launch(
-    launch: Launch, size: Size, pointers: list[torch.Tensor], capability: int = 80
-) -> None:
-    """For run_launches: alignments as in the artifact."""
+    launch: Launch, size: Size, pointers: list[torch.Tensor], capability: int = 80,
+    change: Change | None = None, early: frozenset[str] | None = None,
+) -> GlobalMemory:  # fmt: skip
+    """For run_launches: alignments as in the artifact; change, early: as `execute` has them."""
     moved = {
         name: operand.offset % BASE_ALIGNMENT
         for (name, _), operand in zip(launch.kernel.pointers, launch.operands, strict=True)
     }
-    execute(
+    return execute(
         launch.kernel, launch.kernel.grid(size), *pointers, moved=moved, capability=capability,
-        aligned=aligned_pointers(launch),
+        aligned=aligned_pointers(launch), change=change, early=early,
     )  # fmt: skip
 
 
@@ -69,10 +70,10 @@ def execute(
     moved: Mapping[str, int] | None = None, capability: int = 80,
     aligned: frozenset[str] | None = None, change: Change | None = None,
     early: frozenset[str] | None = None,
-) -> None:  # fmt: skip
-    """Programs in an order that `seed` gives; moved, early: as GlobalMemory's; aligned: pointers
-    that the code may take for multiples of 16, by default all; change: what is done to the code.
-    Raises PtxError.
+) -> GlobalMemory:  # fmt: skip
+    """The memory, after programs in an order that `seed` gives; moved, early: as GlobalMemory's;
+    aligned: pointers that the code may take for multiples of 16, by default all; change: what is
+    done to the code. Raises PtxError.
     """
     entry, shared = compiled(kernel, capability, aligned, change)
     buffers = {}
@@ -86,6 +87,7 @@ def execute(
     order = [(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])]
     random.Random(seed).shuffle(order)
     run(entry, memory, shared, grid, order, dict(zip(entry.parameters, addresses, strict=True)))
+    return memory
 
 
 @cache

@@ -117,7 +117,8 @@ class LocalMemory:
 class GlobalMemory:
     """Buffers, flat arrays of uint8 that are read and written in place. moved: bytes that buffers
     lie behind a multiple of BASE_ALIGNMENT. early: those that a program may read before it waits
-    for launches in front of it; None: it need not wait.
+    for launches in front of it; None: it need not wait. With early, `read_early` and `written` hold
+    where in the memory of this process programs did so.
     """
 
     def __init__(
@@ -125,6 +126,8 @@ class GlobalMemory:
         early: frozenset[str] | None = None,
     ) -> None:  # fmt: skip
         self.early, self.waited = early, True
+        self.read_early: set[int] = set()
+        self.written: set[int] = set()
         self.names, self.buffers = list(buffers), list(buffers.values())
         self.starts = [
             (number << _SPAN) + BASE_ALIGNMENT + (moved or {}).get(name, 0)
@@ -144,6 +147,8 @@ class GlobalMemory:
         for number, which, places in self._places(addresses, size):
             if not (self.waited or self.names[number] in (self.early or ())):
                 raise PtxError(f"'{self.names[number]}' is read before a wait")
+            if not self.waited:
+                self.read_early.update(self._real(number, places))
             data[which] = self.buffers[number][places]
         return data
 
@@ -153,6 +158,12 @@ class GlobalMemory:
             raise PtxError("something is written before a wait")
         for number, which, places in self._places(addresses, data.shape[1]):
             self.buffers[number][places] = data[which]
+            if self.early is not None:
+                self.written.update(self._real(number, places))
+
+    def _real(self, number: int, places: Array) -> list[int]:
+        found: list[int] = (self.buffers[number].ctypes.data + np.unique(places)).tolist()
+        return found
 
     def _places(self, addresses: Array, size: int) -> list[tuple[int, Array, Array]]:
         """(buffer, which of the addresses lie there, places of their bytes)."""
