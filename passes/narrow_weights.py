@@ -15,7 +15,13 @@ from graphwright.ir.weights import Expression, Weight
 from graphwright.passes.base import Exactness, Pass, Stage
 from graphwright.passes.head import logits_linears
 from graphwright.passes.recipe import Recipe
-from graphwright.passes.weight_roles import Role, refusal, role_of, weight_argument
+from graphwright.passes.weight_roles import (
+    Role,
+    refusal,
+    role_of,
+    weight_argument,
+    weights_with_roles,
+)
 
 __all__ = ["NarrowWeights", "NarrowedWeight"]
 
@@ -25,7 +31,8 @@ class NarrowWeights(Pass):
     """gw.linear, gw.routed_linear, gw.embedding over w  →  the same over narrow_weight(w, scheme).
 
     These ops convert to float32 what they read. A table and a head that share a weight and a scheme
-    share the narrow one. Leaves: what the recipe says; tables read by anything but the tokens
+    share the narrow one. Refuses a recipe with a pattern that no weight's name has, also on behalf
+    of the passes that follow. Leaves: what the recipe says; tables read by anything but the tokens
     (position tables: small, and their values matter); weights that are not float.
     """
 
@@ -36,6 +43,7 @@ class NarrowWeights(Pass):
 
     def run(self, program: Program) -> int:
         heads = logits_linears(program)
+        self.recipe.check(weights_with_roles(program, heads))
         made: dict[tuple[str, str], fx.Node] = {}
         count = 0
         for node in list(program.graph.nodes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from graphwright.ir.errors import PassError
@@ -58,6 +59,19 @@ class Recipe:
         """The fewest bits that an integer weight may get; 32 where none is one."""
         schemes = (self.default, *(scheme for _, scheme in self.overrides))
         return min((each.bits for each in schemes if isinstance(each, Scheme)), default=32)
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raises PassError for an expression that is in none of the `names` of a program's weights:
+        a slip, which would leave weights as the default says.
+        """
+        known = list(names)
+        for pattern, _ in self.overrides:
+            if pattern not in _ROLES and not any(re.search(pattern, name) for name in known):
+                kinds = dict.fromkeys(re.sub(r"\d+", "N", name) for name in known)
+                raise PassError(
+                    f"'{pattern}' in recipe '{self}' is in the name of no weight; there are "
+                    f"{', '.join(kinds)} (N: numbers), and {', '.join(_ROLES)} for roles."
+                )
 
     def scheme_for(self, name: str, role: Role) -> AnyScheme | None:
         """The scheme of the weight `name` in this role; None: it stays float32."""

@@ -8,9 +8,10 @@ import torch
 from torch import fx
 
 from graphwright.ir.layout import VIEW_OPS
+from graphwright.ir.program import Program
 from graphwright.ir.weights import Weight
 
-__all__ = ["Role", "refusal", "role_of", "weight_argument"]
+__all__ = ["Role", "refusal", "role_of", "weight_argument", "weights_with_roles"]
 
 gw = torch.ops.gw
 Role = Literal["linear", "experts", "head", "embedding"]
@@ -29,6 +30,17 @@ def role_of(node: fx.Node, heads: set[fx.Node]) -> Role | None:
 def weight_argument(role: Role) -> int:
     """The place of the weight among the arguments of a node in `role`."""
     return _PLACE.get(role, 1)
+
+
+def weights_with_roles(program: Program, heads: set[fx.Node]) -> list[str]:
+    """The names of the weights that recipes are about, each once."""
+    found: dict[str, None] = {}
+    for node in program.graph.nodes:
+        role = role_of(node, heads)
+        source = None if role is None else node.args[weight_argument(role)]
+        if isinstance(source, fx.Node) and program.weight_of(source) is not None:
+            found[str(source.target)] = None
+    return list(found)
 
 
 def refusal(node: fx.Node, name: str, weight: Weight | None, role: Role) -> str | None:

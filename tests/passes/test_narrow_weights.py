@@ -116,3 +116,12 @@ def test_weights_beyond_float16_are_refused_by_name() -> None:
     for fits in (program(large=65519.0), program(large=float("inf"))):
         fire(fits, NarrowWeights(Recipe.parse("f16")))
         assert fits.weights["w_f16"].load().shape == (32, 32)
+
+
+@pytest.mark.parametrize("text", ["f32:tabel=bf16", "w8:tabel=w4g32"])
+def test_a_pattern_of_no_weight_is_refused(text: str) -> None:
+    """By the first of the passes that have a recipe, before anything is rounded."""
+    with pytest.raises(
+        PassError, match=r"'tabel' in recipe .* no weight; there are table, places, w"
+    ):
+        fire(program(), NarrowWeights(Recipe.parse(text)))

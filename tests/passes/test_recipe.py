@@ -34,6 +34,15 @@ def test_experts_are_linears_of_their_own() -> None:
     assert recipe.scheme_for("lm_head", "head") is None
 
 
+def test_a_pattern_is_in_a_name_or_refused() -> None:
+    names = [f"layers_{i}_{name}_weight" for i in range(12) for name in ("up", "down")]
+    Recipe.parse("w8:down=w4g32,_3_=f32,experts=w8,head=f32").check(names)  # roles may be idle
+    with pytest.raises(PassError, match="'donw' in recipe 'w8:donw=w4g32' is in the name of no"):
+        Recipe.parse("w8:donw=w4g32").check(names)
+    with pytest.raises(PassError, match=r"are layers_N_up_weight, layers_N_down_weight \(N"):
+        Recipe.parse("w8:_12_=f32").check(names)
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     (
