@@ -57,6 +57,18 @@ def test_run_streams_text(capsys: pytest.CaptureFixture[str], toy: str) -> None:
     assert captured.err.startswith("6 tokens; import ")
 
 
+def test_run_says_when_the_context_ended_a_text(
+    capsys: pytest.CaptureFixture[str], bare: str
+) -> None:
+    command = ["run", bare, "--prompt-ids", "1,2", "--context", "10", "--max-tokens"]
+    assert main([*command, "9"]) == 0
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "the context of 10 tokens is full; --context takes up to 64"
+    ]
+    assert main([*command, "8"]) == 0
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_run_writes_ids_without_a_tokenizer(capsys: pytest.CaptureFixture[str], bare: str) -> None:
     expected = toy_greedy([1], 4)
     for extra in ([], ["--no-stream"]):

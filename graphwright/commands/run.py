@@ -65,6 +65,13 @@ def command(
                 click.echo(f"--- prompt {number + 1}")
             click.echo(output.text if engine.tokenizer else _ids(output.token_ids))
     click.echo(_line(figures, sum(len(each.token_ids) for each in outputs)), err=True)
+    wanted = params.max_tokens or 0
+    if any(e.finish_reason == "length" and len(e.token_ids) < wanted for e in outputs):
+        limit = engine.plan.max_context or "any number"
+        click.echo(
+            f"the context of {engine.context} tokens is full; --context takes up to {limit}",
+            err=True,
+        )
 
 
 def _complete(
