@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from shared_data import shared_path
+from tiny_models import save_tiny
 
 from graphwright.cli import main_command
 
@@ -126,6 +130,22 @@ def test_the_same_inputs_give_the_same_bytes(demo: dict[str, Path], tmp_path: Pa
     differing = [name for name in first if first[name] != second[name]]
     assert differing == [], f"these entries differ between two runs: {differing}"
     assert again.read_bytes() == demo["w8"].read_bytes()
+
+
+def test_whatever_order_sets_have_in_a_process(tmp_path: Path) -> None:
+    """gemma 3 makes a rotary embedding for each of `set(layer_types)`."""
+    checkpoint = save_tiny("gemma3", tmp_path / "checkpoint")
+    paths = [tmp_path / f"{seed}.gw" for seed in (1, 2)]
+    flags = [str(checkpoint), "--quiet", "--no-check"]
+    command = [sys.executable, "-m", "graphwright", "compile", *flags]
+    running = [
+        subprocess.Popen(
+            [*command, "-o", str(path)], env={**os.environ, "PYTHONHASHSEED": path.stem}
+        )
+        for path in paths
+    ]  # fmt: skip
+    assert [process.wait() for process in running] == [0, 0]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 @pytest.mark.shared
