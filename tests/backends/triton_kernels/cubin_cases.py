@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from graphwright.backends.triton.kernels.argmax import argmax
@@ -38,7 +39,7 @@ from graphwright.backends.triton.kernels.weight_format import WeightFormat
 from graphwright.backends.triton.kernels.weighted_sum import weighted_sum
 from graphwright.ir.masks import Mask
 
-__all__ = ["CASES", "HOPPER", "kernel_of"]
+__all__ = ["CASES", "EVERY", "HOPPER", "kernel_of"]
 
 HALF = "bfloat16"
 
@@ -50,6 +51,12 @@ def attention(
         32, 8, dim, value_dim, q_stride=32 * dim, block_stride=1 << 17, scale=dim**-0.5,
         dtype=dtype, cache=cache, **extra,
     )  # fmt: skip
+
+
+def make(kernel: Any, dim: int, dtype: str, cache: str) -> TritonKernel:
+    shape = attention(dim, dim, dtype, cache)
+    made: TritonKernel = kernel(shape, *([16] if kernel is decode_attention else []))
+    return made
 
 
 def product(
@@ -216,6 +223,14 @@ LARGE: dict[str, Callable[[], TritonKernel]] = {
     "w8, tiles of 256 rows": lambda: product("w8", 2048, tiles=WIDE),
     "w4g128, tiles of 256 rows": lambda: product("w4g128", 2048, tiles=WIDE),
 }
+# Every head dim with every type of activations and cache
+EVERY: dict[str, Callable[[], TritonKernel]] = {
+    f"{kernel.__name__} {dim} {dtype} {cache}": partial(make, kernel, dim, dtype, cache)
+    for dim in (32, 64, 80, 96, 128, 192, 256)
+    for dtype, cache in ((HALF, HALF), (HALF, "int8"), ("float16", "float16"),
+                         ("float32", "float32"))
+    for kernel in (prefill_attention, decode_attention)
+}  # fmt: skip
 CASES = SMALL | ATTENTION | PRODUCTS
 HOPPER = (
     *LARGE,
@@ -230,4 +245,4 @@ HOPPER = (
 def kernel_of(argument: list[Any]) -> tuple[TritonKernel, int]:
     """The kernel and the capability of [name, capability]."""
     name, capability = argument
-    return (CASES | LARGE)[name](), capability
+    return (CASES | LARGE | EVERY)[name](), capability
