@@ -1,4 +1,4 @@
-"""The rows that a step works on, and what lowerings refuse of them: the same for every backend."""
+"""Inputs of a step, its rows, and what lowerings refuse of them: the same for every backend."""
 
 from __future__ import annotations
 
@@ -13,9 +13,19 @@ from graphwright.ir.layout import RowView, row_axis, row_view
 from graphwright.ir.memory import results
 from graphwright.ir.program import Program
 
-__all__ = ["RowCount", "experts_of_rows", "one_id_a_row", "row_count", "rows_of"]
+__all__ = ["INPUTS", "RowCount", "experts_of_rows", "one_id_a_row", "row_count", "rows_of"]
 
 RowCount: TypeAlias = Literal["T", "R"]  # a step's tokens, or its sampled rows
+
+# What the host says of a step, by element type.
+INPUTS = {
+    "batch": "int32",  # [8]: tokens T, sequences B, block-table stride M, sampled rows R, zeros
+    "tokens": "int64",  # [T]
+    "positions": "int64",  # [T]
+    "query_start": "int32",  # [B + 1]
+    "block_table": "int32",  # [B * M]
+    "sample_rows": "int32",  # [R]
+}
 
 
 def rows_of(node: Any) -> RowView:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -18,9 +18,8 @@ from graphwright.passes.recipe import Recipe
 from graphwright.passes.weight_roles import (
     Role,
     refusal,
-    role_of,
     weight_argument,
-    weights_with_roles,
+    weight_readers,
 )
 
 __all__ = ["NarrowWeights", "NarrowedWeight"]
@@ -42,16 +41,13 @@ class NarrowWeights(Pass):
     recipe: Recipe = field(default_factory=Recipe)
 
     def run(self, program: Program) -> int:
-        heads = logits_linears(program)
-        self.recipe.check(weights_with_roles(program, heads))
+        readers = weight_readers(program, logits_linears(program))
+        weights = (source for _, _, source in readers if program.weight_of(source) is not None)
+        self.recipe.check(str(source.target) for source in weights)
         made: dict[tuple[str, str], fx.Node] = {}
         count = 0
-        for node in list(program.graph.nodes):
-            role = role_of(node, heads)
-            if role is None:
-                continue
+        for node, role, source in readers:
             place = weight_argument(role)
-            source = node.args[place]
             name, weight = str(source.target), program.weight_of(source)
             scheme = self._scheme(node, name, weight, role)
             if weight is None or scheme is None:
@@ -62,7 +58,8 @@ class NarrowWeights(Pass):
             if key not in made:
                 made[key] = program.add_weight(f"{name}_{scheme}", _narrowed(name, weight, scheme))
             arguments = (*node.args[:place], made[key], *node.args[place + 1 :])
-            new = program.call(node, node.target, *arguments, **node.kwargs)
+            target: Any = node.target
+            new = program.call(node, target, *arguments, **node.kwargs)
             new.meta["stack_trace"] = node.meta.get("stack_trace", "")
             program.replace(node, new)
             count += 1

@@ -17,7 +17,7 @@ from graphwright.passes.head import logits_linears
 from graphwright.passes.quantized_part import KeptBytes, QuantizedPart
 from graphwright.passes.recipe import Recipe
 from graphwright.passes.self_written_tokens import SelfWritten
-from graphwright.passes.weight_roles import Role, refusal, role_of, weight_argument
+from graphwright.passes.weight_roles import Role, refusal, weight_readers
 
 __all__ = ["QuantizeWeights"]
 
@@ -47,18 +47,14 @@ class QuantizeWeights(Pass):
         return Exactness.COARSE if self.recipe.bits < 8 else Exactness.APPROXIMATE
 
     def run(self, program: Program) -> int:
-        heads = logits_linears(program)
+        readers = weight_readers(program, logits_linears(program))
         made: dict[tuple[str, str], list[fx.Node]] = {}
         memory = KeptBytes()
         count = 0
         calibration = self.calibration
         if isinstance(calibration, SelfWritten):
             calibration = calibration.write(program)
-        for node in list(program.graph.nodes):
-            role = role_of(node, heads)
-            if role is None:
-                continue
-            source = node.args[weight_argument(role)]
+        for node, role, source in readers:
             weight = program.weight_of(source)
             scheme = self._scheme(node, str(source.target), weight, role)
             if weight is None or scheme is None:

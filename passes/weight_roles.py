@@ -11,14 +11,14 @@ from graphwright.ir.layout import VIEW_OPS
 from graphwright.ir.program import Program
 from graphwright.ir.weights import Weight
 
-__all__ = ["Role", "refusal", "role_of", "weight_argument", "weights_with_roles"]
+__all__ = ["Role", "refusal", "weight_argument", "weight_readers"]
 
 gw = torch.ops.gw
 Role = Literal["linear", "experts", "head", "embedding"]
 _PLACE: dict[Role, int] = {"embedding": 0, "experts": 2}  # of the weight; 1 elsewhere
 
 
-def role_of(node: fx.Node, heads: set[fx.Node]) -> Role | None:
+def _role_of(node: fx.Node, heads: set[fx.Node]) -> Role | None:
     """The role of the weight that `node` reads, None for other ops; `heads` make the logits."""
     if node.target is gw.embedding.default:
         return "embedding"
@@ -32,15 +32,14 @@ def weight_argument(role: Role) -> int:
     return _PLACE.get(role, 1)
 
 
-def weights_with_roles(program: Program, heads: set[fx.Node]) -> list[str]:
-    """The names of the weights that recipes are about, each once."""
-    found: dict[str, None] = {}
+def weight_readers(program: Program, heads: set[fx.Node]) -> list[tuple[fx.Node, Role, fx.Node]]:
+    """(node, its role, the weight that it reads) for every weight that recipes are about."""
+    found = []
     for node in program.graph.nodes:
-        role = role_of(node, heads)
-        source = None if role is None else node.args[weight_argument(role)]
-        if isinstance(source, fx.Node) and program.weight_of(source) is not None:
-            found[str(source.target)] = None
-    return list(found)
+        role = _role_of(node, heads)
+        if role is not None:
+            found.append((node, role, node.args[weight_argument(role)]))
+    return found
 
 
 def refusal(node: fx.Node, name: str, weight: Weight | None, role: Role) -> str | None:

@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from graphwright.backends.blobs import BlobTable
+from graphwright.backends.rows import INPUTS
 from graphwright.backends.triton import lower as lower  # registers the lowerings
 from graphwright.backends.triton.arena import plan_arena
 from graphwright.backends.triton.chips import Chip, chips_of
 from graphwright.backends.triton.context import Kernels, LoweringContext
 from graphwright.backends.triton.dtypes import ACTIVATIONS, StoredTypes
 from graphwright.backends.triton.fusions import Fusions
-from graphwright.backends.triton.kernels.kernel import INPUTS, Size, TritonKernel
+from graphwright.backends.triton.kernels.kernel import Size, TritonKernel
 from graphwright.backends.triton.kernels.take_inputs import take_inputs
 from graphwright.backends.triton.kv_layout import KvLayout
 from graphwright.backends.triton.launches import Launch, Operand

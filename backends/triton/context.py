@@ -140,7 +140,7 @@ class LoweringContext:
     def scratch(self, *sizes: int) -> tuple[Operand, ...]:
         """Memory that the launches of one lowering share, of so many bytes each.
 
-        What is kept must be asked for before: call it once a step, and after `keep`.
+        Each call begins anew: what one launch was given, a later one of the step may be, too.
         """
         found, end = [], 0
         for size in sizes:

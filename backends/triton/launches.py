@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graphwright.backends.triton.kernels.kernel import INPUTS, TritonKernel
+from graphwright.backends.rows import INPUTS
+from graphwright.backends.triton.kernels.kernel import TritonKernel
 from graphwright.ir.errors import BackendError
 
 __all__ = ["PARAMETERS", "Launch", "Operand"]

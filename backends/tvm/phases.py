@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from graphwright.backends.rows import RowCount
+from graphwright.backends.rows import INPUTS, RowCount
 from graphwright.backends.tvm.kernels.kernel import Kernel
 
 __all__ = ["ALONE_ROWS", "PARAMETERS", "Operand", "Phase", "parts_of"]
@@ -18,12 +18,7 @@ ALONE_ROWS = 2  # tokens of a step up to which replicated phases are computed by
 
 # The pointers of an entry in order, by what they point to; `threads: int32` follows them.
 PARAMETERS = {
-    "batch": "int32",  # [8]: tokens T, sequences B, block-table stride M, sampled rows R, zeros
-    "tokens": "int64",  # [T]
-    "positions": "int64",  # [T]
-    "query_start": "int32",  # [B + 1]
-    "block_table": "int32",  # [B * M]
-    "sample_rows": "int32",  # [R]
+    **INPUTS,
     "logits": "float32",  # [R * vocabulary]
     "arena": "uint8",
     "weights": "uint8",

@@ -14,7 +14,6 @@ experiment: artifacts have no waits.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import statistics
@@ -46,11 +45,11 @@ class EarlyDriver(Driver):
 
     early = False
 
-    def launch(
-        self, function: Any, grid: Sequence[int], threads: int, shared: int, pointers: Sequence[int]
+    def _start(
+        self, function: Any, grid: Sequence[int], threads: int, shared: int, parameters: int
     ) -> None:
         if not self.early:
-            super().launch(function, grid, threads, shared, pointers)
+            super()._start(function, grid, threads, shared, parameters)
             return
         api = self._api
         attribute = api.CUlaunchAttribute()
@@ -62,11 +61,7 @@ class EarlyDriver(Driver):
         config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
         config.sharedMemBytes, config.hStream = shared, self._stream
         config.attrs, config.numAttrs = [attribute], 1
-        values = (ctypes.c_uint64 * len(pointers))(*pointers)
-        addresses = (ctypes.c_void_p * len(pointers))(
-            *(ctypes.addressof(values) + 8 * i for i in range(len(pointers)))
-        )
-        self._call("cuLaunchKernelEx", config, function, ctypes.addressof(addresses), 0)
+        self._call("cuLaunchKernelEx", config, function, parameters, 0)
 
 
 def load_code(library: CudaLibrary, driver: Driver, path: Path) -> None:

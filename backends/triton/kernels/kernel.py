@@ -1,6 +1,6 @@
 """What a kernel is: a Triton function with all its static parameters fixed.
 
-The numbers of rows are read on the device, from `batch` int32 [8] (phases.PARAMETERS): T tokens, B
+The numbers of rows are read on the device, from `batch` int32 [8] (backends/rows.py): T tokens, B
 sequences, M block-table entries a sequence, R sampled rows. The grid depends on a bucket alone, the
 most tokens and rows that a launch may meet, so that a captured CUDA graph can be replayed for any
 smaller step. A kernel must write nothing beyond the rows that `batch` counts.
@@ -19,7 +19,6 @@ from graphwright.backends.rows import RowCount
 
 __all__ = [
     "DTYPES",
-    "INPUTS",
     "ROWS",
     "Grid",
     "RowCount",
@@ -33,15 +32,6 @@ __all__ = [
 Size: TypeAlias = Mapping[RowCount, int]  # a bucket: the most tokens T and sampled rows R
 Grid: TypeAlias = tuple[int, int, int]
 
-# What the host says of a step, by element type.
-INPUTS = {
-    "batch": "int32",  # [8]: tokens T, sequences B, block-table stride M, sampled rows R, zeros
-    "tokens": "int64",  # [T]
-    "positions": "int64",  # [T]
-    "query_start": "int32",  # [B + 1]
-    "block_table": "int32",  # [B * M]
-    "sample_rows": "int32",  # [R]
-}
 ROWS = {"T": 0, "B": 1, "M": 2, "R": 3}  # where `batch` counts them
 
 # Names of element types are torch's; this is what Triton's signatures call them.

@@ -10,13 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.kernel import (
-    INPUTS,
-    ROWS,
-    Size,
-    TritonKernel,
-    define,
-)
+from graphwright.backends.rows import INPUTS
+from graphwright.backends.triton.kernels.kernel import ROWS, Size, TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import quotient_up
 
 __all__ = ["take_inputs"]

@@ -11,15 +11,12 @@ import pytest
 import torch
 from tiny_models import random_tokens, round_weights, tiny_model
 
-from graphwright.frontend.capture import capture_module
-from graphwright.passes.pipeline import PipelineOptions, pipeline
-from graphwright.passes.recipe import Recipe
-from graphwright.passes.running import run_passes
-
 pytest.importorskip("triton")
 
 from interpreted_program import InterpretedProgram
 from ptx_harness import run_launch
+from test_short_convolutions import hybrid_of_transformers
+from test_triton_models import planned
 
 from graphwright.backends.triton.build import GpuOptions, lower_program
 from graphwright.backends.triton.kernels.kernel import Size
@@ -27,18 +24,6 @@ from graphwright.backends.triton.launches import Launch
 
 # Of the logits' standard deviation, as on a GPU (tests/gpu): what rounding to these types makes.
 ERROR = {"f32": 2e-4, "bf16": 0.25, "f16": 0.03}
-
-
-def short_convolutions() -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "lfm2", vocab_size=128, max_position_embeddings=256, hidden_size=64, intermediate_size=96,
-        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, pad_token_id=0,
-        layer_types=["conv", "full_attention"],
-    )  # fmt: skip
-    return AutoModelForCausalLM.from_config(config).eval()
 
 
 @pytest.mark.parametrize(
@@ -59,9 +44,8 @@ def short_convolutions() -> Any:
 )
 def test_compiled_models_against_eager(name: str, recipe: str, dtype: str, capability: int) -> None:
     """A prompt, a token, and a batch of two sequences."""
-    model: Any = short_convolutions() if name == "lfm2" else tiny_model(name)
-    program = capture_module(model)
-    run_passes(program, pipeline(PipelineOptions(Recipe.parse(recipe), 4, 16)))
+    model: Any = hybrid_of_transformers() if name == "lfm2" else tiny_model(name)
+    program = planned(model, recipe)
     if recipe != "f32":
         round_weights(model, recipe)
     lowered = lower_program(program, GpuOptions(dtype))
@@ -85,8 +69,6 @@ def test_nothing_is_read_early_that_the_launch_in_front_writes(
     """
     monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks" / "gpu"))
     waits = import_module("waits")
-    program = capture_module(tiny_model("llama"))
-    run_passes(program, pipeline(PipelineOptions(Recipe.parse("w4g32"), 4, 16)))
     front: list[tuple[str, set[int]]] = []
     early: list[tuple[str, str, set[int]]] = []
 
@@ -100,7 +82,9 @@ def test_nothing_is_read_early_that_the_launch_in_front_writes(
         assert memory.read_early or not launch.kernel.name.startswith(("few_rows", "decode_att"))
         front.append((launch.kernel.name, memory.written))
 
-    compiled = InterpretedProgram(lower_program(program, GpuOptions("bf16")), run=run)
+    compiled = InterpretedProgram(
+        lower_program(planned("llama", "w4g32"), GpuOptions("bf16")), run=run
+    )
     compiled.step([(0, [5])])
     compiled.step([(0, [7])])
     found = [(name.split("_")[0], behind.split("_")[0]) for name, behind, both in early if both]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import random_tokens, round_weights, tiny_model
+from torch import nn
 
 from graphwright.backends.reference.engine import ReferenceEngine
 from graphwright.frontend.capture import capture_module
@@ -38,10 +39,12 @@ UNLIKE_LAYERS = {"gemma2", "gpt-oss", "deepseek-v3"}  # need two; the interprete
 
 
 def planned(
-    name: str, recipe: str = "f32", kv_cache_dtype: str = "auto", chunk: int = 16, **config: Any
-) -> Program:
-    """A tiny model after all passes, for steps of 4 tokens and of a chunk."""
-    program = capture_module(tiny_model(name, **config))
+    model: str | nn.Module, recipe: str = "f32", kv_cache_dtype: str = "auto", chunk: int = 16,
+    **config: Any,
+) -> Program:  # fmt: skip
+    """A tiny model, or a module, after all passes, for steps of 4 tokens and of a chunk."""
+    module = tiny_model(model, **config) if isinstance(model, str) else model
+    program = capture_module(module)
     options = PipelineOptions(Recipe.parse(recipe), 4, chunk, kv_cache_dtype=kv_cache_dtype)
     run_passes(program, pipeline(options))
     return program
