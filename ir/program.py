@@ -36,6 +36,7 @@ class Level(enum.IntEnum):
 class ModelInfo:
     """What the compiler knows of the model besides its graph.
 
+    vocab_size: 0 for a part of a model (frontend/row_parts/).
     max_context: positions the model was made for; None when its configuration does not say.
     """
 

@@ -19,7 +19,12 @@ _LINEARS = frozenset(
 
 
 def logits_linears(program: Program) -> set[fx.Node]:
-    """The linears whose results reach the logits without passing through another linear."""
+    """The linears whose results reach the logits without passing through another linear.
+
+    None in a part of a model, which has no vocabulary.
+    """
+    if not program.info.vocab_size:
+        return set()
     found: set[fx.Node] = set()
     seen: set[fx.Node] = set()
     pending = [program.output]

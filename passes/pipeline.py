@@ -35,7 +35,7 @@ from graphwright.passes.rewrite_positions import RewritePositions
 from graphwright.passes.select_sampled_rows import SelectSampledRows
 from graphwright.passes.self_written_tokens import SelfWritten
 
-__all__ = ["PipelineOptions", "pipeline"]
+__all__ = ["PipelineOptions", "part_pipeline", "pipeline"]
 
 
 @dataclass(frozen=True)
@@ -92,5 +92,28 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
         QuantizeKvCache(options.kv_cache_dtype),
         QuantizeWeights(options.recipe, options.calibration),
         # plan_memory
+        PlanMemory(options.decode_tokens, options.chunk),
+    )
+
+
+def part_pipeline(options: PipelineOptions) -> tuple[Pass, ...]:
+    """The passes for a part of a model that works row by row (frontend/row_parts/): as `pipeline`,
+    without what is about attention, caches, positions and logits."""
+    return (
+        DropNoOps(),
+        CanonicalizeOps(),
+        FoldConstants(),
+        EliminateCommonSubexpressions(),
+        FoldScales(),
+        ReorderProjections(),
+        FuseRmsNorm(),
+        FuseLayerNorm(),
+        FuseGatedActivation(),
+        MergeProjections(),
+        FuseLinear(),
+        FuseResidualNorm(),
+        FormRegions(),
+        NarrowWeights(options.recipe),
+        QuantizeWeights(options.recipe),
         PlanMemory(options.decode_tokens, options.chunk),
     )

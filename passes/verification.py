@@ -18,6 +18,7 @@ __all__ = [
     "CHECK_LIMIT_BYTES",
     "NumericCheck",
     "numeric_check",
+    "promise_ratio",
     "should_check",
 ]
 
@@ -71,7 +72,7 @@ class NumericCheck:
         want, got = self._want, self._run(program)
         worst, sequence = 0.0, 0
         for i, (left, right) in enumerate(zip(got, want, strict=True)):
-            ratio = _ratio(left, right, exactness)
+            ratio = promise_ratio(left, right, exactness)
             if not ratio <= worst:
                 worst, sequence = ratio, i
         if not worst <= 1:
@@ -152,7 +153,8 @@ def _steps(program: Program) -> list[tuple[int, ...]]:
     return steps
 
 
-def _ratio(got: torch.Tensor, want: torch.Tensor, exactness: Exactness) -> float:
+def promise_ratio(got: torch.Tensor, want: torch.Tensor, exactness: Exactness) -> float:
+    """The error of `got` as a share of what `exactness` allows around `want`."""
     if exactness not in BUDGETS:
         return error_ratio(got, want, TOLERANCES[exactness.value, want.dtype])
     if got.shape != want.shape:

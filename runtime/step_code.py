@@ -58,22 +58,24 @@ class StepPool:
 
     own_bytes, alone_rows: the memory of each thread in steps of so few tokens. rows: the most that
     a step samples. pin: keep worker i on the i-th CPU this process may use; the calling thread
-    stays free.
+    stays free. phases: the most of any entry that runs here, where other libraries' will (None: the
+    entries are those of `code`).
     Raises RequestError when the system gives no more threads.
     """
 
     def __init__(
         self, code: StepCode, threads: int, *, own_bytes: int, alone_rows: int, rows: int,
-        pin: bool = False,
+        pin: bool = False, phases: int | None = None,
     ) -> None:  # fmt: skip
         cpus = sorted(os.sched_getaffinity(0))
         room = threads <= len(cpus)  # else the thread waited for may need this one's CPU
         spins = (_SPINS_IN_STEP, _SPINS_BETWEEN) if room else (0, 0)
         library = code.library
-        pool = library.gw_create(threads, own_bytes, alone_rows, rows, *spins)
+        given = (threads, own_bytes, alone_rows, rows, *spins)
+        pool = library.gw_create(*given) if phases is None else _create_for(library, phases, *given)
         if not pool:
             raise RequestError(f"cannot start {threads} threads for the steps; ask for fewer.")
-        self._run, self._entries = library.gw_run, code.entries
+        self._run, self._code = library.gw_run, code
         self._pool = ctypes.c_void_p(pool)
         self.close = weakref.finalize(self, library.gw_destroy, pool)
         self.close.atexit = False  # a thread may still be in a step when the program ends
@@ -83,14 +85,24 @@ class StepPool:
 
     def run(
         self, entry: str, pointers: ctypes.Array[ctypes.c_void_p],
-        chosen: ctypes.c_void_p | None = None,
+        chosen: ctypes.c_void_p | None = None, code: StepCode | None = None,
     ) -> None:  # fmt: skip
         """One step of `entry` on the pointers of its parameters. Raises RuntimeError.
 
+        code: the library that it is of, if not the pool's own.
         chosen: the address of an int32 for each sampled row, that is to become the id of its
         largest logit, the lowest of equal ones; -1 where a logit is NaN.
         """
-        status = self._run(self._pool, self._entries[entry], pointers, chosen)
+        status = self._run(self._pool, (code or self._code).entries[entry], pointers, chosen)
         if status:
             why = _FAILURES.get(status, f"it returned {status}")
             raise RuntimeError(f"the compiled step '{entry}' failed: {why}.")
+
+
+def _create_for(library: ctypes.CDLL, phases: int, *given: int) -> int | None:
+    create = library.gw_create_for
+    number = ctypes.c_int32
+    create.restype = ctypes.c_void_p
+    create.argtypes = (number, number, ctypes.c_size_t, number, number, number, number)
+    pool: int | None = create(phases, *given)
+    return pool

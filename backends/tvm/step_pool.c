@@ -49,10 +49,10 @@ typedef float Floats __attribute__((vector_size(32)));
 typedef int32_t Ints __attribute__((vector_size(32)));
 enum { LANES = 8 };
 
-extern const int32_t gw_most_phases; /* of an entry */
+extern const int32_t gw_most_phases; /* of an entry of this library */
 
 struct Pool {
-  int32_t threads, started, spins_in_step, spins_between, alone_rows;
+  int32_t threads, started, spins_in_step, spins_between, alone_rows, phases;
   pid_t process;
   size_t own_bytes; /* memory of each thread for values that it computes for itself */
   char *own;
@@ -61,7 +61,7 @@ struct Pool {
   Entry entry;
   void **pointers;
   int32_t alone, wanted; /* wanted: rows whose largest logit is */
-  atomic_uint *taken;    /* [threads][gw_most_phases]: parts of each thread in the step, see TAKEN */
+  atomic_uint *taken;    /* [threads][phases]: parts of each thread in the step, see TAKEN */
   Largest *largest;      /* [rows][threads] */
   atomic_int status, running, stopping;
   _Alignas(LINE) atomic_uint launches; /* rises with each step */
@@ -127,7 +127,7 @@ EXPORTED int32_t gw_barrier(Pool *pool, const char *next, const char *end) {
 EXPORTED int32_t gw_take_part(Pool *pool, int32_t phase, int32_t thread, int32_t each) {
   for (int32_t i = 0; i < pool->threads; i++) {
     int32_t owner = (thread + i) % pool->threads;
-    atomic_uint *word = pool->taken + (size_t)owner * (size_t)gw_most_phases + phase;
+    atomic_uint *word = pool->taken + (size_t)owner * (size_t)pool->phases + phase;
     unsigned taken = atomic_load_explicit(word, memory_order_relaxed);
     for (;;) {
       int32_t front = (int32_t)(taken & 0xffff), back = (int32_t)(taken >> 16);
@@ -255,9 +255,9 @@ static void release(Pool *pool) {
 
 /* A pool of `threads`, the caller of gw_run among them, or NULL with errno. Steps of at most
    `alone_rows` tokens may have small phases computed by every thread for itself, in `own_bytes`. A
-   step samples up to `rows` rows. */
-EXPORTED Pool *gw_create(int32_t threads, size_t own_bytes, int32_t alone_rows, int32_t rows,
-                         int32_t spins_in_step, int32_t spins_between) {
+   step samples up to `rows` rows and has up to `phases` phases, also one of another library. */
+EXPORTED Pool *gw_create_for(int32_t phases, int32_t threads, size_t own_bytes, int32_t alone_rows,
+                             int32_t rows, int32_t spins_in_step, int32_t spins_between) {
   Pool *pool = aligned_alloc(LINE, (sizeof(Pool) + LINE - 1) / LINE * LINE);
   if (!pool) return 0;
   memset(pool, 0, sizeof(Pool));
@@ -265,10 +265,11 @@ EXPORTED Pool *gw_create(int32_t threads, size_t own_bytes, int32_t alone_rows, 
   pool->alone_rows = threads > 1 ? alone_rows : 0;
   pool->spins_in_step = spins_in_step;
   pool->spins_between = spins_between;
+  pool->phases = phases;
   pool->own_bytes = (own_bytes + 4095) / 4096 * 4096 + 4096;
   pool->workers = calloc((size_t)threads, sizeof(Worker));
   pool->handles = calloc((size_t)threads, sizeof(pthread_t));
-  pool->taken = calloc((size_t)threads * (size_t)gw_most_phases, sizeof *pool->taken);
+  pool->taken = calloc((size_t)threads * (size_t)pool->phases, sizeof *pool->taken);
   pool->largest = calloc((size_t)threads * (size_t)rows, sizeof(Largest));
   void *memory = mmap(0, pool->own_bytes * (size_t)threads, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -280,6 +281,13 @@ EXPORTED Pool *gw_create(int32_t threads, size_t own_bytes, int32_t alone_rows, 
   release(pool);
   errno = failed;
   return 0;
+}
+
+/* A pool for the entries of this library. */
+EXPORTED Pool *gw_create(int32_t threads, size_t own_bytes, int32_t alone_rows, int32_t rows,
+                         int32_t spins_in_step, int32_t spins_between) {
+  return gw_create_for(gw_most_phases, threads, own_bytes, alone_rows, rows, spins_in_step,
+                       spins_between);
 }
 
 /* One step: `entry` on every thread of the pool. Returns 0, or what went wrong.
@@ -296,7 +304,7 @@ EXPORTED int32_t gw_run(Pool *pool, Entry entry, void **pointers, int32_t *chose
   pool->pointers = pointers;
   pool->alone = batch[0] <= pool->alone_rows;
   pool->wanted = chosen ? batch[3] : 0;
-  memset(pool->taken, 0, sizeof *pool->taken * (size_t)pool->threads * (size_t)gw_most_phases);
+  memset(pool->taken, 0, sizeof *pool->taken * (size_t)pool->threads * (size_t)pool->phases);
   atomic_store(&pool->status, 0);
   atomic_fetch_add(&pool->launches, 1);
   if (atomic_load(&pool->launch_sleepers)) wake_all(&pool->launches);

@@ -1,0 +1,264 @@
+"""Finding the parts of a graph that work row by row around products with weights.
+
+Starting at the matrix products, forms (forms.py) are carried to the operators around them, for as
+long as these keep rows apart. What is found falls into parts that can each run in one piece.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphwright.frontend.row_parts.forms import (
+    LAYOUT,
+    PRODUCTS,
+    Form,
+    NoFormError,
+    form_after,
+    forms_before,
+    rows_input,
+)
+
+__all__ = ["Found", "RowPart", "find_row_parts"]
+
+aten = torch.ops.aten
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class RowPart:
+    """Operators that run together, in graph order, and what they exchange with the rest.
+
+    inputs: values from outside, with the form in which each is read. outputs: those of the
+    operators that others read. constants: weights, and what is computed of weights only.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    inputs: tuple[tuple[fx.Node, Form], ...]
+    outputs: tuple[fx.Node, ...]
+    constants: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """forms: of every operator in a part. refused: products in no part, and why."""
+
+    parts: tuple[RowPart, ...]
+    forms: dict[fx.Node, Form]
+    constants: frozenset[fx.Node]
+    refused: dict[fx.Node, str]
+
+
+def find_row_parts(graph: fx.Graph, weights: Iterable[fx.Node]) -> Found:
+    """The parts of a functional ATen graph, in an order in which they can run.
+
+    weights: the placeholders that stand for parameters and buffers, which stay as they are from
+    call to call.
+    """
+    constants = _constants(graph, weights)
+    refused: dict[fx.Node, str] = {}
+    forms = _forms(graph, constants, refused)
+    _drop_outer_layout(graph, forms)
+    parts = _parts(graph, forms, constants)
+    return Found(tuple(parts), forms, constants, refused)
+
+
+def _constants(graph: fx.Graph, weights: Iterable[fx.Node]) -> frozenset[fx.Node]:
+    """Weights, tensors that the graph holds, and views and simple functions of them."""
+    found = {node for node in weights if isinstance(node.meta.get("val"), torch.Tensor)}
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "get_attr" and isinstance(value, torch.Tensor):
+            found.add(node)
+        elif (
+            node.op == "call_function"
+            and isinstance(value, torch.Tensor)
+            and isinstance(node.target, torch._ops.OpOverload)
+            and torch.Tag.nondeterministic_seeded not in node.target.tags
+            and node.all_input_nodes
+            and all(source in found for source in node.all_input_nodes)
+            and all(isinstance(size, int) for size in value.shape)
+        ):
+            found.add(node)
+    return frozenset(found)
+
+
+def _forms(
+    graph: fx.Graph, constants: frozenset[fx.Node], refused: dict[fx.Node, str]
+) -> dict[fx.Node, Form]:
+    forms: dict[fx.Node, Form] = {}
+    pending: deque[tuple[fx.Node, Form]] = deque()
+    for node in graph.nodes:
+        if node.target in PRODUCTS:
+            if (why := _no_product(node, constants)) is not None:
+                refused[node] = why
+            else:
+                pending.append((node, Form((0,))))
+    while pending:
+        node, form = pending.popleft()
+        if node in forms or not _may_join(node, constants):
+            continue
+        try:
+            before = forms_before(node, form)
+            _check_operands(before, forms, constants)
+            form.sizes(_tensor(node))
+        except NoFormError as error:
+            if node.target in PRODUCTS:
+                refused[node] = str(error)
+            continue
+        forms[node] = form
+        pending.extend((s, f) for s, f in before.items() if f is not None and s not in constants)
+        for user in node.users:
+            try:
+                pending.append((user, form_after(user, node, form)))
+            except NoFormError:
+                continue
+    _drop_mismatches(forms, constants, refused)
+    return forms
+
+
+def _drop_mismatches(
+    forms: dict[fx.Node, Form], constants: frozenset[fx.Node], refused: dict[fx.Node, str]
+) -> None:
+    """A value that two operators ask for in two forms has the first; the other one is left out."""
+    for node, form in list(forms.items()):
+        try:
+            _check_operands(forms_before(node, form), forms, constants)
+        except NoFormError as error:
+            del forms[node]
+            if node.target in PRODUCTS:
+                refused[node] = str(error)
+
+
+def _no_product(node: fx.Node, constants: frozenset[fx.Node]) -> str | None:
+    rows = rows_input(node)
+    others = [source for source in node.all_input_nodes if source is not rows]
+    if rows in constants:
+        return "both operands are weights"
+    if unknown := [each for each in others if each not in constants]:
+        return f"'{unknown[0]}' is no weight"
+    if node.kwargs:
+        return f"it is scaled by {dict(node.kwargs)}"
+    if _tensor(node).dtype not in _FLOATS or _tensor(node).device.type != "cpu":
+        return f"it is {_tensor(node).dtype} on {_tensor(node).device}"
+    return None
+
+
+def _tensor(node: fx.Node) -> Any:
+    value = node.meta.get("val")
+    return value[0] if isinstance(value, (tuple, list)) and value else value
+
+
+def _may_join(node: fx.Node, constants: frozenset[fx.Node]) -> bool:
+    value = _tensor(node)
+    if node.op != "call_function" or node in constants or not isinstance(value, torch.Tensor):
+        return False
+    if value.dtype not in _FLOATS or value.device.type != "cpu":
+        return False
+    if node.target is aten.native_layer_norm.default:
+        return all(user.target is operator.getitem and user.args[1] == 0 for user in node.users)
+    if node.target is operator.getitem:
+        return node.all_input_nodes[0].target is aten.native_layer_norm.default
+    return True
+
+
+def _check_operands(
+    before: dict[fx.Node, Form | None], forms: dict[fx.Node, Form], constants: frozenset[fx.Node]
+) -> None:
+    """Operands inside a part have the form they are asked for; others are read in any."""
+    for source, form in before.items():
+        if source in constants:
+            if form is not None:
+                raise NoFormError(f"'{source}' is a weight with a row for each token")
+        elif form is None:
+            raise NoFormError(f"'{source}' is the same for all rows, and no weight")
+        elif source in forms and forms[source] != form:
+            raise NoFormError(f"'{source}' counts its rows otherwise")
+        elif _tensor(source).dtype not in _FLOATS:
+            raise NoFormError(f"'{source}' is {_tensor(source).dtype}")
+        else:
+            form.sizes(_tensor(source))
+
+
+def _drop_outer_layout(graph: fx.Graph, forms: dict[fx.Node, Form]) -> None:
+    """What only moves elements on the way in or out is left outside: there it costs nothing."""
+    while True:
+        stage = _stages(graph, forms)
+
+        def joined(node: fx.Node, other: fx.Node) -> bool:
+            return other in forms and stage[other] == stage[node]  # noqa: B023
+
+        outer = [
+            node
+            for node in forms
+            if node.target in LAYOUT
+            and not (
+                any(joined(node, source) for source in node.all_input_nodes)
+                and any(joined(node, user) for user in node.users)
+            )
+        ]
+        if not outer:
+            return
+        for node in outer:
+            del forms[node]
+
+
+def _stages(graph: fx.Graph, forms: dict[fx.Node, Form]) -> dict[fx.Node, int]:
+    """How often a path to each node leaves the operators with a form. A path that does so and comes
+    back is at a greater stage then, so that operators of one stage never wait for each other's
+    results by way of others."""
+    stage: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        steps = [stage[s] + (s in forms and node not in forms) for s in node.all_input_nodes]
+        stage[node] = max(steps, default=0)
+    return stage
+
+
+def _parts(
+    graph: fx.Graph, forms: dict[fx.Node, Form], constants: frozenset[fx.Node]
+) -> list[RowPart]:
+    """Operators of one stage that hang together."""
+    stage = _stages(graph, forms)
+    groups: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node not in forms:
+            continue
+        joined = [node]
+        for source in node.all_input_nodes:
+            if source in forms and stage[source] == stage[node] and groups[source] is not joined:
+                joined = groups[source] + [each for each in joined if each not in groups[source]]
+                for each in joined:
+                    groups[each] = joined
+        groups.setdefault(node, joined)
+    unique = {id(group): group for group in groups.values()}
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    made = []
+    for group in sorted(unique.values(), key=lambda g: (stage[g[0]], min(order[n] for n in g))):
+        group.sort(key=order.__getitem__)
+        if any(node.target in PRODUCTS for node in group):
+            made.append(_part(group, forms, constants))
+    return made
+
+
+def _part(
+    group: list[fx.Node], forms: dict[fx.Node, Form], constants: frozenset[fx.Node]
+) -> RowPart:
+    members = set(group)
+    inputs: dict[tuple[fx.Node, Form], None] = {}
+    used: dict[fx.Node, None] = {}
+    for node in group:
+        for source, form in forms_before(node, forms[node]).items():
+            if source in constants:
+                used[source] = None
+            elif source not in members:
+                assert form is not None
+                inputs[source, form] = None
+    outputs = [node for node in group if any(user not in members for user in node.users)]
+    return RowPart(tuple(group), tuple(inputs), tuple(outputs), tuple(used))
+

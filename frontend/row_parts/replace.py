@@ -1,0 +1,91 @@
+"""The graph without its parts: each becomes one call, and the rest stays as it was."""
+
+from __future__ import annotations
+
+import heapq
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphwright.frontend.row_parts.find import RowPart
+
+__all__ = ["PartCall", "replace_parts"]
+
+aten = torch.ops.aten
+# A part's results lie in memory as they like; what views them must not count on strides.
+_STRIDED = {aten.view.default, aten._unsafe_view.default}
+
+
+@dataclass(frozen=True)
+class PartCall:
+    """What stands for a part: `run(*inputs, *weights)` returns its outputs in order."""
+
+    part: RowPart
+    weights: Sequence[fx.Node]
+    run: Callable[..., tuple[torch.Tensor, ...]]
+
+
+def replace_parts(module: fx.GraphModule, calls: Sequence[PartCall]) -> fx.GraphModule:
+    """A copy of `module` that runs `calls` in place of their parts.
+
+    Nodes keep their order, but for what a part must wait for.
+    """
+    old, graph = module.graph, fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    owner = {node: call for call in calls for node in call.part.nodes}
+    for item in _schedule(old, owner):
+        if isinstance(item, fx.Node):
+            values[item] = graph.node_copy(item, values.__getitem__)
+            if item.target in _STRIDED:
+                values[item].target = aten.reshape.default
+            continue
+        given = [*(node for node, _ in item.part.inputs), *item.weights]
+        result = graph.call_function(item.run, tuple(values[node] for node in given))
+        for number, node in enumerate(item.part.outputs):
+            values[node] = graph.call_function(operator.getitem, (result, number))
+            values[node].meta = dict(node.meta)
+    graph.eliminate_dead_code()
+    graph.lint()
+    return fx.GraphModule(module, graph)
+
+
+def _schedule(
+    graph: fx.Graph, owner: dict[fx.Node, PartCall]
+) -> list[fx.Node | PartCall]:
+    """Nodes and calls in an order in which each finds what it reads."""
+    unit: dict[fx.Node, Any] = {node: owner.get(node, node) for node in graph.nodes}
+    number: dict[Any, int] = {}
+    waits: dict[Any, set[Any]] = {}
+    for position, node in enumerate(graph.nodes):
+        key = _key(unit[node])
+        number.setdefault(key, position)
+        sources = {_key(unit[source]) for source in node.all_input_nodes}
+        waits.setdefault(key, set()).update(sources - {key})
+    for call in {id(call): call for call in owner.values()}.values():
+        waits[_key(call)] |= {_key(unit[node]) for node in call.weights}
+    by_key = {_key(each): each for each in unit.values()}
+    readers: dict[Any, list[Any]] = {key: [] for key in waits}
+    for key, sources in waits.items():
+        for source in sources:
+            readers[source].append(key)
+    missing = {key: len(sources) for key, sources in waits.items()}
+    ready = [(number[key], key) for key, count in missing.items() if not count]
+    heapq.heapify(ready)
+    order = []
+    while ready:
+        _, key = heapq.heappop(ready)
+        order.append(by_key[key])
+        for reader in readers[key]:
+            missing[reader] -= 1
+            if not missing[reader]:
+                heapq.heappush(ready, (number[reader], reader))
+    assert len(order) == len(waits), "a part waits for itself"
+    return order
+
+
+def _key(unit: fx.Node | PartCall) -> int:
+    return id(unit)

@@ -1,0 +1,92 @@
+"""The backend that `torch.compile` finds under the name "graphwright".
+
+Each graph is made functional by AOTAutograd. What works row by row around its matrix products, a
+whole layer from one attention to the next, becomes native code; torch runs the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._guards import TracingContext, tracing
+from torch.utils._python_dispatch import _disable_current_modes
+
+from graphwright.torch_backend.compile_graph import GraphReport, compile_graph
+from graphwright.torch_backend.options import BackendOptions
+
+__all__ = ["graphwright", "reports"]
+
+_LOG = logging.getLogger("graphwright.torch_backend")
+_REPORTS: list[GraphReport] = []
+
+
+def graphwright(
+    module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """What torch.compile(model, backend="graphwright", options=…) calls for each graph.
+
+    options: see BackendOptions. mode: accepted, and of no consequence. Graphs of which gradients
+    are wanted are left to torch, with a warning. Raises PassError for a wrong option.
+    """
+    settings = BackendOptions.of(options)
+    names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
+
+    def inference(functional: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        placeholders = [node for node in functional.graph.nodes if node.op == "placeholder"]
+        context = TracingContext.try_get()
+        meta = context.fw_metadata if context is not None else None
+        static = meta.static_input_indices if meta is not None else []
+        same = len(placeholders) == len(names)
+        weights = [placeholders[place] for place in static or []]
+        known = {
+            placeholders[place]: example_inputs[place]
+            for place in (static or [] if same else [])
+            if type(example_inputs[place]) in (torch.Tensor, torch.nn.Parameter)
+        }
+        called = {placeholders[p]: _model_name(names[p]) for p in (static or [] if same else [])}
+        with tracing(None), _disable_current_modes():  # those of the graph's trace
+            compiled, report = compile_graph(functional, weights, called, known, settings)
+        _REPORTS.append(report)
+        _LOG.info("%s", report)
+        if settings.report:
+            print(f"graphwright: {report}", file=sys.stderr)
+        return make_boxed_func(compiled.forward)
+
+    compiled: Callable[..., Any] = aot_autograd(
+        fw_compiler=_training, bw_compiler=_training, inference_compiler=inference,
+        keep_inference_input_mutations=True,
+    )(module, example_inputs)  # fmt: skip
+    return compiled
+
+
+def reports() -> list[GraphReport]:
+    """What was taken of each graph so far, in the order they were compiled."""
+    return list(_REPORTS)
+
+
+def _training(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    _LOG.warning(
+        "a graph of %d nodes is left to torch, as gradients are wanted of it; call the model under "
+        "torch.no_grad(), or after requires_grad_(False).",
+        len(module.graph.nodes),
+    )
+    return make_boxed_func(module.forward)
+
+
+def _model_name(placeholder: str) -> str:
+    """`l_self_modules_model_modules_layers_modules_0_modules_mlp_parameters_weight_` as
+    `model_layers_0_mlp_weight`."""
+    name = re.sub(r"^l_(self_|args_\d+_|kwargs_)?", "", placeholder, flags=re.IGNORECASE)
+    return re.sub(r"(^|_)(modules|parameters|buffers)_", r"\1", name).strip("_")

@@ -1,0 +1,139 @@
+"""One functional ATen graph: its parts as native code, the rest as it was."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphwright.frontend.row_parts.find import Found, RowPart, find_row_parts
+from graphwright.frontend.row_parts.forms import PRODUCTS, NoFormError
+from graphwright.frontend.row_parts.program import part_program
+from graphwright.frontend.row_parts.replace import PartCall, replace_parts
+from graphwright.ir.errors import GraphwrightError
+from graphwright.passes.recipe import Recipe
+from graphwright.passes.verification import should_check
+from graphwright.runtime.threads import choose_threads
+from graphwright.torch_backend.options import BackendOptions
+from graphwright.torch_backend.part_call import part_call
+from graphwright.torch_backend.part_code import PartCode, PartCodes
+from graphwright.torch_backend.part_pool import PartPool
+
+__all__ = ["GraphReport", "compile_graph"]
+
+_CODES = PartCodes()
+_POOLS: dict[int, PartPool] = {}
+_NAMES = {torch.bfloat16: "bf16", torch.float16: "f16"}
+
+
+@dataclass
+class GraphReport:
+    """What became of a graph's nodes and of the weights that its products read.
+
+    left: products, or whole parts, that torch computes, and why.
+    """
+
+    nodes: int
+    parts: int = 0
+    kinds: int = 0
+    nodes_in_parts: int = 0
+    products: int = 0
+    weight_bytes: int = 0
+    weight_bytes_in_parts: int = 0
+    left: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        share = self.weight_bytes_in_parts / self.weight_bytes if self.weight_bytes else 0
+        lines = [
+            f"graph of {self.nodes} nodes: {self.nodes_in_parts} run in {self.parts} native parts "
+            f"of {self.kinds} kinds, with {share:.0%} of the weights that products read"
+        ]
+        count = Counter(self.left)
+        lines += [f"  left to torch, {n} x: {why}" for why, n in count.items()]
+        return "\n".join(lines)
+
+
+def compile_graph(
+    module: fx.GraphModule,
+    weights: Sequence[fx.Node],
+    names: Mapping[fx.Node, str],
+    values: Mapping[fx.Node, torch.Tensor],
+    options: BackendOptions,
+) -> tuple[fx.GraphModule, GraphReport]:
+    """`module` with native code where it can be, and what was taken.
+
+    weights: the placeholders of parameters and buffers; names: what the model calls them; values:
+    what they hold, as far as it is known. Raises PassError for a recipe that cannot be.
+    """
+    found = find_row_parts(module.graph, weights)
+    report = _report(module, found)
+    calls: list[PartCall] = []
+    kinds: set[int] = set()
+    for part in found.parts:
+        try:
+            call, code = _part(part, found, names, values, options)
+        except (NoFormError, GraphwrightError) as error:
+            report.left.append(str(error).splitlines()[0])
+            continue
+        calls.append(call)
+        kinds.add(id(code))
+        report.parts += 1
+        report.nodes_in_parts += len(part.nodes)
+        report.weight_bytes_in_parts += _bytes(part.nodes)
+    report.kinds = len(kinds)
+    return (replace_parts(module, calls) if calls else module), report
+
+
+def _part(
+    part: RowPart,
+    found: Found,
+    names: Mapping[fx.Node, str],
+    values: Mapping[fx.Node, torch.Tensor],
+    options: BackendOptions,
+) -> tuple[PartCall, PartCode]:
+    recipe = _recipe(part, options.quant)
+    named = names if recipe.overrides else {}
+    program, tensors, sources = part_program(part, found, named)
+    example = [values[each] for each in sources] if all(s in values for s in sources) else None
+    check = should_check(program) if options.check is None else options.check
+    code = _CODES.get(program, tensors, recipe, example, check)
+    threads = choose_threads(options.threads)
+    pool = _POOLS.setdefault(threads, PartPool(threads))
+    return PartCall(part, sources, part_call(part, found.forms, code, pool)), code
+
+
+def _recipe(part: RowPart, quant: str) -> Recipe:
+    """`auto`: weights as they are, so that results differ from torch's by rounding only."""
+    if quant != "auto":
+        return Recipe.parse(quant)
+    types = {_matrix(node).meta["val"].dtype for node in part.nodes if node.target in PRODUCTS}
+    return Recipe.parse(_NAMES.get(types.pop(), "f32") if len(types) == 1 else "f32")
+
+
+def _matrix(product: fx.Node) -> fx.Node:
+    node: Any = product.args[PRODUCTS[product.target] + 1]
+    return node
+
+
+def _bytes(nodes: Sequence[fx.Node]) -> int:
+    return sum(_matrix(n).meta["val"].nbytes for n in nodes if n.target in PRODUCTS)
+
+
+def _report(module: fx.GraphModule, found: Found) -> GraphReport:
+    nodes = [node for node in module.graph.nodes if node.op == "call_function"]
+    products = [node for node in nodes if node.target in PRODUCTS]
+    report = GraphReport(len(nodes), products=len(products))
+    read = [node for node in products if _matrix(node) in found.constants]
+    report.weight_bytes = _bytes(read)
+    report.left += [_general(why) for why in found.refused.values()]
+    return report
+
+
+def _general(reason: str) -> str:
+    return re.sub(r"_\d+", "", reason)
+

@@ -1,0 +1,116 @@
+"""One part of a graph at run time: tensors in, rows through native code, tensors out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphwright.frontend.row_parts.find import RowPart
+from graphwright.frontend.row_parts.forms import Form, NoFormError
+from graphwright.runtime.memory import ALIGNMENT
+from graphwright.torch_backend.packed_weights import packed
+from graphwright.torch_backend.part_code import PartCode
+from graphwright.torch_backend.part_pool import PartPool
+
+__all__ = ["part_call"]
+
+
+@dataclass(frozen=True)
+class _Input:
+    """order: the rows' dimensions first. None: they are."""
+
+    order: tuple[int, ...] | None
+    width: int
+
+
+@dataclass(frozen=True)
+class _Output:
+    """lead: of each dimension that counts rows its size, or the input and dimension that has it.
+
+    order: from rows in front to the dimensions as the graph has them. None: they are so.
+    """
+
+    lead: tuple[int | tuple[int, int], ...]
+    features: tuple[int, ...]
+    order: tuple[int, ...] | None
+    width: int
+    dtype: torch.dtype
+
+
+def part_call(
+    part: RowPart, forms: dict[fx.Node, Form], code: PartCode, pool: PartPool
+) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """What takes the part's inputs, then the tensors that its weights are made of, and returns its
+    outputs. Raises NoFormError where the shape of an output cannot be told from the inputs."""
+    inputs = tuple(_input(node, form) for node, form in part.inputs)
+    outputs = tuple(_output(node, forms[node], part) for node in part.outputs)
+    weights = None
+
+    def run(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        nonlocal weights
+        values, tensors = given[: len(inputs)], given[len(inputs) :]
+        if weights is None or not weights.fits(tensors):
+            weights = packed(code, tensors)
+        rows = _rows(values, inputs)
+        result = torch.empty((len(rows), code.outputs), dtype=torch.float32)
+        address = weights.region.ctypes.data
+        pool.run(code, address, len(rows), rows.data_ptr(), result.data_ptr())
+        made, first = [], 0
+        for output in outputs:
+            last = first + output.width
+            part_of = result if len(outputs) == 1 else result[:, first:last]
+            made.append(_shaped(part_of, output, values))
+            first = last
+        return tuple(made)
+
+    return run
+
+
+def _input(node: fx.Node, form: Form) -> _Input:
+    value = node.meta["val"]
+    order = (*form.lead, *form.features(value))
+    return _Input(None if form.in_front else order, math.prod(form.sizes(value)))
+
+
+def _output(node: fx.Node, form: Form, part: RowPart) -> _Output:
+    value = node.meta["val"]
+    known: dict[Any, tuple[int, int]] = {}
+    for number, (source, given) in enumerate(part.inputs):
+        for dim, size in zip(given.lead, given.rows(source.meta["val"]), strict=True):
+            known.setdefault(size, (number, dim))
+    lead = []
+    for size in form.rows(value):
+        if not isinstance(size, int) and size not in known:
+            raise NoFormError(f"the size {size} of '{node}' is that of no input")
+        lead.append(size if isinstance(size, int) else known[size])
+    sizes = form.sizes(value)
+    came = (*form.lead, *form.features(value))
+    order = None if form.in_front else tuple(came.index(dim) for dim in range(value.dim()))
+    return _Output(tuple(lead), sizes, order, math.prod(sizes), value.dtype)
+
+
+def _rows(values: tuple[torch.Tensor, ...], inputs: tuple[_Input, ...]) -> torch.Tensor:
+    """float32 [T, F]: the rows of all inputs side by side, at an aligned address."""
+    tables = [
+        (value if each.order is None else value.permute(each.order)).reshape(-1, each.width)
+        for value, each in zip(values, inputs, strict=True)
+    ]
+    if len(tables) == 1:
+        table = tables[0].to(torch.float32).contiguous()
+        return table if table.data_ptr() % ALIGNMENT == 0 else table.clone()
+    return torch.cat([table.to(torch.float32) for table in tables], 1)
+
+
+def _shaped(
+    rows: torch.Tensor, output: _Output, values: tuple[torch.Tensor, ...]
+) -> torch.Tensor:
+    lead = [s if isinstance(s, int) else values[s[0]].shape[s[1]] for s in output.lead]
+    made = rows.reshape(*lead, *output.features)
+    if output.order is not None:
+        made = made.permute(output.order)
+    return made if output.dtype is torch.float32 else made.to(output.dtype)
