@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from graphwright.torch_backend.compile_graph import GraphReport, compile_graph
 from graphwright.torch_backend.options import BackendOptions
+from graphwright.torch_backend.quiet_torch import quiet_torch
 
 __all__ = ["graphwright", "reports"]
 
@@ -62,7 +63,7 @@ def graphwright(
         _LOG.info("%s", report)
         if settings.report:
             print(f"graphwright: {report}", file=sys.stderr)
-        return make_boxed_func(compiled.forward)
+        return quiet_torch(make_boxed_func(compiled.forward), static or [])
 
     compiled: Callable[..., Any] = aot_autograd(
         fw_compiler=_training, bw_compiler=_training, inference_compiler=inference,
