@@ -43,4 +43,3 @@ class RowCheck:
     def _run(self, program: Program) -> list[torch.Tensor]:
         interpreter = Interpreter(program)
         return [interpreter.run({"tokens": rows}, self._weights) for rows in self._rows]
-

@@ -1,1 +1,1 @@
-"""Parts of any torch graph that work row by row, as programs: what the torch.compile backend takes."""
+"""Parts of any torch graph that work row by row, as programs, for the torch.compile backend."""

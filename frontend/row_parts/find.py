@@ -24,6 +24,8 @@ from graphwright.frontend.row_parts.forms import (
     forms_before,
     rows_input,
 )
+from graphwright.frontend.row_parts.spread import spread_operands
+from graphwright.ir.layout import size_of
 
 __all__ = ["Found", "RowPart", "find_row_parts"]
 
@@ -36,13 +38,15 @@ class RowPart:
     """Operators that run together, in graph order, and what they exchange with the rest.
 
     inputs: values from outside, with the form in which each is read. outputs: those of the
-    operators that others read. constants: weights, and what is computed of weights only.
+    operators that others read. constants: weights, and what is computed of weights only. numbers:
+    sizes that the operators read, or that their outputs have and no input.
     """
 
     nodes: tuple[fx.Node, ...]
     inputs: tuple[tuple[fx.Node, Form], ...]
     outputs: tuple[fx.Node, ...]
     constants: tuple[fx.Node, ...]
+    numbers: tuple[fx.Node, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,16 @@ class Found:
 def find_row_parts(graph: fx.Graph, weights: Iterable[fx.Node]) -> Found:
     """The parts of a functional ATen graph, in an order in which they can run.
 
+    The graph is changed where an operand is the same for several rows (spread.py).
     weights: the placeholders that stand for parameters and buffers, which stay as they are from
     call to call.
     """
     constants = _constants(graph, weights)
     refused: dict[fx.Node, str] = {}
     forms = _forms(graph, constants, refused)
+    while spread_operands(graph, forms, constants):
+        refused.clear()
+        forms = _forms(graph, constants, refused)
     _drop_outer_layout(graph, forms)
     parts = _parts(graph, forms, constants)
     return Found(tuple(parts), forms, constants, refused)
@@ -74,9 +82,7 @@ def _constants(graph: fx.Graph, weights: Iterable[fx.Node]) -> frozenset[fx.Node
     found = {node for node in weights if isinstance(node.meta.get("val"), torch.Tensor)}
     for node in graph.nodes:
         value = node.meta.get("val")
-        if node.op == "get_attr" and isinstance(value, torch.Tensor):
-            found.add(node)
-        elif (
+        if (node.op == "get_attr" and isinstance(value, torch.Tensor)) or (
             node.op == "call_function"
             and isinstance(value, torch.Tensor)
             and isinstance(node.target, torch._ops.OpOverload)
@@ -252,7 +258,11 @@ def _part(
     members = set(group)
     inputs: dict[tuple[fx.Node, Form], None] = {}
     used: dict[fx.Node, None] = {}
+    numbers: dict[fx.Node, None] = {}
     for node in group:
+        for source in node.all_input_nodes:
+            if not isinstance(_tensor(source), torch.Tensor):
+                numbers[source] = None
         for source, form in forms_before(node, forms[node]).items():
             if source in constants:
                 used[source] = None
@@ -260,5 +270,13 @@ def _part(
                 assert form is not None
                 inputs[source, form] = None
     outputs = [node for node in group if any(user not in members for user in node.users)]
-    return RowPart(tuple(group), tuple(inputs), tuple(outputs), tuple(used))
-
+    known = {s for node, form in inputs for s in form.rows(node.meta["val"])}
+    for placeholder in group[0].graph.find_nodes(op="placeholder"):
+        size = placeholder.meta.get("val")
+        if (
+            isinstance(size, torch.SymInt)
+            and size_of(size) not in known
+            and any(size_of(size) in forms[node].rows(_tensor(node)) for node in outputs)
+        ):
+            numbers[placeholder] = None
+    return RowPart(tuple(group), tuple(inputs), tuple(outputs), tuple(used), tuple(numbers))

@@ -19,7 +19,16 @@ from torch import fx
 from graphwright.ir.layout import size_of
 from graphwright.ir.levels import POINTWISE
 
-__all__ = ["LAYOUT", "PRODUCTS", "Form", "NoFormError", "form_after", "forms_before", "rows_input"]
+__all__ = [
+    "LAYOUT",
+    "PRODUCTS",
+    "Form",
+    "NoFormError",
+    "cat_parts",
+    "form_after",
+    "forms_before",
+    "rows_input",
+]
 
 aten = torch.ops.aten
 _VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
@@ -30,7 +39,7 @@ _TURNS = {aten.transpose.int, aten.permute.default}
 LAYOUT = _VIEWS | _TURNS | {aten.unsqueeze.default, aten.squeeze.dim, aten.clone.default,
                             aten.alias.default, aten.detach.default}  # fmt: skip
 """Operators that compute nothing."""
-PRODUCTS = {aten.mm.default: 0, aten.addmm.default: 1}
+PRODUCTS: dict[Any, int] = {aten.mm.default: 0, aten.addmm.default: 1}
 """Matrix products, and which operand holds the rows."""
 
 
@@ -49,10 +58,12 @@ class Form:
         return tuple(dim for dim in range(value.dim()) if dim not in self.lead)
 
     def sizes(self, value: torch.Tensor) -> tuple[int, ...]:
-        """The sizes of the features. Raises NoFormError where one is symbolic."""
+        """The sizes of the features. Raises NoFormError where one is symbolic, or 0."""
         sizes = [value.shape[dim] for dim in self.features(value)]
         if not all(isinstance(size, int) for size in sizes):
             raise NoFormError(f"{tuple(value.shape)} has rows of unknown size")
+        if 0 in sizes:
+            raise NoFormError(f"{tuple(value.shape)} has empty rows")
         return tuple(sizes)
 
     def rows(self, value: torch.Tensor) -> tuple[Any, ...]:
@@ -102,8 +113,9 @@ def _rule(node: fx.Node) -> _Rule:
 
 
 def _value(node: fx.Node) -> torch.Tensor:
-    value = node.meta["val"]
-    return value[0] if isinstance(value, (tuple, list)) else value
+    value: Any = node.meta["val"]
+    found: torch.Tensor = value[0] if isinstance(value, (tuple, list)) else value
+    return found
 
 
 def _source(node: fx.Node) -> fx.Node:
@@ -117,7 +129,9 @@ def _dims(node: fx.Node, place: int) -> tuple[int, ...]:
     rank = _value(_source(node)).dim()
     if given is None or given == []:
         return tuple(range(rank))
-    return tuple(int(dim) % rank for dim in (given if isinstance(given, (list, tuple)) else [given]))
+    return tuple(
+        int(dim) % rank for dim in (given if isinstance(given, (list, tuple)) else [given])
+    )
 
 
 def _within_rows(node: fx.Node, form: Form, dims: tuple[int, ...]) -> None:
@@ -268,9 +282,10 @@ def _slice_before(node: fx.Node, form: Form) -> dict[fx.Node, Form | None]:
     return {_source(node): form}
 
 
-def _cat_parts(node: fx.Node) -> list[fx.Node]:
+def cat_parts(node: fx.Node) -> list[fx.Node]:
+    """The operands of a concatenation that are not empty."""
     parts: Any = node.args[0]
-    return list(parts)
+    return [part for part in parts if size_of(_value(part).shape[_cat_dim(node)]) != 0]
 
 
 def _cat_dim(node: fx.Node) -> int:
@@ -285,7 +300,7 @@ def _cat_after(node: fx.Node, source: fx.Node, form: Form) -> Form:
 
 def _cat_before(node: fx.Node, form: Form) -> dict[fx.Node, Form | None]:
     _within_rows(node, form, (_cat_dim(node),))
-    return dict.fromkeys(_cat_parts(node), form)
+    return dict.fromkeys(cat_parts(node), form)
 
 
 # ---- several operands with a place each

@@ -7,6 +7,7 @@ whatever sequences. The result is float32 [T, G], the rows of all its outputs si
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,15 +15,23 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.node import map_arg
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
     ShapeEnv,
     StatelessSymbolicContext,
 )
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 from graphwright.frontend.row_parts.find import Found, RowPart
-from graphwright.frontend.row_parts.forms import LAYOUT, PRODUCTS, Form, forms_before, rows_input
+from graphwright.frontend.row_parts.forms import (
+    LAYOUT,
+    PRODUCTS,
+    Form,
+    cat_parts,
+    forms_before,
+    rows_input,
+)
 from graphwright.ir.program import ModelInfo, Program, lazy_module
 from graphwright.ir.weights import Expression, Weight, WeightStore
 
@@ -140,10 +149,10 @@ class _Writer:
             place = self._sources.index(node)
             return Given(shape, value.dtype, place, self._tensors, self._names.get(node, ""))
         assert callable(node.target)
-        args = map_arg(node.args, lambda source: _Held(self._stored(source)))
-        kwargs = map_arg(node.kwargs, lambda source: _Held(self._stored(source)))
+        given = (node.args, node.kwargs)
+        args, kwargs = pytree.tree_map_only(fx.Node, self._stored, given)
         shape = tuple(int(size) for size in value.shape)
-        return Expression(shape, value.dtype, node.target, _released(args), _released(kwargs))
+        return Expression(shape, value.dtype, node.target, tuple(args), dict(kwargs))
 
     # ---- operators
 
@@ -157,10 +166,9 @@ class _Writer:
         if target in LAYOUT or target in _CASTS or node.op != "call_function" or _is_item(node):
             return self._moved(node, form)
         if target is aten.cat.default:
-            parts: Any = node.args[0]
+            rows = [self._operand(each, form) for each in cat_parts(node)]
             dim = int(node.args[1]) if len(node.args) > 1 else 0  # type: ignore[arg-type]
-            return self._call(target, [self._operand(each, form) for each in parts],
-                              self._feature(node, form, dim))  # fmt: skip
+            return self._call(target, rows, self._feature(node, form, dim))
         if _has_dims(node):
             return self._along_features(node, self._form_of(source, node))
         return self._pointwise(node, form)
@@ -270,30 +278,13 @@ class _Writer:
         return self._program.call(self._end, target, *args, **kwargs)
 
 
-@dataclass
-class _Held:
-    """A weight among the arguments of an expression, which fx would take for one of its own."""
-
-    weight: Weight
-
-
-def _released(arguments: Any) -> Any:
-    if isinstance(arguments, _Held):
-        return arguments.weight
-    if isinstance(arguments, (list, tuple)):
-        return tuple(_released(each) for each in arguments)
-    if isinstance(arguments, dict):
-        return {key: _released(each) for key, each in arguments.items()}
-    return arguments
-
-
 def _tensor(node: fx.Node) -> Any:
     value = node.meta["val"]
     return value[0] if isinstance(value, (tuple, list)) else value
 
 
 def _is_item(node: fx.Node) -> bool:
-    return getattr(node.target, "__name__", "") == "getitem"
+    return node.target is operator.getitem
 
 
 def _has_dims(node: fx.Node) -> bool:
@@ -318,4 +309,3 @@ def _moved_features(node: fx.Node, form: Form, before: Form) -> list[int] | None
     features = before.features(_tensor(node.all_input_nodes[0]))
     came = [features.index(order[dim]) for dim in form.features(_tensor(node))]
     return None if came == sorted(came) else came
-

@@ -13,7 +13,7 @@ from torch import fx
 
 from graphwright.frontend.row_parts.find import RowPart
 
-__all__ = ["PartCall", "replace_parts"]
+__all__ = ["PartCall", "part_module", "replace_parts"]
 
 aten = torch.ops.aten
 # A part's results lie in memory as they like; what views them must not count on strides.
@@ -22,7 +22,7 @@ _STRIDED = {aten.view.default, aten._unsafe_view.default}
 
 @dataclass(frozen=True)
 class PartCall:
-    """What stands for a part: `run(*inputs, *weights)` returns its outputs in order."""
+    """What stands for a part: `run(*inputs, *weights, *numbers)` returns its outputs in order."""
 
     part: RowPart
     weights: Sequence[fx.Node]
@@ -39,11 +39,9 @@ def replace_parts(module: fx.GraphModule, calls: Sequence[PartCall]) -> fx.Graph
     owner = {node: call for call in calls for node in call.part.nodes}
     for item in _schedule(old, owner):
         if isinstance(item, fx.Node):
-            values[item] = graph.node_copy(item, values.__getitem__)
-            if item.target in _STRIDED:
-                values[item].target = aten.reshape.default
+            values[item] = _copy(graph, item, values)
             continue
-        given = [*(node for node, _ in item.part.inputs), *item.weights]
+        given = [*(node for node, _ in item.part.inputs), *item.weights, *item.part.numbers]
         result = graph.call_function(item.run, tuple(values[node] for node in given))
         for number, node in enumerate(item.part.outputs):
             values[node] = graph.call_function(operator.getitem, (result, number))
@@ -53,9 +51,45 @@ def replace_parts(module: fx.GraphModule, calls: Sequence[PartCall]) -> fx.Graph
     return fx.GraphModule(module, graph)
 
 
-def _schedule(
-    graph: fx.Graph, owner: dict[fx.Node, PartCall]
-) -> list[fx.Node | PartCall]:
+def part_module(
+    module: fx.GraphModule, part: RowPart, weights: Sequence[fx.Node]
+) -> fx.GraphModule:
+    """The operators of a part as torch runs them: a PartCall's `run`.
+
+    weights: those that its constants are made of.
+    """
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    places = [
+        (node, graph.placeholder(f"given_{place}"))
+        for place, node in enumerate([*(n for n, _ in part.inputs), *weights, *part.numbers])
+    ]
+    values.update(places)
+
+    def constant(node: fx.Node) -> fx.Node:
+        if node not in values:
+            for source in node.all_input_nodes:
+                constant(source)
+            values[node] = graph.node_copy(node, values.__getitem__)
+        return values[node]
+
+    for node in part.constants:
+        constant(node)
+    for node in part.nodes:
+        values[node] = _copy(graph, node, values)
+    graph.output(tuple(values[node] for node in part.outputs))
+    graph.lint()
+    return fx.GraphModule(module, graph)
+
+
+def _copy(graph: fx.Graph, node: fx.Node, values: dict[fx.Node, fx.Node]) -> fx.Node:
+    copy = graph.node_copy(node, values.__getitem__)
+    if copy.target in _STRIDED:
+        copy.target = aten.reshape.default
+    return copy
+
+
+def _schedule(graph: fx.Graph, owner: dict[fx.Node, PartCall]) -> list[fx.Node | PartCall]:
     """Nodes and calls in an order in which each finds what it reads."""
     unit: dict[fx.Node, Any] = {node: owner.get(node, node) for node in graph.nodes}
     number: dict[Any, int] = {}

@@ -13,15 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from functorch.compile import make_boxed_func
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
-from torch._functorch.aot_autograd import make_boxed_func
 from torch._guards import TracingContext, tracing
 from torch.utils._python_dispatch import _disable_current_modes
 
 from graphwright.torch_backend.compile_graph import GraphReport, compile_graph
 from graphwright.torch_backend.options import BackendOptions
-from graphwright.torch_backend.quiet_torch import quiet_torch
 
 __all__ = ["graphwright", "reports"]
 
@@ -63,7 +62,7 @@ def graphwright(
         _LOG.info("%s", report)
         if settings.report:
             print(f"graphwright: {report}", file=sys.stderr)
-        return quiet_torch(make_boxed_func(compiled.forward), static or [])
+        return compiled
 
     compiled: Callable[..., Any] = aot_autograd(
         fw_compiler=_training, bw_compiler=_training, inference_compiler=inference,
@@ -83,7 +82,8 @@ def _training(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., An
         "torch.no_grad(), or after requires_grad_(False).",
         len(module.graph.nodes),
     )
-    return make_boxed_func(module.forward)
+    left: Callable[..., Any] = make_boxed_func(module.forward)
+    return left
 
 
 def _model_name(placeholder: str) -> str:

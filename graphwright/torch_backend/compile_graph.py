@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from functorch.compile import make_boxed_func
 from torch import fx
 
 from graphwright.frontend.row_parts.find import Found, RowPart, find_row_parts
 from graphwright.frontend.row_parts.forms import PRODUCTS, NoFormError
 from graphwright.frontend.row_parts.program import part_program
-from graphwright.frontend.row_parts.replace import PartCall, replace_parts
+from graphwright.frontend.row_parts.replace import PartCall, part_module, replace_parts
 from graphwright.ir.errors import GraphwrightError
 from graphwright.passes.recipe import Recipe
 from graphwright.passes.verification import should_check
 from graphwright.runtime.threads import choose_threads
+from graphwright.torch_backend.crossover import most_rows
 from graphwright.torch_backend.options import BackendOptions
 from graphwright.torch_backend.part_call import part_call
 from graphwright.torch_backend.part_code import PartCode, PartCodes
 from graphwright.torch_backend.part_pool import PartPool
+from graphwright.torch_backend.quiet_torch import QuietTorch
 
 __all__ = ["GraphReport", "compile_graph"]
 
@@ -64,8 +67,8 @@ def compile_graph(
     names: Mapping[fx.Node, str],
     values: Mapping[fx.Node, torch.Tensor],
     options: BackendOptions,
-) -> tuple[fx.GraphModule, GraphReport]:
-    """`module` with native code where it can be, and what was taken.
+) -> tuple[Callable[..., Any], GraphReport]:
+    """`module` with native code where it can be, as a function of a list, and what was taken.
 
     weights: the placeholders of parameters and buffers; names: what the model calls them; values:
     what they hold, as far as it is known. Raises PassError for a recipe that cannot be.
@@ -74,9 +77,10 @@ def compile_graph(
     report = _report(module, found)
     calls: list[PartCall] = []
     kinds: set[int] = set()
+    quiet = QuietTorch()
     for part in found.parts:
         try:
-            call, code = _part(part, found, names, values, options)
+            call, code = _part(module, part, found, names, values, options, quiet)
         except (NoFormError, GraphwrightError) as error:
             report.left.append(str(error).splitlines()[0])
             continue
@@ -86,15 +90,21 @@ def compile_graph(
         report.nodes_in_parts += len(part.nodes)
         report.weight_bytes_in_parts += _bytes(part.nodes)
     report.kinds = len(kinds)
-    return (replace_parts(module, calls) if calls else module), report
+    compiled = make_boxed_func((replace_parts(module, calls) if calls else module).forward)
+    if not calls:
+        return compiled, report
+    places = {node: place for place, node in enumerate(module.graph.find_nodes(op="placeholder"))}
+    return quiet.around(compiled, [places[node] for node in weights]), report
 
 
 def _part(
+    module: fx.GraphModule,
     part: RowPart,
     found: Found,
     names: Mapping[fx.Node, str],
     values: Mapping[fx.Node, torch.Tensor],
     options: BackendOptions,
+    quiet: QuietTorch,
 ) -> tuple[PartCall, PartCode]:
     recipe = _recipe(part, options.quant)
     named = names if recipe.overrides else {}
@@ -104,19 +114,27 @@ def _part(
     code = _CODES.get(program, tensors, recipe, example, check)
     threads = choose_threads(options.threads)
     pool = _POOLS.setdefault(threads, PartPool(threads))
-    return PartCall(part, sources, part_call(part, found.forms, code, pool)), code
+    limit = most_rows(_types(part)) if options.quant == "auto" else None
+    many = None if limit is None else (limit, part_module(module, part, sources).forward)
+    return PartCall(part, sources, part_call(part, found.forms, code, pool, quiet, many)), code
+
+
+def _types(part: RowPart) -> set[torch.dtype]:
+    """Of the matrices in its products."""
+    return {_matrix(node).meta["val"].dtype for node in part.nodes if node.target in PRODUCTS}
 
 
 def _recipe(part: RowPart, quant: str) -> Recipe:
     """`auto`: weights as they are, so that results differ from torch's by rounding only."""
     if quant != "auto":
         return Recipe.parse(quant)
-    types = {_matrix(node).meta["val"].dtype for node in part.nodes if node.target in PRODUCTS}
+    types = _types(part)
     return Recipe.parse(_NAMES.get(types.pop(), "f32") if len(types) == 1 else "f32")
 
 
 def _matrix(product: fx.Node) -> fx.Node:
     node: Any = product.args[PRODUCTS[product.target] + 1]
+    assert isinstance(node, fx.Node)
     return node
 
 
@@ -136,4 +154,3 @@ def _report(module: fx.GraphModule, found: Found) -> GraphReport:
 
 def _general(reason: str) -> str:
     return re.sub(r"_\d+", "", reason)
-

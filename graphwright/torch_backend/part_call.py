@@ -12,10 +12,12 @@ from torch import fx
 
 from graphwright.frontend.row_parts.find import RowPart
 from graphwright.frontend.row_parts.forms import Form, NoFormError
+from graphwright.ir.layout import size_of
 from graphwright.runtime.memory import ALIGNMENT
 from graphwright.torch_backend.packed_weights import packed
-from graphwright.torch_backend.part_code import PartCode
+from graphwright.torch_backend.part_code import DECODE_ROWS, PartCode
 from graphwright.torch_backend.part_pool import PartPool
+from graphwright.torch_backend.quiet_torch import QuietTorch
 
 __all__ = ["part_call"]
 
@@ -30,12 +32,13 @@ class _Input:
 
 @dataclass(frozen=True)
 class _Output:
-    """lead: of each dimension that counts rows its size, or the input and dimension that has it.
+    """lead: of each dimension that counts rows its size, or the argument that is it, or that has it
+    as the size of a dimension; -1: what is left of the rows.
 
     order: from rows in front to the dimensions as the graph has them. None: they are so.
     """
 
-    lead: tuple[int | tuple[int, int], ...]
+    lead: tuple[int | tuple[int, int | None], ...]
     features: tuple[int, ...]
     order: tuple[int, ...] | None
     width: int
@@ -43,20 +46,31 @@ class _Output:
 
 
 def part_call(
-    part: RowPart, forms: dict[fx.Node, Form], code: PartCode, pool: PartPool
-) -> Callable[..., tuple[torch.Tensor, ...]]:
-    """What takes the part's inputs, then the tensors that its weights are made of, and returns its
-    outputs. Raises NoFormError where the shape of an output cannot be told from the inputs."""
+    part: RowPart, forms: dict[fx.Node, Form], code: PartCode, pool: PartPool, quiet: QuietTorch,
+    many: tuple[int, Callable[..., tuple[torch.Tensor, ...]]] | None = None,
+) -> Callable[..., tuple[torch.Tensor, ...]]:  # fmt: skip
+    """A PartCall's `run`.
+
+    many: a number of rows, and what computes more rows than that.
+    Raises NoFormError where the shape of an output cannot be told from the inputs.
+    """
     inputs = tuple(_input(node, form) for node, form in part.inputs)
     outputs = tuple(_output(node, forms[node], part) for node in part.outputs)
+    numbers = len(part.numbers)
+    width = inputs[0].width
     weights = None
 
-    def run(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def run(*given: Any) -> tuple[torch.Tensor, ...]:
         nonlocal weights
-        values, tensors = given[: len(inputs)], given[len(inputs) :]
+        if many is not None and given[0].numel() > many[0] * width:
+            return many[1](*given)
+        values = given[: len(inputs)]
+        tensors = given[len(inputs) : len(given) - numbers]
         if weights is None or not weights.fits(tensors):
             weights = packed(code, tensors)
         rows = _rows(values, inputs)
+        if len(rows) <= DECODE_ROWS:
+            quiet.hush()
         result = torch.empty((len(rows), code.outputs), dtype=torch.float32)
         address = weights.region.ctypes.data
         pool.run(code, address, len(rows), rows.data_ptr(), result.data_ptr())
@@ -64,7 +78,7 @@ def part_call(
         for output in outputs:
             last = first + output.width
             part_of = result if len(outputs) == 1 else result[:, first:last]
-            made.append(_shaped(part_of, output, values))
+            made.append(_shaped(part_of, output, given))
             first = last
         return tuple(made)
 
@@ -79,15 +93,17 @@ def _input(node: fx.Node, form: Form) -> _Input:
 
 def _output(node: fx.Node, form: Form, part: RowPart) -> _Output:
     value = node.meta["val"]
-    known: dict[Any, tuple[int, int]] = {}
+    known: dict[Any, tuple[int, int | None]] = {}
+    for place, size in enumerate(part.numbers, start=-len(part.numbers)):
+        known.setdefault(size_of(size.meta["val"]), (place, None))
     for number, (source, given) in enumerate(part.inputs):
         for dim, size in zip(given.lead, given.rows(source.meta["val"]), strict=True):
             known.setdefault(size, (number, dim))
-    lead = []
+    lead: list[int | tuple[int, int | None]] = []
     for size in form.rows(value):
-        if not isinstance(size, int) and size not in known:
-            raise NoFormError(f"the size {size} of '{node}' is that of no input")
-        lead.append(size if isinstance(size, int) else known[size])
+        lead.append(size if isinstance(size, int) else known.get(size, -1))
+    if lead.count(-1) > 1:
+        raise NoFormError(f"the sizes of '{node}' are those of no input")
     sizes = form.sizes(value)
     came = (*form.lead, *form.features(value))
     order = None if form.in_front else tuple(came.index(dim) for dim in range(value.dim()))
@@ -106,11 +122,15 @@ def _rows(values: tuple[torch.Tensor, ...], inputs: tuple[_Input, ...]) -> torch
     return torch.cat([table.to(torch.float32) for table in tables], 1)
 
 
-def _shaped(
-    rows: torch.Tensor, output: _Output, values: tuple[torch.Tensor, ...]
-) -> torch.Tensor:
-    lead = [s if isinstance(s, int) else values[s[0]].shape[s[1]] for s in output.lead]
+def _shaped(rows: torch.Tensor, output: _Output, given: tuple[Any, ...]) -> torch.Tensor:
+    lead = [size if isinstance(size, int) else _size(given, *size) for size in output.lead]
     made = rows.reshape(*lead, *output.features)
     if output.order is not None:
         made = made.permute(output.order)
     return made if output.dtype is torch.float32 else made.to(output.dtype)
+
+
+def _size(given: tuple[Any, ...], place: int, dim: int | None) -> int:
+    argument = given[place]
+    size: int = argument if dim is None else argument.shape[dim]
+    return size

@@ -79,7 +79,7 @@ class PartCodes:
 
 
 def _without_numbers(text: str, recipe: Recipe) -> str:
-    """Layers differ by the numbers in the names of their weights, unless the recipe asks for some."""
+    """Layers differ by numbers in the names of their weights, unless the recipe asks for some."""
     if any(re.search(r"\d", pattern) for pattern, _ in recipe.overrides):
         return text
     return re.sub(r"%(\w+)", lambda name: re.sub(r"_\d+_", "_N_", name[0]), text)

@@ -7,37 +7,49 @@ from typing import Any
 
 import torch
 
-__all__ = ["quiet_torch"]
+__all__ = ["QuietTorch"]
 
 _LITTLE = 1 << 17  # elements of the largest argument, as of the keys of a layer
 
 
-def quiet_torch(run: Callable[..., Any], weights: Sequence[int]) -> Callable[..., Any]:
-    """`run`, a function of one list of arguments, with torch on one thread where these are small.
+class QuietTorch:
+    """The threads of torch during one graph.
 
     After each operator on several threads OpenMP's wait for the next one for milliseconds, without
     sleep, on the CPUs that the threads of the native parts need: a step of a small model took 1.6
-    times as long. weights: places among the arguments that are not looked at.
+    times as long.
     """
-    skipped = frozenset(weights)
-    places: list[int] | None = None
 
-    def call(arguments: list[Any]) -> Any:
-        nonlocal places
-        if places is None:
-            places = [i for i in range(len(arguments)) if i not in skipped]
-        threads = torch.get_num_threads()
-        if threads == 1 or any(_is_large(arguments[place]) for place in places):
-            return run(arguments)
-        torch.set_num_threads(1)
-        try:
-            return run(arguments)
-        finally:
-            torch.set_num_threads(threads)
+    def __init__(self) -> None:
+        self._threads: int | None = None  # those to come back to, if the graph may be hushed
 
-    call._boxed_call = True  # type: ignore[attr-defined]
-    return call
+    def hush(self) -> None:
+        """Called by a part that works on few rows: from now on one thread, to the graph's end, if
+        all that the graph was given is small."""
+        if self._threads is not None and torch.get_num_threads() != 1:
+            torch.set_num_threads(1)
 
+    def around(self, run: Callable[..., Any], weights: Sequence[int]) -> Callable[..., Any]:
+        """`run`, a function of one list of arguments, with the threads as before when it is done.
 
-def _is_large(argument: Any) -> bool:
-    return isinstance(argument, torch.Tensor) and argument.numel() > _LITTLE
+        weights: places among the arguments that are not looked at.
+        """
+        skipped = frozenset(weights)
+
+        def call(arguments: list[Any]) -> Any:
+            threads = torch.get_num_threads()
+            small = not any(
+                isinstance(each, torch.Tensor) and each.numel() > _LITTLE
+                for place, each in enumerate(arguments)
+                if place not in skipped
+            )
+            self._threads = threads if small and threads > 1 else None
+            try:
+                return run(arguments)
+            finally:
+                if self._threads is not None and torch.get_num_threads() != threads:
+                    torch.set_num_threads(threads)
+                self._threads = None
+
+        call._boxed_call = True  # type: ignore[attr-defined]
+        return call
