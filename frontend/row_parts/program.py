@@ -32,10 +32,11 @@ from graphwright.frontend.row_parts.forms import (
     forms_before,
     rows_input,
 )
+from graphwright.ir.inference import Inference
 from graphwright.ir.program import ModelInfo, Program, lazy_module
 from graphwright.ir.weights import Expression, Weight, WeightStore
 
-__all__ = ["Given", "Tensors", "part_program"]
+__all__ = ["Given", "RowSpace", "Tensors", "part_program"]
 
 aten = torch.ops.aten
 _EXAMPLE_ROWS = 5
@@ -67,37 +68,52 @@ class Given(Weight):
         return f"Given({self.place})"
 
 
+class RowSpace:
+    """The number of rows, T, and what operators make of them: shared by the programs of a graph, so
+    that calls in layers that are alike are inferred once."""
+
+    def __init__(self) -> None:
+        self.mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=False)
+        context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+        fake = self.mode.from_tensor(torch.empty(_EXAMPLE_ROWS), symbolic_context=context)
+        self.rows: Any = fake.shape[0]
+        self.inference = Inference()
+
+
 def part_program(
-    part: RowPart, found: Found, names: Mapping[fx.Node, str]
+    part: RowPart, found: Found, names: Mapping[fx.Node, str], space: RowSpace | None = None
 ) -> tuple[Program, Tensors, list[fx.Node]]:
     """The program at level CAPTURED, what its weights are read from, and the nodes of the graph
     whose tensors are to be put there, in order.
 
     names: of weights, as recipes search them; others are numbered.
     """
-    return _Writer(part, found, names).write()
+    return _Writer(part, found, names, space or RowSpace()).write()
 
 
 class _Writer:
-    def __init__(self, part: RowPart, found: Found, names: Mapping[fx.Node, str]) -> None:
+    def __init__(
+        self, part: RowPart, found: Found, names: Mapping[fx.Node, str], space: RowSpace
+    ) -> None:
         self._part, self._found, self._names = part, found, names
         self._values: dict[fx.Node, fx.Node] = {}
         self._inputs: dict[tuple[fx.Node, Form], fx.Node] = {}
         self._constants: dict[fx.Node, fx.Node] = {}
         self._sources: list[fx.Node] = []
         self._tensors = Tensors()
-        mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=False)
-        context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
-        fake = mode.from_tensor(torch.empty(_EXAMPLE_ROWS), symbolic_context=context)
         width = sum(math.prod(form.sizes(node.meta["val"])) for node, form in part.inputs)
         graph = fx.Graph()
         tokens = graph.placeholder("tokens")
-        with mode:
-            tokens.meta["val"] = torch.empty(fake.shape[0], width)
+        with space.mode:
+            tokens.meta["val"] = torch.empty(space.rows, width)
         graph.output(tokens)
-        module = lazy_module(nn.Module(), graph)
         self._program = Program(
-            module, WeightStore(), ModelInfo("part", 0), mode, dims={str(fake.shape[0]): "T"}
+            lazy_module(nn.Module(), graph),
+            WeightStore(),
+            ModelInfo("part", vocab_size=0),
+            space.mode,
+            dims={str(space.rows): "T"},
+            _inference=space.inference,
         )
         self._tokens = self._program.placeholder("tokens")
         self._end = self._program.graph.output_node()

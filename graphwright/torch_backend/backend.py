@@ -25,6 +25,7 @@ from graphwright.torch_backend.options import BackendOptions
 __all__ = ["graphwright", "reports"]
 
 _LOG = logging.getLogger("graphwright.torch_backend")
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _REPORTS: list[GraphReport] = []
 
 
@@ -44,18 +45,15 @@ def graphwright(
     names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
 
     def inference(functional: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        placeholders = [node for node in functional.graph.nodes if node.op == "placeholder"]
-        context = TracingContext.try_get()
-        meta = context.fw_metadata if context is not None else None
-        static = meta.static_input_indices if meta is not None else []
-        same = len(placeholders) == len(names)
-        weights = [placeholders[place] for place in static or []]
-        known = {
-            placeholders[place]: example_inputs[place]
-            for place in (static or [] if same else [])
-            if type(example_inputs[place]) in (torch.Tensor, torch.nn.Parameter)
-        }
-        called = {placeholders[p]: _model_name(names[p]) for p in (static or [] if same else [])}
+        places = _weight_places(functional)
+        placeholders = functional.graph.find_nodes(op="placeholder")
+        known: dict[fx.Node, torch.Tensor] = {}
+        called: dict[fx.Node, str] = {}
+        if len(placeholders) == len(names):
+            called = {placeholders[place]: _model_name(names[place]) for place in places}
+            values = ((placeholders[place], example_inputs[place]) for place in places)
+            known = {node: each for node, each in values if type(each) in _PLAIN}
+        weights = [placeholders[place] for place in places]
         with tracing(None), _disable_current_modes():  # those of the graph's trace
             compiled, report = compile_graph(functional, weights, called, known, settings)
         _REPORTS.append(report)
@@ -74,6 +72,21 @@ def graphwright(
 def reports() -> list[GraphReport]:
     """What was taken of each graph so far, in the order they were compiled."""
     return list(_REPORTS)
+
+
+def _weight_places(module: fx.GraphModule) -> list[int]:
+    """Which arguments are parameters and buffers that the graph does not write to."""
+    context = TracingContext.try_get()
+    meta = context.fw_metadata if context is not None else None
+    if meta is None or meta.static_input_indices is None:
+        return []
+    placeholders = module.graph.find_nodes(op="placeholder")
+    written = {
+        node.args[0]
+        for node in module.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    }
+    return [place for place in meta.static_input_indices if placeholders[place] not in written]
 
 
 def _training(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:

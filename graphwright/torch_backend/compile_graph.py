@@ -14,7 +14,7 @@ from torch import fx
 
 from graphwright.frontend.row_parts.find import Found, RowPart, find_row_parts
 from graphwright.frontend.row_parts.forms import PRODUCTS, NoFormError
-from graphwright.frontend.row_parts.program import part_program
+from graphwright.frontend.row_parts.program import RowSpace, part_program
 from graphwright.frontend.row_parts.replace import PartCall, part_module, replace_parts
 from graphwright.ir.errors import GraphwrightError
 from graphwright.passes.recipe import Recipe
@@ -77,10 +77,10 @@ def compile_graph(
     report = _report(module, found)
     calls: list[PartCall] = []
     kinds: set[int] = set()
-    quiet = QuietTorch()
+    quiet, space = QuietTorch(), RowSpace()
     for part in found.parts:
         try:
-            call, code = _part(module, part, found, names, values, options, quiet)
+            call, code = _part(module, part, found, names, values, options, quiet, space)
         except (NoFormError, GraphwrightError) as error:
             report.left.append(str(error).splitlines()[0])
             continue
@@ -105,18 +105,20 @@ def _part(
     values: Mapping[fx.Node, torch.Tensor],
     options: BackendOptions,
     quiet: QuietTorch,
+    space: RowSpace,
 ) -> tuple[PartCall, PartCode]:
     recipe = _recipe(part, options.quant)
     named = names if recipe.overrides else {}
-    program, tensors, sources = part_program(part, found, named)
+    program, tensors, sources = part_program(part, found, named, space)
     example = [values[each] for each in sources] if all(s in values for s in sources) else None
     check = should_check(program) if options.check is None else options.check
     code = _CODES.get(program, tensors, recipe, example, check)
     threads = choose_threads(options.threads)
     pool = _POOLS.setdefault(threads, PartPool(threads))
+    by_torch = part_module(module, part, sources).forward
     limit = most_rows(_types(part)) if options.quant == "auto" else None
-    many = None if limit is None else (limit, part_module(module, part, sources).forward)
-    return PartCall(part, sources, part_call(part, found.forms, code, pool, quiet, many)), code
+    call = part_call(part, found.forms, code, pool, quiet, by_torch, limit)
+    return PartCall(part, sources, call), code
 
 
 def _types(part: RowPart) -> set[torch.dtype]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +15,15 @@ from graphwright.frontend.row_parts.find import RowPart
 from graphwright.frontend.row_parts.forms import Form, NoFormError
 from graphwright.ir.layout import size_of
 from graphwright.runtime.memory import ALIGNMENT
-from graphwright.torch_backend.packed_weights import packed
+from graphwright.torch_backend.packed_weights import PackedWeights, packed
 from graphwright.torch_backend.part_code import DECODE_ROWS, PartCode
 from graphwright.torch_backend.part_pool import PartPool
 from graphwright.torch_backend.quiet_torch import QuietTorch
 
 __all__ = ["part_call"]
+
+_LOG = logging.getLogger("graphwright.torch_backend")
+_MOST_PACKINGS = 8  # of a part's weights
 
 
 @dataclass(frozen=True)
@@ -47,27 +51,31 @@ class _Output:
 
 def part_call(
     part: RowPart, forms: dict[fx.Node, Form], code: PartCode, pool: PartPool, quiet: QuietTorch,
-    many: tuple[int, Callable[..., tuple[torch.Tensor, ...]]] | None = None,
+    by_torch: Callable[..., tuple[torch.Tensor, ...]], most_rows: int | None = None,
 ) -> Callable[..., tuple[torch.Tensor, ...]]:  # fmt: skip
     """A PartCall's `run`.
 
-    many: a number of rows, and what computes more rows than that.
+    by_torch: the same as torch runs it, for more rows than `most_rows`, and for weights that change
+    so often that packing them takes longer.
     Raises NoFormError where the shape of an output cannot be told from the inputs.
     """
     inputs = tuple(_input(node, form) for node, form in part.inputs)
     outputs = tuple(_output(node, forms[node], part) for node in part.outputs)
     numbers = len(part.numbers)
-    width = inputs[0].width
-    weights = None
+    most = float("inf") if most_rows is None else most_rows * inputs[0].width
+    weights: PackedWeights | None = None
+    packings = 0
 
     def run(*given: Any) -> tuple[torch.Tensor, ...]:
-        nonlocal weights
-        if many is not None and given[0].numel() > many[0] * width:
-            return many[1](*given)
+        nonlocal weights, packings
+        if packings > _MOST_PACKINGS or given[0].numel() > most:
+            return by_torch(*given)
         values = given[: len(inputs)]
         tensors = given[len(inputs) : len(given) - numbers]
         if weights is None or not weights.fits(tensors):
-            weights = packed(code, tensors)
+            weights, packings = packed(code, tensors), packings + 1
+            if packings > _MOST_PACKINGS:
+                _LOG.warning("weights changed %d times; torch computes with them now.", packings)
         rows = _rows(values, inputs)
         if len(rows) <= DECODE_ROWS:
             quiet.hush()
