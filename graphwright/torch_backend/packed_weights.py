@@ -17,12 +17,16 @@ __all__ = ["PackedWeights", "packed"]
 
 
 class PackedWeights:
-    """The weights region of one part. `fits` says whether it holds what the tensors hold now."""
+    """The weights region of one part, at `address`."""
 
     def __init__(self, code: PartCode, tensors: Sequence[torch.Tensor]) -> None:
-        self._seen = [(weakref.ref(each), _version(each)) for each in tensors]
+        self._ids = tuple(map(id, tensors))
+        self._versions = _versions(tensors)
+        self._gone = False
+        self._seen = [weakref.ref(each, self._forget) for each in tensors]
         size = max(code.blobs.bytes, 1)
         self.region: NDArray[Any] = Memory({"weights": size}).allocate("weights", size)
+        self.address: int = self.region.ctypes.data
         end = 0
         with code.lock, torch.no_grad():
             code.tensors.values = [each.detach() for each in tensors]
@@ -33,12 +37,16 @@ class PackedWeights:
             finally:
                 code.tensors.values = ()
 
-    def fits(self, tensors: Sequence[torch.Tensor]) -> bool:
+    def fit(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Are these the tensors that were packed, and was nothing written to them since?"""
-        return all(
-            known() is each and version == _version(each)
-            for (known, version), each in zip(self._seen, tensors, strict=True)
+        return (
+            tuple(map(id, tensors)) == self._ids
+            and not self._gone
+            and _versions(tensors) == self._versions
         )
+
+    def _forget(self, tensor: object) -> None:
+        self._gone = True  # what has its id from now on is another one
 
 
 _PACKED: weakref.WeakValueDictionary[tuple[int, ...], PackedWeights] = weakref.WeakValueDictionary()
@@ -48,11 +56,14 @@ def packed(code: PartCode, tensors: Sequence[torch.Tensor]) -> PackedWeights:
     """The packed weights of `code`; several graphs of a model have one region for the same part."""
     key = (id(code), *map(id, tensors))
     known = _PACKED.get(key)
-    if known is None or not known.fits(tensors):
+    if known is None or not known.fit(tensors):
         known = _PACKED[key] = PackedWeights(code, tensors)
     return known
 
 
-def _version(tensor: torch.Tensor) -> int:
-    """Rises with every write in place; tensors made in inference mode do not count them."""
-    return -1 if tensor.is_inference() else tensor._version
+def _versions(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """They rise with every write in place; tensors made in inference mode do not count them."""
+    try:
+        return [each._version for each in tensors]
+    except RuntimeError:
+        return [-1 if each.is_inference() else each._version for each in tensors]
