@@ -1,12 +1,14 @@
-"""transformers on CPU: eager, or the decode step under torch.compile with a static cache.
+"""transformers on CPU: eager, the decode step under torch.compile with a static cache, or prefill
+and decode under torch.compile with a growing cache and a backend.
 
-transformers_worker.py DIRECTORY THREADS eager|compile [float32|bfloat16]
+transformers_worker.py DIRECTORY THREADS eager|compile|BACKEND[:QUANT] float32|bfloat16
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import transformers
@@ -15,12 +17,19 @@ from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 
 class Transformers:
-    """A checkpoint run by transformers; greedy."""
+    """A checkpoint run by transformers; greedy. mode: as above."""
 
-    def __init__(self, directory: str, compiled: bool, dtype: torch.dtype) -> None:
+    def __init__(self, directory: str, mode: str, dtype: torch.dtype) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
-        self.compiled = compiled
-        self.forward = torch.compile(self.model.forward, dynamic=False) if compiled else None
+        self.compiled = mode == "compile"
+        backend, _, quant = mode.partition(":")
+        self.prefill_forward = self.decode_forward = self.model.forward
+        if self.compiled:
+            self.decode_forward = torch.compile(self.model.forward, dynamic=False)
+        elif mode != "eager":
+            options: dict[str, Any] = {"options": {"quant": quant}} if quant else {}
+            self.decode_forward = torch.compile(self.model.forward, backend=backend, **options)
+            self.prefill_forward = self.decode_forward
         self.cache: DynamicCache | StaticCache = self._new_cache()
         self.position = 0
 
@@ -32,7 +41,7 @@ class Transformers:
     @torch.inference_mode()
     def _call(self, tokens: torch.Tensor) -> int:
         count = tokens.shape[1]
-        forward = self.forward if self.forward is not None and count == 1 else self.model.forward
+        forward = self.decode_forward if count == 1 else self.prefill_forward
         positions = torch.arange(self.position, self.position + count)[None]
         logits = forward(input_ids=tokens, position_ids=positions, past_key_values=self.cache,
                          use_cache=True, logits_to_keep=1).logits  # fmt: skip
@@ -69,11 +78,12 @@ if __name__ == "__main__":
 
     def load() -> tuple[Transformers, int]:
         """The model, compiled if asked, and the size of its vocabulary."""
-        model = Transformers(directory, mode == "compile", getattr(torch, dtype))
-        if mode == "compile":
-            token = model.prefill(range(1, 129))
-            for _ in range(3):
-                token = model.step(token)
+        model = Transformers(directory, mode, getattr(torch, dtype))
+        if mode != "eager":
+            for length in (128, 127):  # graphs for any length are made at the second
+                token = model.prefill(range(1, 1 + length))
+                for _ in range(3):
+                    token = model.step(token)
         return model, model.model.config.vocab_size
 
     version = f"torch {torch.__version__}, transformers {transformers.__version__}"

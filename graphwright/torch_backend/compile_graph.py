@@ -26,6 +26,7 @@ from graphwright.torch_backend.part_call import part_call
 from graphwright.torch_backend.part_code import PartCode, PartCodes
 from graphwright.torch_backend.part_pool import PartPool
 from graphwright.torch_backend.quiet_torch import QuietTorch
+from graphwright.torch_backend.write_in_place import write_in_place
 
 __all__ = ["GraphReport", "compile_graph"]
 
@@ -90,7 +91,9 @@ def compile_graph(
         report.nodes_in_parts += len(part.nodes)
         report.weight_bytes_in_parts += _bytes(part.nodes)
     report.kinds = len(kinds)
-    compiled = make_boxed_func((replace_parts(module, calls) if calls else module).forward)
+    made = replace_parts(module, calls) if calls else module
+    write_in_place(made)
+    compiled = make_boxed_func(made.forward)
     if not calls:
         return compiled, report
     places = {node: place for place, node in enumerate(module.graph.find_nodes(op="placeholder"))}
