@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from graphwright.frontend.row_parts.find import Found, RowPart, find_row_parts
 from graphwright.frontend.row_parts.forms import PRODUCTS, NoFormError
 from graphwright.frontend.row_parts.program import RowSpace, part_program
 from graphwright.frontend.row_parts.replace import PartCall, part_module, replace_parts
-from graphwright.ir.errors import GraphwrightError
+from graphwright.ir.errors import GraphwrightError, PassError
 from graphwright.passes.recipe import Recipe
 from graphwright.passes.verification import should_check
 from graphwright.runtime.threads import choose_threads
@@ -30,6 +31,7 @@ from graphwright.torch_backend.write_in_place import write_in_place
 
 __all__ = ["GraphReport", "compile_graph"]
 
+_LOG = logging.getLogger("graphwright.torch_backend")
 _CODES = PartCodes()
 _POOLS: dict[int, PartPool] = {}
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -91,6 +93,8 @@ def compile_graph(
         report.nodes_in_parts += len(part.nodes)
         report.weight_bytes_in_parts += _bytes(part.nodes)
     report.kinds = len(kinds)
+    if report.products and options.quant != "auto" and names:
+        _check_names(Recipe.parse(options.quant), names, report)
     made = replace_parts(module, calls) if calls else module
     write_in_place(made)
     compiled = make_boxed_func(made.forward)
@@ -127,6 +131,15 @@ def _part(
 def _types(part: RowPart) -> set[torch.dtype]:
     """Of the matrices in its products."""
     return {_matrix(node).meta["val"].dtype for node in part.nodes if node.target in PRODUCTS}
+
+
+def _check_names(recipe: Recipe, names: Mapping[fx.Node, str], report: GraphReport) -> None:
+    """An expression that meets no weight is not an error here: a model may have several graphs."""
+    try:
+        recipe.check(names.values())
+    except PassError as error:
+        report.left.append(str(error))
+        _LOG.warning("%s", error)
 
 
 def _recipe(part: RowPart, quant: str) -> Recipe:

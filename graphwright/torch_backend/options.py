@@ -12,6 +12,8 @@ from graphwright.runtime.threads import choose_threads
 
 __all__ = ["BackendOptions"]
 
+_UNKNOWN = ("experts", "head", "embed")  # roles
+
 
 @dataclass(frozen=True)
 class BackendOptions:
@@ -43,6 +45,15 @@ class BackendOptions:
                 raise PassError(f"the option '{name}' cannot be {value!r}.")
         options = cls(**given)
         if options.quant != "auto":
-            Recipe.parse(options.quant)
+            _check_roles(Recipe.parse(options.quant))
         choose_threads(options.threads)
         return options
+
+
+def _check_roles(recipe: Recipe) -> None:
+    for pattern, _ in recipe.overrides:
+        if pattern in _UNKNOWN:
+            raise PassError(
+                f"'{pattern}' in recipe '{recipe}' is a role that only whole decoders have; "
+                f"graphs of torch.compile do not: name weights, as in 'w8:lm_head=f32'."
+            )
