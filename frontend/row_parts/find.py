@@ -121,8 +121,8 @@ def _forms(
         forms[node] = form
         pending.extend((s, f) for s, f in before.items() if f is not None and s not in constants)
         for user in node.users:
-            try:
-                pending.append((user, form_after(user, node, form)))
+            try:  # first of all, as what is computed of rows fits more often than what they are of
+                pending.appendleft((user, form_after(user, node, form)))
             except NoFormError:
                 continue
     _drop_mismatches(forms, constants, refused)
@@ -133,13 +133,23 @@ def _drop_mismatches(
     forms: dict[fx.Node, Form], constants: frozenset[fx.Node], refused: dict[fx.Node, str]
 ) -> None:
     """A value that two operators ask for in two forms has the first; the other one is left out."""
-    for node, form in list(forms.items()):
-        try:
-            _check_operands(forms_before(node, form), forms, constants)
-        except NoFormError as error:
+    while True:
+        dropped = {}
+        for node, form in forms.items():
+            try:
+                _check_operands(forms_before(node, form), forms, constants)
+            except NoFormError as error:
+                dropped[node] = str(error)
+            if isinstance(node.meta["val"], tuple) and not all(
+                user in forms for user in node.users
+            ):
+                dropped[node] = f"the results of '{node}' are read in another form"
+        if not dropped:
+            return
+        for node, why in dropped.items():
             del forms[node]
             if node.target in PRODUCTS:
-                refused[node] = str(error)
+                refused[node] = why
 
 
 def _no_product(node: fx.Node, constants: frozenset[fx.Node]) -> str | None:

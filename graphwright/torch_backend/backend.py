@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from functorch.compile import make_boxed_func
@@ -19,12 +19,16 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._guards import TracingContext, tracing
 from torch.utils._python_dispatch import _disable_current_modes
 
-from graphwright.torch_backend.compile_graph import GraphReport, compile_graph
-from graphwright.torch_backend.options import BackendOptions
+from graphwright.commands.dependencies import what_is_missing
+from graphwright.ir.errors import BackendError
+
+if TYPE_CHECKING:
+    from graphwright.torch_backend.compile_graph import GraphReport
 
 __all__ = ["graphwright", "reports"]
 
 _LOG = logging.getLogger("graphwright.torch_backend")
+_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _REPORTS: list[GraphReport] = []
 
@@ -39,8 +43,14 @@ def graphwright(
     """What torch.compile(model, backend="graphwright", options=…) calls for each graph.
 
     options: see BackendOptions. mode: accepted, and of no consequence. Graphs of which gradients
-    are wanted are left to torch, with a warning. Raises PassError for a wrong option.
+    are wanted are left to torch, with a warning. Raises PassError for a wrong option, BackendError
+    where packages are missing.
     """
+    if (missing := what_is_missing()) is not None:
+        raise BackendError(missing)
+    from graphwright.torch_backend.compile_graph import compile_graph
+    from graphwright.torch_backend.options import BackendOptions
+
     settings = BackendOptions.of(options)
     names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
 
@@ -63,7 +73,7 @@ def graphwright(
         return compiled
 
     compiled: Callable[..., Any] = aot_autograd(
-        fw_compiler=_training, bw_compiler=_training, inference_compiler=inference,
+        fw_compiler=_forward_for_gradients, bw_compiler=_by_torch, inference_compiler=inference,
         keep_inference_input_mutations=True,
     )(module, example_inputs)  # fmt: skip
     return compiled
@@ -89,12 +99,18 @@ def _weight_places(module: fx.GraphModule) -> list[int]:
     return [place for place in meta.static_input_indices if placeholders[place] not in written]
 
 
-def _training(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-    _LOG.warning(
-        "a graph of %d nodes is left to torch, as gradients are wanted of it; call the model under "
-        "torch.no_grad(), or after requires_grad_(False).",
-        len(module.graph.nodes),
-    )
+def _forward_for_gradients(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    products = sum(node.target in _PRODUCTS for node in module.graph.nodes)
+    if products:
+        _LOG.warning(
+            "a graph with %d matrix products is left to torch, as gradients are wanted of it: call "
+            "the model under torch.no_grad(), or after requires_grad_(False)",
+            products,
+        )
+    return _by_torch(module, inputs)
+
+
+def _by_torch(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     left: Callable[..., Any] = make_boxed_func(module.forward)
     return left
 
