@@ -107,6 +107,10 @@ class BlobTable:
         """Bytes of weights that decoding one token reads."""
         return sum(blob.read for blob in self._blobs.values())
 
+    def weights(self) -> list[Weight]:
+        """What is packed, in order."""
+        return [blob.weight for blob in self._blobs.values()]
+
     def describe(self) -> list[dict[str, Any]]:
         """The blobs for plan.json."""
         offsets = self.offsets()

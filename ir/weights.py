@@ -163,6 +163,10 @@ class WeightStore:
     def __len__(self) -> int:
         return len(self._weights)
 
+    def items(self) -> Iterator[tuple[str, Weight]]:
+        """Names and weights, in order."""
+        return iter(self._weights.items())
+
     def unique_name(self, stem: str) -> str:
         """`stem`, made a Python identifier, with a number when it is taken."""
         stem = "".join(c if c.isalnum() else "_" for c in stem).strip("_") or "weight"

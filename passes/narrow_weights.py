@@ -43,7 +43,8 @@ class NarrowWeights(Pass):
     def run(self, program: Program) -> int:
         readers = weight_readers(program, logits_linears(program))
         weights = (source for _, _, source in readers if program.weight_of(source) is not None)
-        self.recipe.check(str(source.target) for source in weights)
+        if program.info.vocab_size:  # a part of a model need not have all that a recipe names
+            self.recipe.check(str(source.target) for source in weights)
         made: dict[tuple[str, str], fx.Node] = {}
         count = 0
         for node, role, source in readers:

@@ -98,7 +98,8 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
 
 def part_pipeline(options: PipelineOptions) -> tuple[Pass, ...]:
     """The passes for a part of a model that works row by row (frontend/row_parts/): as `pipeline`,
-    without what is about attention, caches, positions and logits."""
+    without what is about attention, caches, positions and logits. Its weights are given other
+    values from time to time, so that nothing computed of them is kept."""
     return (
         DropNoOps(),
         CanonicalizeOps(),
@@ -114,6 +115,6 @@ def part_pipeline(options: PipelineOptions) -> tuple[Pass, ...]:
         FuseResidualNorm(),
         FormRegions(),
         NarrowWeights(options.recipe),
-        QuantizeWeights(options.recipe),
+        QuantizeWeights(options.recipe, kept_bytes=0),
         PlanMemory(options.decode_tokens, options.chunk),
     )

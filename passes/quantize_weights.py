@@ -14,7 +14,7 @@ from graphwright.ir.weights import Weight
 from graphwright.passes.base import Exactness, Pass, Stage
 from graphwright.passes.calibration import Calibration, calibrate
 from graphwright.passes.head import logits_linears
-from graphwright.passes.quantized_part import KeptBytes, QuantizedPart
+from graphwright.passes.quantized_part import KEPT_BYTES, KeptBytes, QuantizedPart
 from graphwright.passes.recipe import Recipe
 from graphwright.passes.self_written_tokens import SelfWritten
 from graphwright.passes.weight_roles import Role, refusal, weight_readers
@@ -40,6 +40,7 @@ class QuantizeWeights(Pass):
 
     recipe: Recipe = field(default_factory=Recipe)
     calibration: Calibration | SelfWritten | None = None
+    kept_bytes: int = KEPT_BYTES  # of results that are computed once, for whoever asks next
 
     @property
     def exactness(self) -> Exactness:  # type: ignore[override]
@@ -49,7 +50,7 @@ class QuantizeWeights(Pass):
     def run(self, program: Program) -> int:
         readers = weight_readers(program, logits_linears(program))
         made: dict[tuple[str, str], list[fx.Node]] = {}
-        memory = KeptBytes()
+        memory = KeptBytes(self.kept_bytes)
         count = 0
         calibration = self.calibration
         if isinstance(calibration, SelfWritten):

@@ -11,15 +11,15 @@ import torch
 from graphwright.ir.schemes import Scheme, quantize_weight
 from graphwright.ir.weights import Expression, Weight
 
-__all__ = ["KeptBytes", "Quantization", "QuantizedPart"]
+__all__ = ["KEPT_BYTES", "KeptBytes", "Quantization", "QuantizedPart"]
 
-_KEPT_BYTES = 640 << 20
+KEPT_BYTES = 640 << 20
 
 
 class KeptBytes:
     """A budget of memory, in bytes, for results that will be asked for again."""
 
-    def __init__(self, limit: int = _KEPT_BYTES) -> None:
+    def __init__(self, limit: int = KEPT_BYTES) -> None:
         self._left = limit
         self._lock = threading.Lock()
 
@@ -94,6 +94,13 @@ class Quantization:
             self._drop()
             self._waiting, self._kept = {}, self._packed(results)
             self.settled = True
+
+    def forget(self) -> None:
+        """The weight was given other values: what was computed of the old ones is not asked for."""
+        with self._lock:
+            assert not self.settled, "results that were settled belong to the old values"
+            self._drop()
+            self._waiting = {}
 
     def parts(self) -> list[torch.Tensor]:
         """All outputs."""

@@ -1,4 +1,4 @@
-"""`torch.compile(model, backend="graphwright")`, end to end: results are those of the model itself."""
+"""`torch.compile(model, backend="graphwright")`, end to end: results are those of the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import DynamicCache, StaticCache
 
 from graphwright.passes.base import Exactness
 from graphwright.passes.verification import promise_ratio
-from graphwright.torch_backend import part_call
+from graphwright.torch_backend import packed_weights, part_call
 from graphwright.torch_backend.backend import graphwright, reports
 from graphwright.torch_backend.compile_graph import GraphReport
 
@@ -46,7 +46,7 @@ def made() -> Made:
 def regions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes in bytes of the weights regions that parts use, one for each time they are packed."""
     sizes: list[int] = []
-    packed = part_call.packed
+    packed = packed_weights.packed
 
     def noted(*given: Any) -> Any:
         made = packed(*given)
@@ -142,17 +142,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "gemma2": {"sliding_window": 4},
     "qwen3-moe": {},
-    "deepseek-v3": {"first_k_dense_replace": 0},
+    "deepseek-v3": {},
 }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_decodes_on_its_cache(family: str, made: Made) -> None:
-    """Prefill of two shapes, or one where decoding compiles often, then a token at a time."""
+    """Prefill, of two shapes where that takes no long time, then a token at a time."""
     model = tiny_model(family, num_layers=1, **FAMILIES[family]).requires_grad_(False)
     compiled = native(model)
-    shapes = [(2, 7, 0), (3, 5, 3)]
-    for batch, length, steps in shapes[1 if family == "gemma2" else 0 :]:
+    shapes = [(2, 7, 0), (3, 5, 3)] if family == "llama" else [(3, 5, 3)]
+    for batch, length, steps in shapes:
         given = tokens(batch, length)
         caches = [DynamicCache(config=model.config) for _ in range(2)]
         for _ in range(steps + 1):
@@ -246,7 +246,10 @@ def test_rows_may_lie_anyhow(case: str) -> None:
 
 
 class Function(nn.Module):
-    """`apply` with a block and a weight."""
+    """`apply` with a block, a table and two buffers."""
+
+    steps: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(self, apply: Callable[..., Any]) -> None:
         super().__init__()
@@ -388,6 +391,42 @@ def test_several_outputs_of_a_part() -> None:
     model, x = of(apply), rows(2, 5, WIDTH)
     for ours, theirs in zip(native(model)(x), model(x), strict=True):
         check_same(ours, theirs)
+
+
+def _halves(m: Function, x: torch.Tensor) -> torch.Tensor:
+    left, right = m.block.up(x).chunk(2, -1)
+    made: torch.Tensor = left * right.sigmoid()
+    return made
+
+
+def _heads(m: Function, x: torch.Tensor) -> torch.Tensor:
+    heads = m.block.up(x).view(*x.shape[:-1], 4, 24).softmax(-2)
+    made: torch.Tensor = m.block.down(heads.flatten(-2))
+    return made
+
+
+AROUND: dict[str, Callable[[Function, torch.Tensor], torch.Tensor]] = {
+    "a factor of each row": lambda m, x: m.block.up(x * x.norm(dim=-1, keepdim=True)),
+    "a feature as a factor": lambda m, x: m.block(x) * m.block.down(m.block.up(x))[..., -1:],
+    "halves": _halves,
+    "heads": _heads,
+    "two products joined": lambda m, x: torch.cat([m.block.up(x), m.block.norm(x)], -1),
+    "a product twice": lambda m, x: m.block(m.block(x)),
+    "rows turned round": lambda m, x: m.block.down(m.block.up(x).flip(0)),
+    "rows chosen": lambda m, x: m.block(m.block(x)[[1, 0, 1]]),
+    "a row for all others": lambda m, x: m.block.up(x) + m.block.up(x[:1]),
+    "the mean of all rows": lambda m, x: m.block.up(x) + m.block.up(x.mean(0, keepdim=True)),
+    "a norm across rows": lambda m, x: m.block(m.block(x) / m.block(x).norm(dim=0)),
+    "outer products": lambda m, x: m.block(x).unsqueeze(-1) * m.block(x).unsqueeze(-2),
+    "a row to a number": lambda m, x: m.block(x).sum(-1),
+}
+
+
+@pytest.mark.parametrize("case", AROUND)
+def test_what_is_around_products(case: str, made: Made) -> None:
+    model, x = of(AROUND[case]), rows(3, 4, WIDTH)
+    check_same(native(model, dynamic=True)(x), model(x))
+    check_all_taken(made())
 
 
 def test_what_is_no_number_stays_in_its_row() -> None:
@@ -535,17 +574,6 @@ def test_half_precision(dtype: torch.dtype, made: Made) -> None:
     check_all_taken(made())
 
 
-def test_a_bfloat16_decoder(made: Made) -> None:
-    model = tiny_model("llama", num_layers=1, dtype=torch.bfloat16).requires_grad_(False)
-    given = tokens(2, 6)
-    got = native(model)(given, use_cache=False).logits
-    theirs = model(given, use_cache=False).logits
-    want = model.float()(given, use_cache=False).logits
-    assert got.dtype == torch.bfloat16
-    assert error(got, want) <= 2 * error(theirs, want)
-    check_all_taken(made())
-
-
 def test_autocast(made: Made) -> None:
     model, x = blocks(), rows(5, WIDTH)
     compiled, want = native(model), model(x)
@@ -559,7 +587,7 @@ def test_autocast(made: Made) -> None:
 # ---- options
 
 
-WRONG = {
+WRONG: dict[str, dict[str, Any]] = {
     "the backend 'graphwright' has no option 'qant'; there are quant, check": {"qant": "w8"},
     "the option 'quant' cannot be 8.": {"quant": 8},
     "the option 'threads' cannot be '2'.": {"threads": "2"},
@@ -607,3 +635,130 @@ def test_two_threads_call_two_models_at_once() -> None:
 
     with ThreadPoolExecutor(2) as executor:
         assert max(executor.map(calls, range(2))) <= ROUNDING
+
+
+def test_several_outputs_of_a_part_lie_as_those_of_torch() -> None:
+    """Code after the graph may count on their strides."""
+
+    def apply(self: Function, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        up = self.block.up(self.block.norm(x))
+        return self.block.down(up), up, up.view(*x.shape[:-1], 4, 24).transpose(1, 2)
+
+    model, x = of(apply), rows(2, 5, WIDTH)
+    got, want = native(model)(x), model(x)
+    for ours, theirs in zip(got, want, strict=True):
+        check_same(ours, theirs)
+        assert ours.stride() == theirs.stride()
+    got[0].view(-1)
+
+
+def test_quantized_weights_that_change_between_calls() -> None:
+    model = blocks()
+    compiled, x = native(model, quant="w8"), rows(5, WIDTH)
+    compiled(x)
+    for change in [None, *CHANGES]:
+        if change is not None:
+            change(model)
+        for _ in range(2):
+            assert promise_ratio(compiled(x), model(x), Exactness.APPROXIMATE) <= 0.5, change
+
+
+def test_quantized_layers_that_are_alike_keep_their_weights_apart(made: Made) -> None:
+    model = tiny_model("llama", num_layers=4).requires_grad_(False)
+    given = tokens(2, 6)
+    got = native(model, quant="w8")(given, use_cache=False).logits
+    want = model(given, use_cache=False).logits
+    assert promise_ratio(got, want, Exactness.APPROXIMATE) <= 1
+    assert [(report.parts, report.kinds) for report in made()] == [(5, 3)]
+
+
+def test_a_pattern_that_fits_some_parts_only(made: Made) -> None:
+    model = tiny_model("llama", num_layers=2).requires_grad_(False)
+    given = tokens(2, 6)
+    want = model(given, use_cache=False).logits
+    errors = []
+    for quant in ("w8", "w8:down_proj=f32"):
+        torch._dynamo.reset()
+        errors.append(error(native(model, quant=quant)(given, use_cache=False).logits, want))
+    check_all_taken(made())
+    assert len(set(errors)) == 2
+
+
+def test_weights_replaced_by_data() -> None:
+    """Writes to `.data` in place leave no trace: docs/torch-compile.md says so."""
+    model, x = blocks(1), rows(5, WIDTH)
+    compiled = native(model)
+    compiled(x)
+    model[0].up.weight.data = model[0].up.weight.flip(0)
+    check_same(compiled(x), model(x))
+
+
+def test_parts_alike_but_for_what_their_weights_are_made_of() -> None:
+    """Slices of one weight; a weight as it is after one that is computed."""
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(128, WIDTH))
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            linear = nn.functional.linear
+            return linear(x, self.weight[:64]), linear(y, self.weight[64:])
+
+    model = quiet(Halves())
+    given = rows(3, WIDTH), rows(5, WIDTH)
+    for ours, theirs in zip(native(model)(*given), model(*given), strict=True):
+        check_same(ours, theirs)
+    applied: list[Callable[..., torch.Tensor]] = [
+        lambda self, x: x @ self.table.weight.softmax(0).t(),
+        lambda self, x: x @ self.table.weight.t(),
+    ]
+    for apply in applied:
+        torch._dynamo.reset()
+        one, x = of(apply), rows(3, WIDTH)
+        check_same(native(one)(x), one(x))
+
+
+ADDED: dict[str, Callable[..., torch.Tensor]] = {
+    "one value": lambda m, x: torch.addmm(m.block.up.bias[:1], x, m.block.up.weight.t()),
+    "the rows": lambda m, x: torch.addmm(x, x, m.block.up.weight[:64].t()),
+    "a matrix": lambda m, x: torch.addmm(m.table.weight[:3], x, m.block.up.weight[:64].t()),
+}
+
+
+@pytest.mark.parametrize("case", ADDED)
+def test_what_is_added_to_a_product(case: str) -> None:
+    model, x = of(ADDED[case]), rows(3, WIDTH)
+    check_same(native(model)(x), model(x))
+
+
+def test_the_threads_of_torch_come_back_in_every_thread() -> None:
+    """A graph ends in one thread while it runs in another."""
+    import threading
+
+    from graphwright.torch_backend.quiet_torch import QuietTorch
+
+    before, found = torch.get_num_threads(), []
+    graph, hushed, ended = QuietTorch(), threading.Event(), threading.Event()
+
+    def long(given: list[Any]) -> None:
+        graph.hush()
+        hushed.set()
+        ended.wait()
+
+    def thread() -> None:
+        torch.set_num_threads(4)
+        graph.around(long, [])([])
+        found.append(torch.get_num_threads())
+
+    try:
+        torch.set_num_threads(4)
+        worker = threading.Thread(target=thread)
+        worker.start()
+        hushed.wait()
+        graph.around(lambda given: None, [])([])
+        ended.set()
+        worker.join()
+        assert found == [4]
+    finally:
+        torch.set_num_threads(before)

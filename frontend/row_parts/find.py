@@ -18,6 +18,7 @@ from torch import fx
 from graphwright.frontend.row_parts.forms import (
     LAYOUT,
     PRODUCTS,
+    VIEWS,
     Form,
     NoFormError,
     form_after,
@@ -100,15 +101,17 @@ def _forms(
 ) -> dict[fx.Node, Form]:
     forms: dict[fx.Node, Form] = {}
     pending: deque[tuple[fx.Node, Form]] = deque()
+    barred = set()
     for node in graph.nodes:
         if node.target in PRODUCTS:
             if (why := _no_product(node, constants)) is not None:
                 refused[node] = why
+                barred.add(node)
             else:
                 pending.append((node, Form((0,))))
     while pending:
         node, form = pending.popleft()
-        if node in forms or not _may_join(node, constants):
+        if node in forms or node in barred or not _may_join(node, constants):
             continue
         try:
             before = forms_before(node, form)
@@ -153,12 +156,17 @@ def _drop_mismatches(
 
 
 def _no_product(node: fx.Node, constants: frozenset[fx.Node]) -> str | None:
-    rows = rows_input(node)
-    others = [source for source in node.all_input_nodes if source is not rows]
+    rows, place = rows_input(node), PRODUCTS[node.target]
+    matrix: Any = node.args[place + 1]
+    bias: Any = node.args[0] if place else None
     if rows in constants:
         return "both operands are weights"
-    if unknown := [each for each in others if each not in constants]:
-        return f"'{unknown[0]}' is no weight"
+    if matrix not in constants:
+        return f"'{matrix}' is no weight"
+    if bias is not None and (bias not in constants or bias.meta["val"].dim() != 1):
+        return f"'{bias}', which is added, is no weight with a number for each output"
+    if bias is not None and bias.meta["val"].shape[0] != _tensor(node).shape[1]:
+        return f"'{bias}', which is added, has one number for all outputs"
     if node.kwargs:
         return f"it is scaled by {dict(node.kwargs)}"
     if _tensor(node).dtype not in _FLOATS or _tensor(node).device.type != "cpu":
@@ -180,8 +188,10 @@ def _may_join(node: fx.Node, constants: frozenset[fx.Node]) -> bool:
     if node.target is aten.native_layer_norm.default:
         return all(user.target is operator.getitem and user.args[1] == 0 for user in node.users)
     if node.target is operator.getitem:
-        return node.all_input_nodes[0].target is aten.native_layer_norm.default
-    return True
+        source = node.all_input_nodes[0]
+        return source.target is aten.native_layer_norm.default and _may_join(source, constants)
+    numbers = [s for s in node.all_input_nodes if not isinstance(_tensor(s), torch.Tensor)]
+    return not numbers or node.target in VIEWS
 
 
 def _check_operands(

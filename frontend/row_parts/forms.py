@@ -22,6 +22,7 @@ from graphwright.ir.levels import POINTWISE
 __all__ = [
     "LAYOUT",
     "PRODUCTS",
+    "VIEWS",
     "Form",
     "NoFormError",
     "cat_parts",
@@ -31,12 +32,12 @@ __all__ = [
 ]
 
 aten = torch.ops.aten
-_VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
 _SAME = {aten.clone.default, aten.alias.default, aten.detach.default, aten._to_copy.default,
          operator.getitem}  # fmt: skip
 _REDUCTIONS = {aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default}
 _TURNS = {aten.transpose.int, aten.permute.default}
-LAYOUT = _VIEWS | _TURNS | {aten.unsqueeze.default, aten.squeeze.dim, aten.clone.default,
+VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
+LAYOUT = VIEWS | _TURNS | {aten.unsqueeze.default, aten.squeeze.dim, aten.clone.default,
                             aten.alias.default, aten.detach.default}  # fmt: skip
 """Operators that compute nothing."""
 PRODUCTS: dict[Any, int] = {aten.mm.default: 0, aten.addmm.default: 1}
@@ -285,7 +286,7 @@ def _slice_before(node: fx.Node, form: Form) -> dict[fx.Node, Form | None]:
 def cat_parts(node: fx.Node) -> list[fx.Node]:
     """The operands of a concatenation that are not empty."""
     parts: Any = node.args[0]
-    return [part for part in parts if size_of(_value(part).shape[_cat_dim(node)]) != 0]
+    return [part for part in parts if 0 not in map(size_of, _value(part).shape)]
 
 
 def _cat_dim(node: fx.Node) -> int:
@@ -340,7 +341,7 @@ _RULES: dict[Any, _Rule] = {
         for packet, overload in (name.split(".") for name in sorted(POINTWISE))
     },
     **dict.fromkeys(_SAME, _Rule(_same_after, _same_before)),
-    **dict.fromkeys(_VIEWS, _Rule(_view_after, _view_before)),
+    **dict.fromkeys(VIEWS, _Rule(_view_after, _view_before)),
     **dict.fromkeys(_TURNS, _Rule(_turn_after, _turn_before)),
     **dict.fromkeys(
         (*_REDUCTIONS, aten.select.int, aten.squeeze.dim), _Rule(_dropping_after, _dropping_before)

@@ -12,12 +12,13 @@ import torch
 from torch import fx
 
 from graphwright.frontend.row_parts.find import RowPart
+from graphwright.frontend.row_parts.forms import LAYOUT, VIEWS, cat_parts
+from graphwright.ir.layout import size_of
 
 __all__ = ["PartCall", "part_module", "replace_parts"]
 
 aten = torch.ops.aten
-# A part's results lie in memory as they like; what views them must not count on strides.
-_STRIDED = {aten.view.default, aten._unsafe_view.default}
+_VIEWS = LAYOUT | {aten.slice.Tensor, aten.select.int, aten.expand.default}
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def replace_parts(module: fx.GraphModule, calls: Sequence[PartCall]) -> fx.Graph
     """
     old, graph = module.graph, fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
+    seen = _seen_from_outside(old)
     owner = {node: call for call in calls for node in call.part.nodes}
     for item in _schedule(old, owner):
         if isinstance(item, fx.Node):
@@ -46,9 +48,35 @@ def replace_parts(module: fx.GraphModule, calls: Sequence[PartCall]) -> fx.Graph
         for number, node in enumerate(item.part.outputs):
             values[node] = graph.call_function(operator.getitem, (result, number))
             values[node].meta = dict(node.meta)
+            if node in seen and _is_dense(node.meta["val"]):
+                values[node] = graph.call_function(aten.contiguous.default, (values[node],))
     graph.eliminate_dead_code()
     graph.lint()
     return fx.GraphModule(module, graph)
+
+
+def _seen_from_outside(graph: fx.Graph) -> set[fx.Node]:
+    """What the graph returns, and what that is a view of: its caller may count on strides."""
+    found: set[fx.Node] = set()
+    pending = list(graph.output_node().all_input_nodes)
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending += node.all_input_nodes[:1] if node.target in _VIEWS else []
+    return found
+
+
+def _is_dense(value: Any) -> bool:
+    """Is it contiguous? Asked of expressions, so that no size is guarded."""
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        return False
+    expected: Any = 1
+    for size, stride in zip(reversed(value.shape), reversed(value.stride()), strict=True):
+        if size_of(size) != 1 and size_of(stride) != expected:
+            return False
+        expected = expected * size_of(size)
+    return True
 
 
 def part_module(
@@ -76,15 +104,20 @@ def part_module(
     for node in part.constants:
         constant(node)
     for node in part.nodes:
-        values[node] = _copy(graph, node, values)
+        if node.target is aten.cat.default:
+            parts = [values[each] for each in cat_parts(node)]  # the empty ones are not given
+            values[node] = graph.call_function(node.target, (parts, *node.args[1:]))
+        else:
+            values[node] = _copy(graph, node, values)
     graph.output(tuple(values[node] for node in part.outputs))
     graph.lint()
     return fx.GraphModule(module, graph)
 
 
 def _copy(graph: fx.Graph, node: fx.Node, values: dict[fx.Node, fx.Node]) -> fx.Node:
+    """A part's results lie in memory as they like; what views them must not count on strides."""
     copy = graph.node_copy(node, values.__getitem__)
-    if copy.target in _STRIDED:
+    if copy.target in VIEWS:
         copy.target = aten.reshape.default
     return copy
 

@@ -24,6 +24,7 @@ def spread_operands(graph: fx.Graph, forms: Mapping[fx.Node, Form], constants: S
     """Inserts what is missing for elementwise operators next to those that have a form, and returns
     how often."""
     count = 0
+    made: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
         if node in forms or node in constants or not _is_pointwise(node):
             continue
@@ -35,8 +36,15 @@ def spread_operands(graph: fx.Graph, forms: Mapping[fx.Node, Form], constants: S
         except NoFormError:
             continue
         for operand in node.all_input_nodes:
-            if operand is not leading and operand not in constants:
-                count += _spread(graph, node, operand, leading, form)
+            if operand is leading or operand in constants:
+                continue
+            sizes = _spread_sizes(node, operand, form)
+            if sizes is not None:
+                key = (operand, *map(size_of, sizes))
+                if key not in made:
+                    made[key] = _expand(graph, node, operand, sizes, leading)
+                node.replace_input_with(operand, made[key])
+                count += 1
     return count
 
 
@@ -49,29 +57,52 @@ def _is_pointwise(node: fx.Node) -> bool:
     )
 
 
-def _spread(graph: fx.Graph, node: fx.Node, operand: fx.Node, leading: fx.Node, form: Form) -> bool:
+def _spread_sizes(node: fx.Node, operand: fx.Node, form: Form) -> list[Any] | None:
+    """The sizes of the operand with a row for each row of the result; None: it has them, or some
+    other number of rows."""
     value, small = node.meta["val"], operand.meta.get("val")
     if not isinstance(small, torch.Tensor) or not small.dtype.is_floating_point:
-        return False
+        return None
     missing = value.dim() - small.dim()
     sizes: list[Any] = [1] * missing + list(small.shape)
-    rows = [dim for dim in form.lead if size_of(sizes[dim]) != size_of(value.shape[dim])]
-    if not rows or any(size_of(sizes[dim]) != 1 for dim in rows):
-        return False
-    shift = value.dim() - leading.meta["val"].dim()
-    wanted: list[Any] = list(sizes)
+    lacking = [
+        dim
+        for dim in form.lead
+        if dim < missing or size_of(sizes[dim]) != size_of(value.shape[dim])
+    ]
+    if not lacking or any(size_of(sizes[dim]) != 1 for dim in lacking):
+        return None
+    for dim in lacking:
+        sizes[dim] = value.shape[dim]
+    return sizes
+
+
+def _expand(
+    graph: fx.Graph, node: fx.Node, operand: fx.Node, sizes: list[Any], leading: fx.Node
+) -> fx.Node:
+    value, small = node.meta["val"], operand.meta["val"]
+    missing, shift = value.dim() - small.dim(), value.dim() - leading.meta["val"].dim()
+    wanted = list(sizes)
     with graph.inserting_before(node):
-        for dim in range(value.dim()):
-            source, place, fake = (leading, dim - shift, value.shape[dim]) if dim in rows else (
-                operand, dim - missing, sizes[dim])  # fmt: skip
-            if isinstance(fake, int):
-                wanted[dim] = fake
-            else:
-                wanted[dim] = graph.call_function(aten.sym_size.int, (source, place))
-                wanted[dim].meta["val"] = fake
-            sizes[dim] = fake
-        spread = graph.call_function(aten.expand.default, (operand, wanted))
-    with small.fake_mode:  # type: ignore[attr-defined]
-        spread.meta["val"] = small.expand(sizes)
-    node.replace_input_with(operand, spread)
-    return True
+        for dim, size in enumerate(sizes):
+            if isinstance(size, int):
+                continue
+            own = dim >= missing and size_of(small.shape[dim - missing]) == size_of(size)
+            source, place = (operand, dim - missing) if own else (leading, dim - shift)
+            wanted[dim] = _number(graph, size, source, place)
+        made = graph.call_function(aten.expand.default, (operand, wanted))
+    with small.fake_mode:
+        made.meta["val"] = small.expand(sizes)
+    return made
+
+
+def _number(graph: fx.Graph, size: Any, source: fx.Node, dim: int) -> fx.Node:
+    """A node that is `size`: an argument of the graph, where there is one, so that nobody waits."""
+    for placeholder in graph.find_nodes(op="placeholder"):
+        known = placeholder.meta.get("val")
+        if isinstance(known, torch.SymInt) and size_of(known) == size_of(size):
+            found: fx.Node = placeholder
+            return found
+    number = graph.call_function(aten.sym_size.int, (source, dim))
+    number.meta["val"] = size
+    return number

@@ -41,7 +41,8 @@ class BackendOptions:
                     f"the backend 'graphwright' has no option '{name}'; there are "
                     f"{', '.join(each.name for each in fields(cls))}."
                 )
-            if not isinstance(value, types[name]):  # type: ignore[arg-type]
+            number = name == "threads" and isinstance(value, bool)  # which Python takes for one
+            if number or not isinstance(value, types[name]):  # type: ignore[arg-type]
                 raise PassError(f"the option '{name}' cannot be {value!r}.")
         options = cls(**given)
         if options.quant != "auto":

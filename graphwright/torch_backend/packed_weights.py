@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils import _pytree as pytree
 
+from graphwright.ir.weights import Expression
+from graphwright.passes.quantized_part import QuantizedPart
 from graphwright.runtime.memory import Memory
 from graphwright.torch_backend.part_code import PartCode
 
@@ -30,6 +33,7 @@ class PackedWeights:
         end = 0
         with code.lock, torch.no_grad():
             code.tensors.values = [each.detach() for each in tensors]
+            _forget_quantized(code.blobs.weights())
             try:
                 for piece in code.blobs.chunks():
                     self.region[end : end + len(piece)] = np.frombuffer(piece, np.uint8)
@@ -61,9 +65,19 @@ def packed(code: PartCode, tensors: Sequence[torch.Tensor]) -> PackedWeights:
     return known
 
 
-def _versions(tensors: Sequence[torch.Tensor]) -> list[int]:
-    """They rise with every write in place; tensors made in inference mode do not count them."""
+def _forget_quantized(weights: Iterable[Any]) -> None:
+    """Quantizations whose results are asked for one by one compute them anew."""
+    for weight in weights:
+        if isinstance(weight, QuantizedPart):
+            weight.quantization.forget()
+        if isinstance(weight, Expression):
+            _forget_quantized(pytree.tree_leaves((weight.args, weight.kwargs)))
+
+
+def _versions(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+    """Where the values lie, and a number that rises with every write to the tensor in place; not
+    with writes to its `.data`, and not for tensors that were made in inference mode."""
     try:
-        return [each._version for each in tensors]
+        return [(each.data_ptr(), each._version) for each in tensors]
     except RuntimeError:
-        return [-1 if each.is_inference() else each._version for each in tensors]
+        return [(t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from graphwright.backends.blobs import BlobTable
+from graphwright.backends.blobs import BlobTable, identity
 from graphwright.backends.tvm.build import build
 from graphwright.backends.tvm.phases import ALONE_ROWS
 from graphwright.backends.tvm.target import host_cpu
@@ -53,7 +53,7 @@ class PartCodes:
     """The codes that there are in this process, by what makes them."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[str, ...], PartCode] = {}
+        self._made: dict[Hashable, PartCode] = {}
         self._lock = threading.RLock()
 
     def get(
@@ -65,7 +65,8 @@ class PartCodes:
         example: weights to check numbers with; None: there are none at hand.
         Raises PassError or BackendError.
         """
-        key = (_without_numbers(format_graph(program), recipe), str(recipe))
+        made_of = tuple(identity(weight) for _, weight in program.weights.items())
+        key = (_without_numbers(format_graph(program), recipe), made_of, str(recipe))
         with self._lock:
             if key not in self._made:
                 with without_collection():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,12 +22,12 @@ class QuietTorch:
     """
 
     def __init__(self) -> None:
-        self._threads: int | None = None  # those to come back to, if the graph may be hushed
+        self._call = threading.local()  # a call knows nothing of those in other threads
 
     def hush(self) -> None:
         """Called by a part that works on few rows: from now on one thread, to the graph's end, if
         all that the graph was given is small."""
-        if self._threads is not None and torch.get_num_threads() != 1:
+        if getattr(self._call, "may_be_hushed", False) and torch.get_num_threads() != 1:
             torch.set_num_threads(1)
 
     def around(self, run: Callable[..., Any], weights: Sequence[int]) -> Callable[..., Any]:
@@ -43,13 +44,13 @@ class QuietTorch:
                 for place, each in enumerate(arguments)
                 if place not in skipped
             )
-            self._threads = threads if small and threads > 1 else None
+            self._call.may_be_hushed = small and threads > 1
             try:
                 return run(arguments)
             finally:
-                if self._threads is not None and torch.get_num_threads() != threads:
+                if self._call.may_be_hushed and torch.get_num_threads() != threads:
                     torch.set_num_threads(threads)
-                self._threads = None
+                self._call.may_be_hushed = False
 
         call._boxed_call = True  # type: ignore[attr-defined]
         return call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from graphwright.frontend.row_parts.forms import (
 aten = torch.ops.aten
 MODE = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=False)
 LAST = 9223372036854775807
+LAYER_NORM = aten.native_layer_norm.default
 
 
 def symbolic(*sizes: int) -> torch.Tensor:
@@ -71,22 +73,17 @@ KEPT = {
     "pointwise": (aten.relu.default, (ROWS,), (0, 1), (0, 1)),
     "two operands": (aten.mul.Tensor, (ROWS, ROWS), (0, 1), (0, 1)),
     "a number": (aten.mul.Scalar, (HEADS, 2.0), (0, 2), (0, 2)),
-    "new dimensions in front": (aten.add.Tensor, (TABLE, symbolic(1, 1, 6)), (0,), (2,)),
+    "new dimensions in front": (aten.add.Tensor, (TABLE, symbolic(1, 1, 6)), (0,), (1,)),
     "features repeated": (aten.mul.Tensor, (ROWS[:, :, :1], ROWS), (0, 1), (0, 1)),
     "heads": (aten.view.default, (ROWS, [BATCH, LENGTH, 2, 3]), (0, 1), (0, 1)),
     "one table": (aten.view.default, (ROWS, [BATCH * LENGTH, 6]), (0, 1), (0,)),
     "no table": (aten._unsafe_view.default, (TABLE, [BATCH, LENGTH, 6]), (0,), (0, 1)),
-    "no table, heads": (aten.reshape.default, (TABLE, [BATCH, LENGTH, 3, 2]), (0,), (0, 1)),
     "the same view": (aten.view.default, (HEADS, [BATCH, 2, LENGTH, 3]), (0, 2), (0, 2)),
     "heads as rows": (aten.reshape.default, (HEADS, [2 * BATCH * LENGTH, 3]), (0, 1, 2), (0,)),
-    "a transpose": (aten.transpose.int, (HEADS, 1, 2), (0, 2), (0, 1)),
     "rows turned": (aten.transpose.int, (ROWS, 0, -2), (0, 1), (1, 0)),
     "a permutation": (aten.permute.default, (HEADS, [2, 0, 3, 1]), (0, 2), (1, 0)),
-    "a dimension before": (aten.unsqueeze.default, (ROWS, 0), (0, 1), (1, 2)),
-    "a dimension between": (aten.unsqueeze.default, (ROWS, 1), (0, 1), (0, 2)),
     "a dimension behind": (aten.unsqueeze.default, (ROWS, -1), (0, 1), (0, 1)),
     "a dimension less": (aten.squeeze.dim, (HEADS[:, :1], 1), (0, 2), (0, 1)),
-    "nothing to squeeze": (aten.squeeze.dim, (HEADS, 1), (0, 2), (0, 2)),
     "a mean": (aten.mean.dim, (ROWS, [-1], True), (0, 1), (0, 1)),
     "a mean of heads": (aten.mean.dim, (HEADS, [1]), (0, 2), (0, 1)),
     "a sum": (aten.sum.dim_IntList, (HEADS, [1, -1]), (0, 2), (0, 1)),
@@ -97,9 +94,8 @@ KEPT = {
     "cat": (aten.cat.default, ([ROWS, ROWS[:, :, :2]], -1), (0, 1), (0, 1)),
     "cat with nothing": (aten.cat.default, ([ROWS, ROWS[:, :, 6:]], 2), (0, 1), (0, 1)),
     "mm": (aten.mm.default, (TABLE, WEIGHT), (0,), (0,)),
-    "a copy": (aten.clone.default, (HEADS,), (0, 2), (0, 2)),
     "a cast": (aten._to_copy.default, (HEADS,), (2, 0), (2, 0)),
-    "a norm": (aten.native_layer_norm.default, (HEADS, [3], None, None, 1e-5), (0, 2), (0, 2)),
+    "a norm": (LAYER_NORM, (HEADS, [3], None, None, 1e-5), (0, 2), (0, 2)),
 }
 
 
@@ -113,19 +109,11 @@ ACROSS = "works across rows"
 MIXED = {
     "a mean of rows": (aten.mean.dim, (ROWS, [1]), (0, 1), ACROSS),
     "a mean of all": (aten.sum.dim_IntList, (ROWS, []), (0, 1), ACROSS),
-    "a largest of all": (aten.amax.default, (ROWS,), (0, 1), ACROSS),
     "some rows": (aten.slice.Tensor, (HEADS, -2, 0, 5), (0, 2), ACROSS),
-    "some rows of the first": (aten.slice.Tensor, (ROWS,), (0, 1), ACROSS),
     "one row": (aten.select.int, (ROWS, 1, -1), (0, 1), ACROSS),
     "one row of one": (aten.squeeze.dim, (ROWS[:1], 0), (0, 1), ACROSS),
-    "more rows": (aten.cat.default, ([ROWS, ROWS], -2), (0, 1), ACROSS),
-    "more rows in front": (aten.cat.default, ([ROWS, ROWS],), (0, 1), ACROSS),
-    "a norm of rows": (
-        aten.native_layer_norm.default, (torch.empty(4, 5, 6), [5, 6], None, None, 1e-5), (0, 1),
-        ACROSS,
-    ),
+    "a norm of rows": (LAYER_NORM, (torch.empty(4, 6), [4, 6], None, None, 0.1), (0,), ACROSS),
     "rows cut": (aten.view.default, (ROWS, [BATCH, LENGTH * 2, 3]), (0, 1), "cut anew"),
-    "rows cut oddly": (aten.view.default, (torch.empty(4, 6), [6, 4]), (0,), "cut anew"),
     "rows joined": (aten.view.default, (torch.empty(1, 6), [6]), (0,), "joins the rows"),
     "rows not in front": (
         aten.reshape.default, (HEADS, [BATCH, 2 * LENGTH, 3]), (0, 2), "do not come first"),
@@ -156,10 +144,7 @@ BEFORE = {
     "a product's other side": (aten.mm.default, (TABLE, WEIGHT), (1,), "has its rows in front"),
     "some rows repeated": (
         aten.add.Tensor, (torch.empty(2, 3, 1), torch.empty(2, 1, 1)), (0, 1), "repeats some rows"),
-    "a norm of rows": (
-        aten.native_layer_norm.default, (torch.empty(4, 6), [6], None, None, 1e-5), (1,), ACROSS),
-    "rows cut": (aten.view.default, (ROWS, [BATCH, LENGTH * 2, 3]), (0, 1), "cut anew"),
-    "a running sum": (aten.cumsum.default, (ROWS, 2), (0, 1), "not known to keep rows apart"),
+    "a norm of rows": (LAYER_NORM, (torch.empty(4, 6), [6], None, None, 0.1), (1,), ACROSS),
 }  # fmt: skip
 
 
@@ -174,6 +159,9 @@ def test_operands_without_rows_must_be_the_same_for_all() -> None:
     node = node_of(aten.where.ScalarOther, torch.empty(6) > 0, torch.empty(4, 6), 0.0)
     condition, rows = node.all_input_nodes
     assert forms_before(node, Form((0,))) == {condition: None, rows: Form((0,))}
+    joined = node_of(aten.cat.default, [torch.empty(4, 0), torch.empty(4, 6)], 1)
+    _nothing, rows = joined.all_input_nodes
+    assert cat_parts(joined) == [rows] and forms_before(joined, Form((0,))) == {rows: Form((0,))}
     bias, table, weight = torch.empty(4), torch.empty(5, 6), torch.empty(6, 4)
     product = node_of(aten.addmm.default, bias, table, weight)
     first, second, third = product.all_input_nodes
@@ -182,7 +170,7 @@ def test_operands_without_rows_must_be_the_same_for_all() -> None:
     with pytest.raises(NoFormError, match="sums over rows"):
         form_after(product, first, Form((0,)))
     given = [torch.empty(4, 6), [6], torch.empty(6), torch.empty(6), 1e-5]
-    norm = node_of(aten.native_layer_norm.default, *given)
+    norm = node_of(LAYER_NORM, *given)
     source, *others = norm.all_input_nodes
     assert forms_before(norm, Form((0,))) == {source: Form((0,)), **dict.fromkeys(others)}
     with pytest.raises(NoFormError, match="weight depends on the row"):
@@ -191,23 +179,7 @@ def test_operands_without_rows_must_be_the_same_for_all() -> None:
     assert form_after(item, norm, Form((0,))) == Form((0,))
 
 
-def test_an_empty_operand_of_cat_has_no_form() -> None:
-    node = node_of(aten.cat.default, [torch.empty(4, 0), torch.empty(4, 6)], 1)
-    nothing, rows = node.all_input_nodes
-    assert cat_parts(node) == [rows]
-    assert forms_before(node, Form((0,))) == {rows: Form((0,))}
-    assert nothing not in forms_before(node, Form((0,)))
-
-
 # ---- random shapes: what has a form keeps rows apart, and in their order
-
-
-def random_view(draw: st.DrawFn, shape: list[int]) -> list[int]:
-    """Other sizes with the same number of elements."""
-    primes = [p for size in shape for p in ([2, 2] if size == 4 else [size])]
-    cuts = draw(st.sets(st.integers(0, len(primes))))
-    places = [0, *sorted(cuts), len(primes)]
-    return [math.prod(primes[a:b]) for a, b in zip(places, places[1:], strict=False)]
 
 
 @st.composite
@@ -221,7 +193,9 @@ def calls(draw: st.DrawFn) -> tuple[Any, tuple[Any, ...], tuple[int, ...]]:
         lead = sorted(lead)
     dim, other = draw(st.integers(-rank, rank - 1)), draw(st.integers(0, rank - 1))
     dims, keep = sorted(draw(st.sets(st.integers(0, rank - 1), min_size=1))), draw(st.booleans())
-    view = random_view(draw, shape)
+    primes = [p for size in shape for p in ([2, 2] if size == 4 else [size])]
+    cuts = [0, *sorted(draw(st.sets(st.integers(0, len(primes))))), len(primes)]
+    view = [math.prod(primes[a:b]) for a, b in pairwise(cuts)]
     options: list[tuple[Any, tuple[Any, ...]]] = [
         *((op, (x, view)) for op in (aten.view.default, aten.reshape.default)),
         *((op, (x, dims, keep)) for op in (aten.mean.dim, aten.sum.dim_IntList)),
@@ -235,7 +209,7 @@ def calls(draw: st.DrawFn) -> tuple[Any, tuple[Any, ...], tuple[int, ...]]:
         (aten.cat.default, ([x, x.cos()], dim)),
         (aten.add.Tensor, (x, x.cos())),
         (aten.mul.Tensor, (x, torch.ones([2, *([1] * rank)]))),
-        (aten.native_layer_norm.default, (x, shape[other:], None, None, 1e-5)),
+        (LAYER_NORM, (x, shape[other:], None, None, 1e-5)),
     ]
     target, args = draw(st.sampled_from(options))
     return target, args, tuple(lead)
@@ -247,11 +221,6 @@ def rows_of(value: Any, form: Form) -> torch.Tensor:
     count = math.prod(value.shape[dim] for dim in form.lead)
     rows: torch.Tensor = value.permute(order).reshape(count, -1)
     return rows
-
-
-def counted(form: Form, value: torch.Tensor) -> list[int]:
-    """The dimensions that count rows, apart from those of size one."""
-    return [dim for dim in form.lead if value.shape[dim] != 1]
 
 
 @settings(deadline=None, max_examples=400)
@@ -266,7 +235,8 @@ def test_a_changed_row_changes_that_row_alone(call: Any, dice: Any) -> None:
     except NoFormError:
         return
     back = forms_before(node, after)[source]
-    assert back is not None and counted(back, x) == counted(form, x)
+    assert back is not None  # but for dimensions of size one, it is the same form
+    assert [dim for dim in back.lead if x.shape[dim] != 1] == [d for d in lead if x.shape[d] != 1]
     chosen = dice.randrange(len(rows_of(x, form)))
     other = x.clone()
     rows = other.permute((*lead, *form.features(x)))

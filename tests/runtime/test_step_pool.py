@@ -45,14 +45,46 @@ int32_t prefill(int32_t thread, int32_t threads, int32_t alone, Pool *pool, int6
   return thread == threads - 1 ? 7 : 0;
 }
 """
+# Another library, of more phases: in each, the threads share their parts among them.
+PHASES, PARTS = 50, 3
+OTHER_ENTRIES = f"""
+#include <stdint.h>
+typedef struct Pool Pool;
+int32_t gw_barrier(Pool *pool, const char *next, const char *end);
+int32_t gw_take_part(Pool *pool, int32_t phase, int32_t thread, int32_t each);
+const int32_t gw_most_phases = {PHASES};
+__attribute__((visibility("default")))
+int32_t decode(int32_t thread, int32_t threads, int32_t alone, Pool *pool, int64_t *own,
+               int32_t *batch, int64_t *places, int64_t *sums) {{
+  for (int phase = 0; phase < {PHASES}; phase++) {{
+    int32_t part;
+    while ((part = gw_take_part(pool, phase, thread, {PARTS})) >= 0)
+      places[phase * threads * {PARTS} + part] += phase + part;
+    gw_barrier(pool, 0, 0);
+  }}
+  return 0;
+}}
+__attribute__((visibility("default")))
+int32_t prefill(int32_t thread, int32_t threads, int32_t alone, Pool *pool, int64_t *own) {{
+  return 9;
+}}
+"""
 ROUNDS = 20
 VOCABULARY = 1003
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pool")
-    (folder / "entries.c").write_text(ENTRIES)
+    return library(tmp_path_factory.mktemp("pool"), ENTRIES)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return library(tmp_path_factory.mktemp("other"), OTHER_ENTRIES)
+
+
+def library(folder: Path, entries: str) -> Path:
+    (folder / "entries.c").write_text(entries)
     for source in (folder / "entries.c", _POOL):
         compile_source(source, folder / f"{source.stem}.o", macros=_pool_macros(VOCABULARY))
     link([folder / "entries.o", folder / "step_pool.o"], folder / "step.so")
@@ -147,6 +179,29 @@ def test_a_process_ends_while_workers_wait(path: Path) -> None:
         [sys.executable, "-c", code, str(path)], capture_output=True, timeout=60
     )
     assert (result.returncode, result.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_entries_of_another_library_run_on_a_pool_of_enough_phases(
+    path: Path, other: Path, threads: int
+) -> None:
+    """Steps of both libraries take turns on the threads of one pool."""
+    counter, code = Counter(path, threads), StepCode(other)
+    counter.pool.close()
+    counter.pool = StepPool(
+        StepCode(path), threads, own_bytes=64, alone_rows=2, rows=4, phases=PHASES
+    )
+    parts = (ctypes.c_int64 * (PHASES * threads * PARTS))()
+    pointers = (ctypes.c_void_p * len(PARAMETERS))(0, ctypes.addressof(parts))
+    pointers[0] = ctypes.addressof(counter.batch)
+    once = [phase + part for phase in range(PHASES) for part in range(threads * PARTS)]
+    for step in range(1, 20):
+        counter.pool.run("decode", pointers, code=code)
+        assert list(parts) == [step * value for value in once]
+        counter.check(1)
+    with pytest.raises(RuntimeError, match="step 'prefill' failed: it returned 9"):
+        counter.pool.run("prefill", pointers, code=code)
+    counter.check(1)
 
 
 VALUES = (-np.inf, -1.5, 0.0, 2.0, np.inf)
