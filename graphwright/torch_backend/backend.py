@@ -79,6 +79,16 @@ def graphwright(
     return compiled
 
 
+def _reset() -> None:
+    """Called by torch._dynamo.reset(): graphs compiled afterwards pack their weights anew."""
+    from graphwright.torch_backend.packed_weights import forget_packed
+
+    forget_packed()
+
+
+graphwright.reset = _reset  # type: ignore[attr-defined]
+
+
 def reports() -> list[GraphReport]:
     """What was taken of each graph so far, in the order they were compiled."""
     return list(_REPORTS)

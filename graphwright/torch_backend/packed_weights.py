@@ -16,7 +16,7 @@ from graphwright.passes.quantized_part import QuantizedPart
 from graphwright.runtime.memory import Memory
 from graphwright.torch_backend.part_code import PartCode
 
-__all__ = ["PackedWeights", "packed"]
+__all__ = ["PackedWeights", "forget_packed", "packed"]
 
 
 class PackedWeights:
@@ -63,6 +63,11 @@ def packed(code: PartCode, tensors: Sequence[torch.Tensor]) -> PackedWeights:
     if known is None or not known.fit(tensors):
         known = _PACKED[key] = PackedWeights(code, tensors)
     return known
+
+
+def forget_packed() -> None:
+    """Whoever asks from now on gets weights packed anew."""
+    _PACKED.clear()
 
 
 def _forget_quantized(weights: Iterable[Any]) -> None:
