@@ -86,6 +86,7 @@ def compile_graph(
             call, code = _part(module, part, found, names, values, options, quiet, space)
         except (NoFormError, GraphwrightError) as error:
             report.left.append(str(error).splitlines()[0])
+            _LOG.warning("a part of %d products is left to torch: %s", _products(part), error)
             continue
         calls.append(call)
         kinds.add(id(code))
@@ -126,6 +127,10 @@ def _part(
     limit = most_rows(_types(part)) if options.quant == "auto" else None
     call = part_call(part, found.forms, code, pool, quiet, by_torch, limit)
     return PartCall(part, sources, call), code
+
+
+def _products(part: RowPart) -> int:
+    return sum(node.target in PRODUCTS for node in part.nodes)
 
 
 def _types(part: RowPart) -> set[torch.dtype]:

@@ -13,7 +13,6 @@ import torch
 
 from graphwright.backends.blobs import BlobTable, identity
 from graphwright.backends.tvm.build import build
-from graphwright.backends.tvm.phases import ALONE_ROWS
 from graphwright.backends.tvm.target import host_cpu
 from graphwright.frontend.row_parts.program import Tensors
 from graphwright.ir.printer import format_graph
@@ -73,11 +72,6 @@ class PartCodes:
                     self._made[key] = _compile(program, tensors, recipe, example, check)
             return self._made[key]
 
-    def clear(self) -> None:
-        """Forgets them all; what was compiled with them stays."""
-        with self._lock:
-            self._made.clear()
-
 
 def _without_numbers(text: str, recipe: Recipe) -> str:
     """Layers differ by numbers in the names of their weights, unless the recipe asks for some."""
@@ -93,7 +87,7 @@ def _compile(
     find_token_axes(program)  # a proof of its own that rows stay apart
     inputs = int(program.placeholder("tokens").meta["val"].shape[1])
     outputs = int(program.output.meta["val"].shape[1])
-    context = PassContext()
+    context = PassContext(fuel=PassContext.fuel_from_environment())
     tensors.values = example or ()
     if check and example:
         context.check = RowCheck(inputs)
@@ -115,6 +109,3 @@ def _compile(
         max(map(len, built.phases.values())),
         threading.Lock(),
     )
-
-
-assert ALONE_ROWS <= DECODE_ROWS
