@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import tiny_model
+from tiny_models import MORE_MODELS, TINY_MODELS, tiny_model
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 from transformers import DynamicCache, StaticCache
@@ -161,6 +161,24 @@ def test_a_family_decodes_on_its_cache(family: str, made: Made) -> None:
             check_same(got, want)
             given = want[:, -1:].argmax(-1)
     check_all_taken(made())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [*TINY_MODELS, *MORE_MODELS])
+def test_every_family(family: str, made: Made) -> None:
+    """Two shapes of a prompt, then a token at a time, with the numbers of each pass compared."""
+    model = tiny_model(family).requires_grad_(False)
+    compiled = native(model, check=True)
+    for batch, length, steps in ((1, 9, 0), (2, 7, 3)):
+        given = tokens(batch, length)
+        caches = [DynamicCache(config=model.config) for _ in range(2)]
+        for _ in range(steps + 1):
+            got = compiled(given, past_key_values=caches[0]).logits
+            want = model(given, past_key_values=caches[1]).logits
+            check_same(got, want)
+            given = want[:, -1:].argmax(-1)
+    for report in made():
+        assert report.weight_bytes_in_parts == report.weight_bytes, str(report)
 
 
 def test_layers_that_are_alike_share_their_code(made: Made) -> None:

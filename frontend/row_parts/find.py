@@ -24,6 +24,7 @@ from graphwright.frontend.row_parts.forms import (
     form_after,
     forms_before,
     rows_input,
+    tensor_of,
 )
 from graphwright.frontend.row_parts.spread import spread_operands
 from graphwright.ir.layout import size_of
@@ -116,7 +117,7 @@ def _forms(
         try:
             before = forms_before(node, form)
             _check_operands(before, forms, constants)
-            form.sizes(_tensor(node))
+            form.sizes(tensor_of(node))
         except NoFormError as error:
             if node.target in PRODUCTS:
                 refused[node] = str(error)
@@ -165,22 +166,17 @@ def _no_product(node: fx.Node, constants: frozenset[fx.Node]) -> str | None:
         return f"'{matrix}' is no weight"
     if bias is not None and (bias not in constants or bias.meta["val"].dim() != 1):
         return f"'{bias}', which is added, is no weight with a number for each output"
-    if bias is not None and bias.meta["val"].shape[0] != _tensor(node).shape[1]:
+    if bias is not None and bias.meta["val"].shape[0] != tensor_of(node).shape[1]:
         return f"'{bias}', which is added, has one number for all outputs"
     if node.kwargs:
         return f"it is scaled by {dict(node.kwargs)}"
-    if _tensor(node).dtype not in _FLOATS or _tensor(node).device.type != "cpu":
-        return f"it is {_tensor(node).dtype} on {_tensor(node).device}"
+    if tensor_of(node).dtype not in _FLOATS or tensor_of(node).device.type != "cpu":
+        return f"it is {tensor_of(node).dtype} on {tensor_of(node).device}"
     return None
 
 
-def _tensor(node: fx.Node) -> Any:
-    value = node.meta.get("val")
-    return value[0] if isinstance(value, (tuple, list)) and value else value
-
-
 def _may_join(node: fx.Node, constants: frozenset[fx.Node]) -> bool:
-    value = _tensor(node)
+    value = tensor_of(node)
     if node.op != "call_function" or node in constants or not isinstance(value, torch.Tensor):
         return False
     if value.dtype not in _FLOATS or value.device.type != "cpu":
@@ -190,7 +186,7 @@ def _may_join(node: fx.Node, constants: frozenset[fx.Node]) -> bool:
     if node.target is operator.getitem:
         source = node.all_input_nodes[0]
         return source.target is aten.native_layer_norm.default and _may_join(source, constants)
-    numbers = [s for s in node.all_input_nodes if not isinstance(_tensor(s), torch.Tensor)]
+    numbers = [s for s in node.all_input_nodes if not isinstance(tensor_of(s), torch.Tensor)]
     return not numbers or node.target in VIEWS
 
 
@@ -206,10 +202,10 @@ def _check_operands(
             raise NoFormError(f"'{source}' is the same for all rows, and no weight")
         elif source in forms and forms[source] != form:
             raise NoFormError(f"'{source}' counts its rows otherwise")
-        elif _tensor(source).dtype not in _FLOATS:
-            raise NoFormError(f"'{source}' is {_tensor(source).dtype}")
+        elif tensor_of(source).dtype not in _FLOATS:
+            raise NoFormError(f"'{source}' is {tensor_of(source).dtype}")
         else:
-            form.sizes(_tensor(source))
+            form.sizes(tensor_of(source))
 
 
 def _drop_outer_layout(graph: fx.Graph, forms: dict[fx.Node, Form]) -> None:
@@ -281,7 +277,7 @@ def _part(
     numbers: dict[fx.Node, None] = {}
     for node in group:
         for source in node.all_input_nodes:
-            if not isinstance(_tensor(source), torch.Tensor):
+            if not isinstance(tensor_of(source), torch.Tensor):
                 numbers[source] = None
         for source, form in forms_before(node, forms[node]).items():
             if source in constants:
@@ -296,7 +292,7 @@ def _part(
         if (
             isinstance(size, torch.SymInt)
             and size_of(size) not in known
-            and any(size_of(size) in forms[node].rows(_tensor(node)) for node in outputs)
+            and any(size_of(size) in forms[node].rows(tensor_of(node)) for node in outputs)
         ):
             numbers[placeholder] = None
     return RowPart(tuple(group), tuple(inputs), tuple(outputs), tuple(used), tuple(numbers))

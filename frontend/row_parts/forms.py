@@ -22,6 +22,7 @@ from graphwright.ir.levels import POINTWISE
 __all__ = [
     "LAYOUT",
     "PRODUCTS",
+    "TURNS",
     "VIEWS",
     "Form",
     "NoFormError",
@@ -29,15 +30,17 @@ __all__ = [
     "form_after",
     "forms_before",
     "rows_input",
+    "tensor_of",
+    "turn_order",
 ]
 
 aten = torch.ops.aten
 _SAME = {aten.clone.default, aten.alias.default, aten.detach.default, aten._to_copy.default,
          operator.getitem}  # fmt: skip
 _REDUCTIONS = {aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default}
-_TURNS = {aten.transpose.int, aten.permute.default}
+TURNS = {aten.transpose.int, aten.permute.default}
 VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
-LAYOUT = VIEWS | _TURNS | {aten.unsqueeze.default, aten.squeeze.dim, aten.clone.default,
+LAYOUT = VIEWS | TURNS | {aten.unsqueeze.default, aten.squeeze.dim, aten.clone.default,
                             aten.alias.default, aten.detach.default}  # fmt: skip
 """Operators that compute nothing."""
 PRODUCTS: dict[Any, int] = {aten.mm.default: 0, aten.addmm.default: 1}
@@ -113,10 +116,10 @@ def _rule(node: fx.Node) -> _Rule:
     return rule
 
 
-def _value(node: fx.Node) -> torch.Tensor:
-    value: Any = node.meta["val"]
-    found: torch.Tensor = value[0] if isinstance(value, (tuple, list)) else value
-    return found
+def tensor_of(node: fx.Node) -> Any:
+    """What `node` computes as a fake tensor, the first of several; or the number it is."""
+    value: Any = node.meta.get("val")
+    return value[0] if isinstance(value, (tuple, list)) and value else value
 
 
 def _source(node: fx.Node) -> fx.Node:
@@ -127,7 +130,7 @@ def _source(node: fx.Node) -> fx.Node:
 
 def _dims(node: fx.Node, place: int) -> tuple[int, ...]:
     given: Any = node.args[place] if len(node.args) > place else None
-    rank = _value(_source(node)).dim()
+    rank = tensor_of(_source(node)).dim()
     if given is None or given == []:
         return tuple(range(rank))
     return tuple(
@@ -144,18 +147,18 @@ def _within_rows(node: fx.Node, form: Form, dims: tuple[int, ...]) -> None:
 
 
 def _pointwise_after(node: fx.Node, source: fx.Node, form: Form) -> Form:
-    shift = _value(node).dim() - _value(source).dim()
+    shift = tensor_of(node).dim() - tensor_of(source).dim()
     made = Form(tuple(dim + shift for dim in form.lead))
-    if made.rows(_value(node)) != form.rows(_value(source)):
+    if made.rows(tensor_of(node)) != form.rows(tensor_of(source)):
         raise NoFormError(f"{node.target} repeats the rows of '{source}'")
     return made
 
 
 def _pointwise_before(node: fx.Node, form: Form) -> dict[fx.Node, Form | None]:
-    value = _value(node)
+    value = tensor_of(node)
     found: dict[fx.Node, Form | None] = {}
     for source in node.all_input_nodes:
-        operand = _value(source)
+        operand = tensor_of(source)
         if not isinstance(operand, torch.Tensor):
             raise NoFormError(f"{node.target} computes with the number '{source}'")
         shift = value.dim() - operand.dim()
@@ -203,17 +206,17 @@ def _regrouped(form: Form, before: torch.Tensor, after: torch.Tensor) -> Form:
 
 
 def _view_after(node: fx.Node, source: fx.Node, form: Form) -> Form:
-    return _regrouped(form, _value(source), _value(node))
+    return _regrouped(form, tensor_of(source), tensor_of(node))
 
 
 def _view_before(node: fx.Node, form: Form) -> dict[fx.Node, Form | None]:
     source = _source(node)
-    return {source: _regrouped(form, _value(node), _value(source))}
+    return {source: _regrouped(form, tensor_of(node), tensor_of(source))}
 
 
-def _order(node: fx.Node) -> list[int]:
+def turn_order(node: fx.Node) -> list[int]:
     """Of each dimension of a transposed value: which it is of the operand."""
-    rank = _value(node).dim()
+    rank = int(tensor_of(node).dim())
     if node.target is aten.permute.default:
         return list(_dims(node, 1))
     order = list(range(rank))
@@ -223,17 +226,17 @@ def _order(node: fx.Node) -> list[int]:
 
 
 def _turn_after(node: fx.Node, source: fx.Node, form: Form) -> Form:
-    order = _order(node)
+    order = turn_order(node)
     return Form(tuple(order.index(dim) for dim in form.lead))
 
 
 def _turn_before(node: fx.Node, form: Form) -> dict[fx.Node, Form | None]:
-    order = _order(node)
+    order = turn_order(node)
     return {_source(node): Form(tuple(order[dim] for dim in form.lead))}
 
 
 def _inserted(node: fx.Node) -> int:
-    rank = _value(node).dim()
+    rank = int(tensor_of(node).dim())
     return int(node.args[1]) % rank  # type: ignore[arg-type]
 
 
@@ -253,7 +256,7 @@ def _dropped(node: fx.Node) -> tuple[int, ...]:
     if node.target in _REDUCTIONS:
         keeps = len(node.args) > 2 and node.args[2]
         return () if keeps else _dims(node, 1)
-    if node.target is aten.squeeze.dim and _value(_source(node)).dim() == _value(node).dim():
+    if node.target is aten.squeeze.dim and tensor_of(_source(node)).dim() == tensor_of(node).dim():
         return ()
     return _dims(node, 1)
 
@@ -267,7 +270,7 @@ def _dropping_after(node: fx.Node, source: fx.Node, form: Form) -> Form:
 def _dropping_before(node: fx.Node, form: Form) -> dict[fx.Node, Form | None]:
     source = _source(node)
     gone = _dropped(node)
-    kept = [dim for dim in range(_value(source).dim()) if dim not in gone]
+    kept = [dim for dim in range(tensor_of(source).dim()) if dim not in gone]
     made = Form(tuple(kept[dim] for dim in form.lead))
     _within_rows(node, made, _dims(node, 1))
     return {source: made}
@@ -286,11 +289,11 @@ def _slice_before(node: fx.Node, form: Form) -> dict[fx.Node, Form | None]:
 def cat_parts(node: fx.Node) -> list[fx.Node]:
     """The operands of a concatenation that are not empty."""
     parts: Any = node.args[0]
-    return [part for part in parts if 0 not in map(size_of, _value(part).shape)]
+    return [part for part in parts if 0 not in map(size_of, tensor_of(part).shape)]
 
 
 def _cat_dim(node: fx.Node) -> int:
-    rank = _value(node).dim()
+    rank = int(tensor_of(node).dim())
     return int(node.args[1]) % rank if len(node.args) > 1 else 0  # type: ignore[arg-type]
 
 
@@ -322,7 +325,7 @@ def _product_before(node: fx.Node, form: Form) -> dict[fx.Node, Form | None]:
 
 def _norm_after(node: fx.Node, source: fx.Node, form: Form) -> Form:
     shape: Any = node.args[1]
-    rank = _value(source).dim()
+    rank = tensor_of(source).dim()
     if source is not node.args[0]:
         raise NoFormError("a norm whose weight depends on the row")
     _within_rows(node, form, tuple(range(rank - len(shape), rank)))
@@ -342,7 +345,7 @@ _RULES: dict[Any, _Rule] = {
     },
     **dict.fromkeys(_SAME, _Rule(_same_after, _same_before)),
     **dict.fromkeys(VIEWS, _Rule(_view_after, _view_before)),
-    **dict.fromkeys(_TURNS, _Rule(_turn_after, _turn_before)),
+    **dict.fromkeys(TURNS, _Rule(_turn_after, _turn_before)),
     **dict.fromkeys(
         (*_REDUCTIONS, aten.select.int, aten.squeeze.dim), _Rule(_dropping_after, _dropping_before)
     ),

@@ -27,10 +27,13 @@ from graphwright.frontend.row_parts.find import Found, RowPart
 from graphwright.frontend.row_parts.forms import (
     LAYOUT,
     PRODUCTS,
+    TURNS,
     Form,
     cat_parts,
     forms_before,
     rows_input,
+    tensor_of,
+    turn_order,
 )
 from graphwright.ir.inference import Inference
 from graphwright.ir.program import ModelInfo, Program, lazy_module
@@ -218,7 +221,7 @@ class _Writer:
         order = _moved_features(node, form, self._form_of(source, node))
         if order is not None:
             value = self._call(aten.permute.default, value, [0, *(1 + each for each in order)])
-        return self._reshape(value, form.sizes(_tensor(node)))
+        return self._reshape(value, form.sizes(tensor_of(node)))
 
     def _along_features(self, node: fx.Node, form: Form) -> fx.Node:
         source = node.all_input_nodes[0]
@@ -226,7 +229,7 @@ class _Writer:
         given: Any = args[1] if len(args) > 1 else 0
         dims = list(given) if isinstance(given, (list, tuple)) else [given]
         if isinstance(given, (list, tuple)) and not dims:
-            dims = list(form.features(_tensor(source)))
+            dims = list(form.features(tensor_of(source)))
         mapped = [self._feature(source, form, int(dim)) for dim in dims]
         place: Any = mapped if isinstance(given, (list, tuple)) else mapped[0]
         args[1:2] = [place]
@@ -235,7 +238,7 @@ class _Writer:
         return self._call(node.target, *args, **kwargs)
 
     def _pointwise(self, node: fx.Node, form: Form) -> fx.Node:
-        value = _tensor(node)
+        value = tensor_of(node)
         rank = len(form.features(value))
 
         def operand(source: fx.Node) -> fx.Node:
@@ -279,7 +282,7 @@ class _Writer:
         return known if known is not None else self._inputs[source, form]
 
     def _feature(self, node: fx.Node, form: Form, dim: int) -> int:
-        value = _tensor(node)
+        value = tensor_of(node)
         return 1 + form.features(value).index(dim % value.dim())
 
     def _row(self, node: fx.Node) -> fx.Node:
@@ -292,11 +295,6 @@ class _Writer:
 
     def _call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         return self._program.call(self._end, target, *args, **kwargs)
-
-
-def _tensor(node: fx.Node) -> Any:
-    value = node.meta["val"]
-    return value[0] if isinstance(value, (tuple, list)) else value
 
 
 def _is_item(node: fx.Node) -> bool:
@@ -312,16 +310,9 @@ def _has_dims(node: fx.Node) -> bool:
 
 def _moved_features(node: fx.Node, form: Form, before: Form) -> list[int] | None:
     """Where each feature of a transposed value comes from; None where their order is kept."""
-    if node.target is aten.permute.default:
-        dims: Any = node.args[1]
-        order = [int(dim) % len(dims) for dim in dims]
-    elif node.target is aten.transpose.int:
-        rank = _tensor(node).dim()
-        order = list(range(rank))
-        first, second = (int(dim) % rank for dim in node.args[1:3])  # type: ignore[arg-type]
-        order[first], order[second] = order[second], order[first]
-    else:
+    if node.target not in TURNS:
         return None
-    features = before.features(_tensor(node.all_input_nodes[0]))
-    came = [features.index(order[dim]) for dim in form.features(_tensor(node))]
+    order = turn_order(node)
+    features = before.features(tensor_of(node.all_input_nodes[0]))
+    came = [features.index(order[dim]) for dim in form.features(tensor_of(node))]
     return None if came == sorted(came) else came
