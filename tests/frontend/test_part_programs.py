@@ -184,7 +184,8 @@ def weighted(x: Tensor, number: int, matrix: Tensor, scale: Tensor) -> Tensor:
 
 
 def heads(x: Tensor) -> Tensor:
-    apart = x.reshape(*x.shape[:2], 2, -1).transpose(1, 2)
+    count = 1 + (x.shape[-1] % 2 == 0)
+    apart = x.reshape(*x.shape[:2], count, -1).transpose(1, 2)
     return (apart * apart.amax(-1, True)).transpose(1, 2).reshape(x.shape).tanh()
 
 
@@ -198,7 +199,7 @@ STEPS: dict[str, Any] = {
     "add": lambda x, y, n, m, s: x + 0.5 * (y if x.shape == y.shape else y[..., :1]),
     "cat": lambda x, y, n, m, s: torch.cat([x, y], -1)[..., -16:],
     "select": lambda x, y, n, m, s: x * y.select(-1, n % y.shape[-1]).sigmoid().unsqueeze(-1),
-    "heads": lambda x, y, n, m, s: heads(x[..., : x.shape[-1] // 2 * 2]) if n else x.tanh(),
+    "heads": lambda x, y, n, m, s: heads(x),
     "largest": lambda x, y, n, m, s: (x - x.amax(-1, True)).exp(),
     "linear": lambda x, y, n, m, s: weighted(x, n, m, s),
     "norm": lambda x, y, n, m, s: F.layer_norm(x, x.shape[-1:], s[: x.shape[-1]], None, 0.1),
