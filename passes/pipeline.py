@@ -54,6 +54,24 @@ class PipelineOptions:
     calibration: Calibration | SelfWritten | None = None
 
 
+# Few phases, each one pass over memory. Gates come before merging, which leaves a linear alone that
+# feeds an activation and no gate: that is its epilogue. A residual is added in a linear's epilogue
+# where it can be (the norm then reads one tensor); only sums that are left, as behind a norm of the
+# linear's result, join the norm.
+_FUSE: tuple[Pass, ...] = (
+    FoldScales(),
+    ReorderProjections(),
+    FuseRmsNorm(),
+    FuseLayerNorm(),
+    FuseGatedActivation(),
+    MergeProjections(),
+    FuseLinear(),
+    FuseResidualNorm(),
+    FuseEmbedding(),
+    FormRegions(),
+)
+
+
 def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
     """Every pass, in order. A pass that does not apply makes no rewrites."""
     options = options or PipelineOptions()
@@ -73,20 +91,7 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
         RecognizeCausalConv(),
         InsertKvCache(),
         SelectSampledRows(),
-        # fuse: few phases, each one pass over memory. Gates come before merging, which leaves a
-        # linear alone that feeds an activation and no gate: that is its epilogue.
-        # A residual is added in a linear's epilogue where it can be (the norm then reads one
-        # tensor); only sums that are left, as behind a norm of the linear's result, join the norm.
-        FoldScales(),
-        ReorderProjections(),
-        FuseRmsNorm(),
-        FuseLayerNorm(),
-        FuseGatedActivation(),
-        MergeProjections(),
-        FuseLinear(),
-        FuseResidualNorm(),
-        FuseEmbedding(),
-        FormRegions(),
+        *_FUSE,
         # quantize
         NarrowWeights(options.recipe),
         QuantizeKvCache(options.kv_cache_dtype),
@@ -105,15 +110,7 @@ def part_pipeline(options: PipelineOptions) -> tuple[Pass, ...]:
         CanonicalizeOps(),
         FoldConstants(),
         EliminateCommonSubexpressions(),
-        FoldScales(),
-        ReorderProjections(),
-        FuseRmsNorm(),
-        FuseLayerNorm(),
-        FuseGatedActivation(),
-        MergeProjections(),
-        FuseLinear(),
-        FuseResidualNorm(),
-        FormRegions(),
+        *_FUSE,
         NarrowWeights(options.recipe),
         QuantizeWeights(options.recipe, kept_bytes=0),
         PlanMemory(options.decode_tokens, options.chunk),

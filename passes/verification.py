@@ -76,13 +76,16 @@ class NumericCheck:
             if not ratio <= worst:
                 worst, sequence = ratio, i
         if not worst <= 1:
-            difference = float((got[sequence] - want[sequence]).abs().max())
+            changed = self._changed(got[sequence], want[sequence])
             raise PassError(
-                f"the pass changed the logits of a sequence of {len(want[sequence])} tokens by up "
-                f"to {difference:.3g}, {worst:.3g} times what '{exactness.value}' allows."
+                f"the pass changed {changed} {worst:.3g} times what '{exactness.value}' allows."
             )
         self._want = got
         return worst
+
+    def _changed(self, got: torch.Tensor, want: torch.Tensor) -> str:
+        difference = float((got - want).abs().max())
+        return f"the logits of a sequence of {len(want)} tokens by up to {difference:.3g},"
 
     def _run(self, program: Program) -> list[torch.Tensor]:
         steps, interpreter = _steps(program), Interpreter(program)

@@ -436,6 +436,9 @@ AROUND: dict[str, Callable[[Function, torch.Tensor], torch.Tensor]] = {
     "the mean of all rows": lambda m, x: m.block.up(x) + m.block.up(x.mean(0, keepdim=True)),
     "a norm across rows": lambda m, x: m.block(m.block(x) / m.block(x).norm(dim=0)),
     "outer products": lambda m, x: m.block(x).unsqueeze(-1) * m.block(x).unsqueeze(-2),
+    "a norm of two dimensions": lambda m, x: m.block.up(
+        nn.functional.layer_norm(m.block(x), (4, WIDTH))
+    ),
     "a row to a number": lambda m, x: m.block(x).sum(-1),
 }
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import networkx as nx
 import torch
 from torch import fx
 
@@ -144,10 +145,11 @@ def _drop_mismatches(
                 _check_operands(forms_before(node, form), forms, constants)
             except NoFormError as error:
                 dropped[node] = str(error)
-            if isinstance(node.meta["val"], tuple) and not all(
-                user in forms for user in node.users
-            ):
+            several = isinstance(node.meta["val"], (tuple, list))
+            if several and not all(user in forms for user in node.users):
                 dropped[node] = f"the results of '{node}' are read in another form"
+            if node.target is operator.getitem and node.args[0] not in forms:
+                dropped[node] = f"'{node.args[0]}' is in no part"
         if not dropped:
             return
         for node, why in dropped.items():
@@ -247,25 +249,22 @@ def _parts(
 ) -> list[RowPart]:
     """Operators of one stage that hang together."""
     stage = _stages(graph, forms)
-    groups: dict[fx.Node, list[fx.Node]] = {}
-    for node in graph.nodes:
-        if node not in forms:
-            continue
-        joined = [node]
-        for source in node.all_input_nodes:
-            if source in forms and stage[source] == stage[node] and groups[source] is not joined:
-                joined = groups[source] + [each for each in joined if each not in groups[source]]
-                for each in joined:
-                    groups[each] = joined
-        groups.setdefault(node, joined)
-    unique = {id(group): group for group in groups.values()}
     order = {node: number for number, node in enumerate(graph.nodes)}
-    made = []
-    for group in sorted(unique.values(), key=lambda g: (stage[g[0]], min(order[n] for n in g))):
-        group.sort(key=order.__getitem__)
-        if any(node.target in PRODUCTS for node in group):
-            made.append(_part(group, forms, constants))
-    return made
+    joined = nx.Graph()
+    joined.add_nodes_from(forms)
+    joined.add_edges_from(
+        (source, node)
+        for node in forms
+        for source in node.all_input_nodes
+        if source in forms and stage[source] == stage[node]
+    )
+    groups = [sorted(group, key=order.__getitem__) for group in nx.connected_components(joined)]
+    groups.sort(key=lambda group: (stage[group[0]], order[group[0]]))
+    return [
+        _part(group, forms, constants)
+        for group in groups
+        if any(node.target in PRODUCTS for node in group)
+    ]
 
 
 def _part(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from graphwright.ir.levels import POINTWISE
 __all__ = [
     "LAYOUT",
     "PRODUCTS",
+    "REDUCTIONS",
     "TURNS",
     "VIEWS",
     "Form",
@@ -37,7 +38,7 @@ __all__ = [
 aten = torch.ops.aten
 _SAME = {aten.clone.default, aten.alias.default, aten.detach.default, aten._to_copy.default,
          operator.getitem}  # fmt: skip
-_REDUCTIONS = {aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default}
+REDUCTIONS = {aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default}
 TURNS = {aten.transpose.int, aten.permute.default}
 VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
 LAYOUT = VIEWS | TURNS | {aten.unsqueeze.default, aten.squeeze.dim, aten.clone.default,
@@ -78,9 +79,6 @@ class Form:
     def in_front(self) -> bool:
         """Do the rows come first, so that each is one run of elements?"""
         return self.lead == tuple(range(len(self.lead)))
-
-
-Forms = Mapping[fx.Node, Form]
 
 
 def rows_input(node: fx.Node) -> fx.Node:
@@ -253,7 +251,7 @@ def _unsqueeze_before(node: fx.Node, form: Form) -> dict[fx.Node, Form | None]:
 
 def _dropped(node: fx.Node) -> tuple[int, ...]:
     """The dimensions of the operand that the result lacks."""
-    if node.target in _REDUCTIONS:
+    if node.target in REDUCTIONS:
         keeps = len(node.args) > 2 and node.args[2]
         return () if keeps else _dims(node, 1)
     if node.target is aten.squeeze.dim and tensor_of(_source(node)).dim() == tensor_of(node).dim():
@@ -347,7 +345,7 @@ _RULES: dict[Any, _Rule] = {
     **dict.fromkeys(VIEWS, _Rule(_view_after, _view_before)),
     **dict.fromkeys(TURNS, _Rule(_turn_after, _turn_before)),
     **dict.fromkeys(
-        (*_REDUCTIONS, aten.select.int, aten.squeeze.dim), _Rule(_dropping_after, _dropping_before)
+        (*REDUCTIONS, aten.select.int, aten.squeeze.dim), _Rule(_dropping_after, _dropping_before)
     ),
     **dict.fromkeys(PRODUCTS, _Rule(_product_after, _product_before)),
     aten.unsqueeze.default: _Rule(_unsqueeze_after, _unsqueeze_before),

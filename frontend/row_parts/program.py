@@ -27,6 +27,7 @@ from graphwright.frontend.row_parts.find import Found, RowPart
 from graphwright.frontend.row_parts.forms import (
     LAYOUT,
     PRODUCTS,
+    REDUCTIONS,
     TURNS,
     Form,
     cat_parts,
@@ -43,7 +44,8 @@ __all__ = ["Given", "RowSpace", "Tensors", "part_program"]
 
 aten = torch.ops.aten
 _EXAMPLE_ROWS = 5
-_CASTS = {aten._to_copy.default}
+_MOVES = LAYOUT | {aten._to_copy.default, operator.getitem}
+_ALONG_FEATURES = REDUCTIONS | {aten.slice.Tensor, aten.select.int}
 
 
 @dataclass
@@ -181,15 +183,14 @@ class _Writer:
             return self._product(node)
         if target is aten.native_layer_norm.default:
             return self._norm(node)
-        source = node.all_input_nodes[0]
-        if target in LAYOUT or target in _CASTS or node.op != "call_function" or _is_item(node):
+        if target in _MOVES:
             return self._moved(node, form)
         if target is aten.cat.default:
             rows = [self._operand(each, form) for each in cat_parts(node)]
             dim = int(node.args[1]) if len(node.args) > 1 else 0  # type: ignore[arg-type]
             return self._call(target, rows, self._feature(node, form, dim))
-        if _has_dims(node):
-            return self._along_features(node, self._form_of(source, node))
+        if target in _ALONG_FEATURES:
+            return self._along_features(node)
         return self._pointwise(node, form)
 
     def _product(self, node: fx.Node) -> fx.Node:
@@ -217,14 +218,15 @@ class _Writer:
     def _moved(self, node: fx.Node, form: Form) -> fx.Node:
         """A view, a cast or a copy: the same elements, perhaps in features of other sizes."""
         source = node.all_input_nodes[0]
-        value = self._operand(source, self._form_of(source, node))
-        order = _moved_features(node, form, self._form_of(source, node))
+        before = self._form_of(source, node)
+        value, order = self._operand(source, before), _moved_features(node, form, before)
         if order is not None:
             value = self._call(aten.permute.default, value, [0, *(1 + each for each in order)])
         return self._reshape(value, form.sizes(tensor_of(node)))
 
-    def _along_features(self, node: fx.Node, form: Form) -> fx.Node:
+    def _along_features(self, node: fx.Node) -> fx.Node:
         source = node.all_input_nodes[0]
+        form = self._form_of(source, node)
         args: list[Any] = [self._operand(source, form), *node.args[1:]]
         given: Any = args[1] if len(args) > 1 else 0
         dims = list(given) if isinstance(given, (list, tuple)) else [given]
@@ -295,17 +297,6 @@ class _Writer:
 
     def _call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         return self._program.call(self._end, target, *args, **kwargs)
-
-
-def _is_item(node: fx.Node) -> bool:
-    return node.target is operator.getitem
-
-
-def _has_dims(node: fx.Node) -> bool:
-    return node.target in {
-        aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default,
-        aten.slice.Tensor, aten.select.int,
-    }  # fmt: skip
 
 
 def _moved_features(node: fx.Node, form: Form, before: Form) -> list[int] | None:

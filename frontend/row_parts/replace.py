@@ -18,7 +18,7 @@ from graphwright.ir.layout import size_of
 __all__ = ["PartCall", "part_module", "replace_parts"]
 
 aten = torch.ops.aten
-_VIEWS = LAYOUT | {aten.slice.Tensor, aten.select.int, aten.expand.default}
+_ALIASES = LAYOUT | {aten.slice.Tensor, aten.select.int, aten.expand.default}
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _seen_from_outside(graph: fx.Graph) -> set[fx.Node]:
         node = pending.pop()
         if node not in found:
             found.add(node)
-            pending += node.all_input_nodes[:1] if node.target in _VIEWS else []
+            pending += node.all_input_nodes[:1] if node.target in _ALIASES else []
     return found
 
 

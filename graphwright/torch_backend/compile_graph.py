@@ -101,8 +101,9 @@ def compile_graph(
     compiled = make_boxed_func(made.forward)
     if not calls:
         return compiled, report
-    places = {node: place for place, node in enumerate(module.graph.find_nodes(op="placeholder"))}
-    return quiet.around(compiled, [places[node] for node in weights]), report
+    arguments, fixed = module.graph.find_nodes(op="placeholder"), set(weights)
+    places = [place for place, node in enumerate(arguments) if node not in fixed]
+    return quiet.around(compiled, places), report
 
 
 def _part(

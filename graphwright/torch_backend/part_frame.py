@@ -53,7 +53,6 @@ class PartLayout:
         self.result_width = sum(each.width for each in self.outputs)
         types = {each.dtype for each in self.outputs}
         self.dtype = types.pop() if len(types) == 1 else torch.float32
-        self.fixed = all(isinstance(size, int) for each in self.outputs for size in each.lead)
 
 
 class PartFrame:

@@ -30,19 +30,17 @@ class QuietTorch:
         if getattr(self._call, "may_be_hushed", False) and torch.get_num_threads() != 1:
             torch.set_num_threads(1)
 
-    def around(self, run: Callable[..., Any], weights: Sequence[int]) -> Callable[..., Any]:
+    def around(self, run: Callable[..., Any], places: Sequence[int]) -> Callable[..., Any]:
         """`run`, a function of one list of arguments, with the threads as before when it is done.
 
-        weights: places among the arguments that are not looked at.
+        places: of the arguments that say how much there is to do, which weights do not.
         """
-        skipped = frozenset(weights)
 
         def call(arguments: list[Any]) -> Any:
             threads = torch.get_num_threads()
             small = not any(
                 isinstance(each, torch.Tensor) and each.numel() > _LITTLE
-                for place, each in enumerate(arguments)
-                if place not in skipped
+                for each in map(arguments.__getitem__, places)
             )
             self._call.may_be_hushed = small and threads > 1
             try:
