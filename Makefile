@@ -38,7 +38,7 @@ lint: install  ## ruff and mypy (strict)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p graphwright
-	MYPYPATH=tests:tests/passes:tests/backends:tests/broken:tests/sweep $(BIN)/mypy tests
+	MYPYPATH=tests:tests/passes:tests/backends:tests/broken:tests/sweep:tests/torch_backend $(BIN)/mypy tests
 
 bench-prepare: install  ## environments of other runtimes and model files for make bench
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
