@@ -13,6 +13,8 @@ __all__ = ["VERBS", "main_command"]
 VERBS = {
     "compile": "Turn a checkpoint into one file that runs without torch.",
     "run": "Complete prompts with a compiled model.",
+    "chat": "Talk with a compiled model in the terminal.",
+    "serve": "Serve a compiled model by the OpenAI API.",
     "bench": "Measure a compiled model's speed and memory.",
     "eval": "Measure a compiled model's perplexity on a text file.",
     "inspect": "Show passes, graphs and the memory plan of an artifact.",

@@ -61,7 +61,7 @@ class Engine:
             artifact = Artifact.open(artifact, verify=verify)
         self.artifact = artifact
         self.plan = Plan.from_json(artifact.json("plan.json"))
-        self.context = _context(self.plan, context)
+        self.context, self.max_sequences = _context(self.plan, context), max_sequences
         self.threads, pinned = choose_threads(threads), choose_affinity(affinity)
         self.tokenizer = read_tokenizer(artifact)
         self.generation_config = _generation_config(artifact)
@@ -144,7 +144,11 @@ class Engine:
         self._requests.pop(request.sequence, None)
 
     def step(self) -> bool:
-        """One native step over everything that is ready. False: there was nothing to do."""
+        """One native step over everything that is ready. False: there was nothing to do.
+
+        Raises RequestError when a request fails; it has ended then, with `error`, and the others
+        have their tokens.
+        """
         start = time.perf_counter()
         step = self._scheduler.next_step()
         if step is None:
@@ -154,11 +158,17 @@ class Engine:
         wanted = [request.candidates(most) for request in requests]
         logits = 0 in wanted or any(request.keeps_logits for request in requests)
         known = self._run(step, max(wanted, default=0), logits)
+        failed: RequestError | None = None
         for row, request in enumerate(requests):
-            request.accept(self._buffers.logits[row], known, row)
+            try:
+                request.accept(self._buffers.logits[row], known, row)
+            except RequestError as error:
+                request.error = failed = error
             if request.finished:
                 self.cancel(request)
         self.statistics.count(step, time.perf_counter() - start)
+        if failed is not None:
+            raise failed
         return True
 
     @property

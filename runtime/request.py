@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphwright.runtime.candidates import Candidates
+from graphwright.runtime.errors import RequestError
 from graphwright.runtime.sampler import Sampler
 from graphwright.runtime.sampling_params import Sampling
 from graphwright.runtime.scheduler import Sequence
@@ -63,6 +64,7 @@ class Request:
         self.sequence = Sequence(prompt)
         self.first_token: float | None = None
         self.finish_reason: FinishReason | None = None
+        self.error: RequestError | None = None
         self._sampling = sampling
         self._limit = min(sampling.max_tokens, context - len(prompt))
         self._eos_ids = frozenset() if sampling.ignore_eos else eos_ids
@@ -75,8 +77,8 @@ class Request:
 
     @property
     def finished(self) -> bool:
-        """Has it ended?"""
-        return self.finish_reason is not None
+        """Has it ended, by its own end or by an error?"""
+        return self.finish_reason is not None or self.error is not None
 
     @property
     def generated(self) -> list[int]:
@@ -111,7 +113,7 @@ class Request:
             self.finish_reason = "stop"
         elif len(self.sequence.tokens) - self.sequence.prompt_length >= self._limit:
             self.finish_reason = "length"
-        if self.finished and not stopped:
+        if self.finish_reason is not None and not stopped:
             text += self._rest()
         self._texts.append(text)
         self._pieces.append(Piece(text, (token,), self.finish_reason))

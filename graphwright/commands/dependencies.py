@@ -6,8 +6,9 @@ from importlib.util import find_spec
 
 import click
 
-__all__ = ["require_compiler", "what_is_missing"]
+__all__ = ["require_compiler", "require_serving", "what_is_missing"]
 
+_SERVING = {"serve": ("starlette", "uvicorn", "jinja2"), "chat": ("jinja2",)}
 _EVERY_TARGET = ("torch", "transformers", "safetensors", "networkx", "rich")
 
 
@@ -16,6 +17,16 @@ def require_compiler(target: str = "host") -> None:
     sentences = what_is_missing(target)
     if sentences is not None:
         raise click.ClickException(sentences)
+
+
+def require_serving(verb: str) -> None:
+    """Raises a ClickException when a package that `serve` or `chat` needs is missing."""
+    missing = [name for name in _SERVING[verb] if find_spec(name) is None]
+    if missing:
+        raise click.ClickException(
+            f"'{verb}' needs {', '.join(missing)}, which this environment does not have. "
+            "Install it: pip install 'graphwright[serve]'."
+        )
 
 
 def what_is_missing(target: str = "host") -> str | None:

@@ -18,6 +18,7 @@ __all__ = ["command"]
 _PURPOSES = {
     "run": ("numpy", "tokenizers", "click"),
     "compile": ("torch", "transformers", "safetensors", "apache-tvm", "networkx", "rich"),
+    "serve": ("starlette", "uvicorn", "jinja2"),
 }
 
 

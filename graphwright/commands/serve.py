@@ -1,0 +1,71 @@
+"""`graphwright serve`: the OpenAI API over a compiled model."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graphwright.commands.dependencies import require_serving
+from graphwright.commands.options import engine_options
+
+__all__ = ["command"]
+
+
+@click.command("serve", short_help="Serve a compiled model by the OpenAI API.")
+@click.argument("artifact")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--api-key", envvar="GRAPHWRIGHT_API_KEY",
+              help="What clients must send; default: GRAPHWRIGHT_API_KEY, else none.")  # fmt: skip
+@click.option("--served-model-name", help="What the model is called (default: the file's name).")
+@click.option("--max-sequences", default=8, show_default=True,
+              help="Sequences that run together; memory for each is taken at start.")  # fmt: skip
+@click.option("--queue", default=64, show_default=True, type=click.IntRange(0),
+              help="Sequences that may wait; more are answered by 503.")  # fmt: skip
+@click.option("--grace", default=30.0, show_default=True, type=click.FloatRange(0),
+              help="Seconds that running requests have to end after a signal.")  # fmt: skip
+@engine_options
+def command(
+    artifact: str,
+    host: str,
+    port: int,
+    api_key: str | None,
+    served_model_name: str | None,
+    max_sequences: int,
+    queue: int,
+    grace: float,
+    options: dict[str, Any],
+) -> None:
+    """Serve the compiled model ARTIFACT over HTTP until SIGINT or SIGTERM; see docs/server.md.
+
+    Endpoints: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health,
+    /metrics, /version.
+    """
+    require_serving("serve")
+    from graphwright.runtime.engine import Engine
+    from graphwright.runtime.server.app import make_app
+    from graphwright.runtime.server.listen import bind, serve
+
+    if api_key == "":
+        raise click.UsageError("the API key is empty: leave --api-key out, or give one.")
+    with bind(host, port) as listener:
+        engine = Engine(artifact, max_sequences=max_sequences, **options)
+        name = served_model_name or Path(artifact).stem
+        app = make_app(engine, name=name, queue=queue, api_key=api_key)
+        address, bound = listener.getsockname()[:2]
+        shown = f"[{address}]" if ":" in address else address
+        if api_key is None and not ip_address(address.partition("%")[0]).is_loopback:
+            click.echo(f"{shown} is open to other machines, and no --api-key is set", err=True)
+        click.echo(
+            f"serving '{name}' at http://{shown}:{bound}/v1, up to {max_sequences} sequences of "
+            f"{engine.context} tokens at a time",
+            err=True,
+        )
+
+        def on_signal() -> None:
+            click.echo("ending: running requests are completed; again to end now", err=True)
+
+        serve(app, listener, grace=grace, on_signal=on_signal)

@@ -1,0 +1,156 @@
+"""/v1/completions and /v1/chat/completions: from a body to work for the engine, and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from graphwright.runtime.errors import RequestError
+from graphwright.runtime.sampling_params import SamplingParams
+from graphwright.runtime.server.answers import Answer, ChatShape, Shape, TextShape
+from graphwright.runtime.server.body import Body, read_body
+from graphwright.runtime.server.engine_thread import EngineThread
+from graphwright.runtime.server.errors import ApiError
+from graphwright.runtime.server.job import Job, Work
+from graphwright.runtime.server.model import Model
+from graphwright.runtime.server.prompts import take_messages, take_prompts, to_ids
+from graphwright.runtime.server.responses import EventStream, event, json_answer, unless_gone
+from graphwright.runtime.server.sampling import choice_params, take_sampling
+
+__all__ = ["Completions"]
+
+_DEFAULT_TEXT_TOKENS = 16  # the API's own, where no chat is
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """What a body asks besides its prompts."""
+
+    params: SamplingParams
+    choices: int
+    stream: bool
+    usage: bool
+    token_ids: bool
+
+
+class Completions:
+    """The two endpoints that generate."""
+
+    def __init__(self, model: Model, engine_thread: EngineThread) -> None:
+        self._model, self._thread = model, engine_thread
+
+    async def text(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        body = await read_body(request)
+        self._model.take_name(body)
+        prompts = take_prompts(body)
+        ask = self._ask(body, self._model.default_max_tokens(_DEFAULT_TEXT_TOKENS))
+        body.close()
+        self._check_count(len(prompts) * ask.choices)
+        tokenizer = self._model.tokenizer
+        ids = await run_in_threadpool(lambda: [to_ids(each, tokenizer) for each in prompts])
+        return await self._answer(request, TextShape(), ids, ask)
+
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        body = await read_body(request)
+        self._model.take_name(body)
+        encode = self._model.chat_encoder(take_messages(body))
+        ask = self._ask(body, self._model.default_max_tokens(self._model.context))
+        body.close()
+        self._check_count(ask.choices)
+        return await self._answer(request, ChatShape(), [await run_in_threadpool(encode)], ask)
+
+    def _ask(self, body: Body, default_max_tokens: int | None) -> _Ask:
+        choices = body.take("n", int, 1)
+        if choices < 1:
+            raise ApiError(400, f"'n' must be 1 or more, not {choices}.", param="n")
+        stream = body.take("stream", bool, False)
+        options = body.take("stream_options", dict)
+        if options is not None and not stream:
+            raise ApiError(400, "'stream_options' is for streamed answers: set 'stream'.",
+                           param="stream_options")  # fmt: skip
+        streaming = Body(options or {}, "stream_options")
+        usage = streaming.take("include_usage", bool, False)
+        streaming.take("include_obfuscation", bool, False)  # padding against eavesdroppers: none
+        streaming.close()
+        token_ids = body.take("return_token_ids", bool, False)
+        if self._model.tokenizer is None and not token_ids:
+            raise ApiError(400, "the model has no tokenizer and makes no text: set "
+                           "'return_token_ids'.", param="return_token_ids")  # fmt: skip
+        return _Ask(take_sampling(body, default_max_tokens), choices, stream, usage, token_ids)
+
+    def _check_count(self, sequences: int) -> None:
+        if sequences > self._thread.capacity:
+            raise ApiError(
+                400,
+                f"the request asks for {sequences} sequences; this server holds at most "
+                f"{self._thread.capacity}, running and waiting ones together.",
+                param="n",
+            )
+
+    async def _answer(
+        self, request: Request, shape: Shape, prompts: list[list[int]], ask: _Ask
+    ) -> Response:
+        work = [
+            Work(ids, choice_params(ask.params, choice))
+            for ids in prompts
+            for choice in range(ask.choices)
+        ]
+        answer = Answer(shape, self._model.name, sum(map(len, prompts)), len(work))
+        job = self._thread.submit(work)
+
+        def close() -> None:
+            self._thread.cancel(job)
+
+        streams = False
+        try:
+            await unless_gone(request, self._accepted(job, shape.source))
+            if ask.stream:
+                streams = True
+                return EventStream(_events(job, answer, ask, shape.opens), close)
+            await unless_gone(request, _listen(job, answer))
+            return json_answer(answer.whole(ask.token_ids))
+        finally:
+            if not streams:
+                close()
+
+    async def _accepted(self, job: Job, source: str) -> None:
+        try:
+            await job.accepted()
+        except RequestError as error:
+            long = any(len(each.prompt) >= self._model.context for each in job.work)
+            code = "context_length_exceeded" if long else "invalid_value"
+            raise ApiError(400, str(error), param=source, code=code) from error
+
+
+async def _listen(job: Job, answer: Answer) -> None:
+    async for pieces in job.batches():
+        for number, piece in pieces:
+            answer.said[number].add(piece)
+
+
+async def _events(job: Job, answer: Answer, ask: _Ask, opens: bool) -> AsyncIterator[bytes]:
+    """The chunks; those that are there at a time in one write."""
+    encode: Callable[[dict[str, object]], bytes] = event
+    if ask.usage:
+
+        def encode(chunk: dict[str, object]) -> bytes:
+            return event({**chunk, "usage": None})
+
+    if opens:
+        yield b"".join(encode(answer.opening(index)) for index in range(len(answer.said)))
+    async for pieces in job.batches():
+        chunks = []
+        for number, piece in pieces:
+            answer.said[number].add(piece)
+            if piece.text or piece.finish_reason or ask.token_ids:
+                chunks.append(encode(answer.chunk(number, piece, ask.token_ids)))
+        if chunks:
+            yield b"".join(chunks)
+    if ask.usage:
+        yield event(answer.closing())

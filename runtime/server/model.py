@@ -1,0 +1,76 @@
+"""The one model that is served: its name, its tokenizer and its template."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from graphwright.runtime.chat_template import ChatTemplate, read_chat_template
+from graphwright.runtime.engine import Engine
+from graphwright.runtime.errors import ArtifactError
+from graphwright.runtime.server.body import Body
+from graphwright.runtime.server.errors import ApiError
+from graphwright.runtime.server.prompts import ChatPrompt
+from graphwright.runtime.tokenizer import Tokenizer
+
+__all__ = ["Model"]
+
+
+class Model:
+    """What answers need to know of the engine's artifact; nothing here changes."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self.name = name
+        self.context = engine.context
+        self.vocab_size = engine.plan.vocab_size
+        self.tokenizer = engine.tokenizer
+        self._created = int(time.time())
+        self._own_max_tokens = engine.generation_config.get("max_new_tokens")
+        self._template: ChatTemplate | None = None
+        self._why_no_chat = (
+            f"the model '{name}' came without a chat template; use /v1/completions instead."
+        )
+        try:
+            self._template = read_chat_template(engine.artifact)
+        except ArtifactError as error:
+            self._why_no_chat = f"{error} Use /v1/completions instead."
+
+    def take_name(self, body: Body) -> None:
+        """Takes `model`, which may be left out. Raises ApiError 404 for another one."""
+        asked = body.take("model", str)
+        if asked is not None:
+            self.check_name(asked)
+
+    def check_name(self, asked: str) -> None:
+        """Raises ApiError 404 for a name that is not served."""
+        if asked != self.name:
+            raise ApiError(404, f"the model {asked!r} is not served here; '{self.name}' is.",
+                           param="model", code="model_not_found")  # fmt: skip
+
+    def default_max_tokens(self, otherwise: int) -> int | None:
+        """When a body says nothing: None, which asks the model's generation_config, or a number."""
+        return otherwise if self._own_max_tokens is None else None
+
+    def chat_encoder(self, prompt: ChatPrompt) -> Callable[[], list[int]]:
+        """What makes token ids of it. Raises ApiError 400 when the model has no template."""
+        template, tokenizer = self._template, self.need_tokenizer()
+        if template is None:
+            raise ApiError(400, self._why_no_chat, code="no_chat_template")
+        return lambda: prompt.to_ids(template, tokenizer)
+
+    def need_tokenizer(self) -> Tokenizer:
+        """Raises ApiError 400 when the artifact has none."""
+        if self.tokenizer is None:
+            raise ApiError(400, f"the model '{self.name}' has no tokenizer.", code="no_tokenizer")
+        return self.tokenizer
+
+    def description(self) -> dict[str, Any]:
+        """As /v1/models lists it."""
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "graphwright",
+            "max_model_len": self.context,
+        }
