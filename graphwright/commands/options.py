@@ -12,7 +12,7 @@ __all__ = ["engine_options", "parse_ids", "sampling_options"]
 
 _SAMPLING = (
     click.option("--max-tokens", "--max-new-tokens", "max_tokens", type=int,
-                 help="Most tokens to generate (default: the model's, else 256; chat: the context)."),
+                 help="Most tokens to generate (default: the model's, else 256; chat: no limit)."),
     click.option("--temperature", type=float, help="0 is greedy (default: the model's)."),
     click.option("--top-k", type=int, help="Sample from the k likeliest tokens; 0 for all."),
     click.option("--top-p", type=float, help="Sample from the likeliest tokens of this mass."),

@@ -25,7 +25,7 @@ __all__ = ["command"]
               help="Sequences that run together; memory for each is taken at start.")  # fmt: skip
 @click.option("--queue", default=64, show_default=True, type=click.IntRange(0),
               help="Sequences that may wait; more are answered by 503.")  # fmt: skip
-@click.option("--grace", default=30.0, show_default=True, type=click.FloatRange(0),
+@click.option("--grace", default=30, show_default=True, type=click.IntRange(1),
               help="Seconds that running requests have to end after a signal.")  # fmt: skip
 @engine_options
 def command(
@@ -36,7 +36,7 @@ def command(
     served_model_name: str | None,
     max_sequences: int,
     queue: int,
-    grace: float,
+    grace: int,
     options: dict[str, Any],
 ) -> None:
     """Serve the compiled model ARTIFACT over HTTP until SIGINT or SIGTERM; see docs/server.md.
@@ -59,13 +59,15 @@ def command(
         shown = f"[{address}]" if ":" in address else address
         if api_key is None and not ip_address(address.partition("%")[0]).is_loopback:
             click.echo(f"{shown} is open to other machines, and no --api-key is set", err=True)
-        click.echo(
-            f"serving '{name}' at http://{shown}:{bound}/v1, up to {max_sequences} sequences of "
-            f"{engine.context} tokens at a time",
-            err=True,
-        )
+
+        def on_ready() -> None:
+            click.echo(
+                f"serving '{name}' at http://{shown}:{bound}/v1, up to {max_sequences} sequences "
+                f"of {engine.context} tokens at a time",
+                err=True,
+            )
 
         def on_signal() -> None:
             click.echo("ending: running requests are completed; again to end now", err=True)
 
-        serve(app, listener, grace=grace, on_signal=on_signal)
+        serve(app, listener, grace=grace, on_ready=on_ready, on_signal=on_signal)

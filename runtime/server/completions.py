@@ -102,7 +102,7 @@ class Completions:
             for choice in range(ask.choices)
         ]
         answer = Answer(shape, self._model.name, sum(map(len, prompts)), len(work))
-        job = self._thread.submit(work)
+        job = self._thread.submit(work, ask.stream)
 
         def close() -> None:
             self._thread.cancel(job)
@@ -129,7 +129,7 @@ class Completions:
 
 
 async def _listen(job: Job, answer: Answer) -> None:
-    async for pieces in job.batches():
+    async for pieces in job.pieces():
         for number, piece in pieces:
             answer.said[number].add(piece)
 
@@ -144,7 +144,7 @@ async def _events(job: Job, answer: Answer, ask: _Ask, opens: bool) -> AsyncIter
 
     if opens:
         yield b"".join(encode(answer.opening(index)) for index in range(len(answer.said)))
-    async for pieces in job.batches():
+    async for pieces in job.pieces():
         chunks = []
         for number, piece in pieces:
             answer.said[number].add(piece)

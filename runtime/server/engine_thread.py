@@ -1,7 +1,7 @@
 """The one thread that owns the engine: jobs come in, steps run over all of them, pieces go out.
 
-Everything public here is called on the event loop; what the thread has done reaches it as one
-report after each step. An engine is not for several threads, so none but this one touches it.
+Everything public here is called on the event loop; what the thread has done reaches it in one
+report after a step. An engine is not for several threads, so none but this one touches it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.request import Request
 from graphwright.runtime.server.errors import EngineError, Unavailable
-from graphwright.runtime.server.job import ACCEPTED, Event, Job, Work
+from graphwright.runtime.server.job import ACCEPTED, Event, Job, Pieces, Work
 from graphwright.runtime.server.metrics import Metrics
 
 __all__ = ["EngineThread"]
+
+
+_LONGEST_SILENCE = 0.1  # seconds between reports to /metrics when nobody waits for anything
 
 
 @dataclass
@@ -31,8 +34,24 @@ class _Report:
 
     events: list[tuple[Job, Event]] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
-    step_seconds: float | None = None
+    tokens: int = 0
+    step_seconds: list[float] = field(default_factory=list)
+    first_token_seconds: list[float] = field(default_factory=list)
     failure: str | None = None
+
+
+class _Live:
+    """A job in the engine. requests: None once they have ended. pieces: not reported yet."""
+
+    def __init__(self, requests: list[Request]) -> None:
+        self.requests: list[Request | None] = list(requests)
+        self.pieces: Pieces = []
+        self.spoke = False
+
+    @property
+    def open(self) -> list[tuple[int, Request]]:
+        """The requests that have not ended, by number."""
+        return [(n, each) for n, each in enumerate(self.requests) if each is not None]
 
 
 class EngineThread:
@@ -52,8 +71,8 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         # These are the thread's own.
-        self._jobs: dict[Job, list[Request | None]] = {}
-        self._report = _Report()
+        self._jobs: dict[Job, _Live] = {}
+        self._report, self._reported = _Report(), 0.0
         self._stopped = False
 
     @property
@@ -77,7 +96,7 @@ class EngineThread:
         self._inbox.put(self._finish)
         await asyncio.to_thread(self._thread.join)
 
-    def submit(self, work: Sequence[Work]) -> Job:
+    def submit(self, work: Sequence[Work], stream: bool) -> Job:
         """Queues a job. Raises Unavailable when there is no room, EngineError when it is broken."""
         if self._closing:
             raise Unavailable("the server is shutting down.", "shutting_down")
@@ -89,7 +108,7 @@ class EngineThread:
                 f"wait, of at most {self.capacity} together; try again later.",
                 "queue_full",
             )
-        job = Job(work)
+        job = Job(work, stream)
         self._live += len(work)
         self._inbox.put(partial(self._admit, job))
         return job
@@ -99,20 +118,15 @@ class EngineThread:
         self._inbox.put(partial(self._end, job, "cancelled"))
 
     def _deliver(self, report: _Report) -> None:
-        now = time.perf_counter()
         self._live -= len(report.ended)
         self.failure = report.failure or self.failure
-        for reason in report.ended:
-            self.metrics.ended(reason)
-        if report.step_seconds is not None:
-            self.metrics.step_seconds.observe(report.step_seconds)
+        self.metrics.count(report.ended, report.tokens)
+        for seconds in report.step_seconds:
+            self.metrics.step_seconds.observe(seconds)
+        for seconds in report.first_token_seconds:
+            self.metrics.first_token_seconds.observe(seconds)
         for job, event in report.events:
-            if isinstance(event, tuple):
-                self.metrics.generated_tokens += len(event[1].token_ids)
-                if not job.spoke:
-                    job.spoke = True
-                    self.metrics.first_token_seconds.observe(now - job.submitted)
-            elif event is ACCEPTED:
+            if event is ACCEPTED:
                 self.metrics.prompt_tokens += sum(len(each.prompt) for each in job.work)
             job.put(event)
 
@@ -134,26 +148,27 @@ class EngineThread:
                 command = self._inbox.get_nowait()
 
     def _send(self) -> None:
-        report, self._report = self._report, _Report()
-        if report != _Report():
+        report, now = self._report, time.perf_counter()
+        awaited = report.events or report.ended or report.failure
+        if awaited or (report.step_seconds and now - self._reported > _LONGEST_SILENCE):
+            self._report, self._reported = _Report(), now
             assert self._loop is not None
             with suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 self._loop.call_soon_threadsafe(self._deliver, report)
 
     def _admit(self, job: Job) -> None:
-        requests: list[Request | None] = []
+        requests: list[Request] = []
         try:
             for each in job.work:
                 requests.append(self._engine.submit(each.prompt, each.params))
         except Exception as error:  # noqa: BLE001  the thread must live on
             for request in requests:
-                assert request is not None
                 self._engine.cancel(request)
             self._report.ended += ["refused"] * len(job.work)
             known = isinstance(error, RequestError)
             self._report.events.append((job, error if known else EngineError(_sentence(error))))
             return
-        self._jobs[job] = requests
+        self._jobs[job] = _Live(requests)
         self._report.events.append((job, ACCEPTED))
 
     def _step(self) -> None:
@@ -165,45 +180,56 @@ class EngineThread:
         except Exception as error:  # noqa: BLE001  whatever it is, everyone is told
             self._break(error)
             return
-        self._report.step_seconds = time.perf_counter() - start
-        for job, requests in list(self._jobs.items()):
-            for number, request in enumerate(requests):
-                if request is None:
-                    continue
-                for piece in request.take_pieces():
-                    self._report.events.append((job, (number, piece)))
-                if request.finish_reason is not None:
-                    self._report.ended.append(request.finish_reason)
-                    requests[number] = None
-            if not any(requests):
-                del self._jobs[job]
+        now = time.perf_counter()
+        self._report.step_seconds.append(now - start)
+        for job, live in list(self._jobs.items()):
+            self._collect(job, live, now)
+
+    def _collect(self, job: Job, live: _Live, now: float) -> None:
+        """Takes what the step has made of a job."""
+        before = len(live.pieces)
+        for number, request in live.open:
+            live.pieces += ((number, piece) for piece in request.take_pieces())
+            if request.finish_reason is not None:
+                self._report.ended.append(request.finish_reason)
+                live.requests[number] = None
+        new = live.pieces[before:]
+        self._report.tokens += sum(len(piece.token_ids) for _, piece in new)
+        if new and not live.spoke:
+            live.spoke = True
+            self._report.first_token_seconds.append(now - job.submitted)
+        ended = not live.open
+        if live.pieces and (job.stream or ended):
+            self._report.events.append((job, live.pieces))
+            live.pieces = []
+        if ended:
+            del self._jobs[job]
 
     def _drop_failed(self) -> None:
-        for job, requests in list(self._jobs.items()):
-            for request in requests:
-                if request is not None and request.error is not None:
-                    self._report.events.append((job, EngineError(str(request.error))))
-                    self._end(job, "failed")
-                    break
+        """Ends the jobs of which a request has failed; the others go on."""
+        for job, live in list(self._jobs.items()):
+            errors = [request.error for _, request in live.open if request.error is not None]
+            if errors:
+                self._end(job, "failed", EngineError(str(errors[0])))
 
     def _break(self, error: Exception) -> None:
         self._report.failure = sentence = _sentence(error)
         for job in list(self._jobs):
-            self._report.events.append((job, EngineError(sentence)))
-            self._end(job, "failed")
+            self._end(job, "failed", EngineError(sentence))
 
-    def _end(self, job: Job, reason: str) -> None:
-        for request in self._jobs.pop(job, ()):
-            if request is not None:
-                self._engine.cancel(request)
-                self._report.ended.append(reason)
+    def _end(self, job: Job, reason: str, error: Exception | None = None) -> None:
+        if job not in self._jobs:
+            return
+        if error is not None:
+            self._report.events.append((job, error))
+        for _, request in self._jobs.pop(job).open:
+            self._engine.cancel(request)
+            self._report.ended.append(reason)
 
     def _finish(self) -> None:
         for job in list(self._jobs):
-            self._report.events.append(
-                (job, Unavailable("the server is shutting down.", "shutting_down"))
-            )
-            self._end(job, "cancelled")
+            error = Unavailable("the server is shutting down.", "shutting_down")
+            self._end(job, "cancelled", error)
         self._stopped = True
 
 

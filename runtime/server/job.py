@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from graphwright.runtime.request import Piece
 from graphwright.runtime.sampling_params import SamplingParams
 
-__all__ = ["ACCEPTED", "Accepted", "Event", "Job", "Work"]
+__all__ = ["ACCEPTED", "Accepted", "Event", "Job", "Pieces", "Work"]
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,20 @@ class Accepted:
 
 
 ACCEPTED = Accepted()
-Event = Accepted | tuple[int, Piece] | Exception
+Pieces = list[tuple[int, Piece]]  # each with the number of its sequence in the job
+Event = Accepted | Pieces | Exception
 
 
 class Job:
-    """What the engine says about `work` arrives here, on the event loop."""
+    """What the engine says about `work` arrives here, on the event loop.
 
-    def __init__(self, work: Sequence[Work]) -> None:
+    stream: after each step; else when all sequences have ended.
+    """
+
+    def __init__(self, work: Sequence[Work], stream: bool) -> None:
         self.work = tuple(work)
+        self.stream = stream
         self.submitted = time.perf_counter()
-        self.spoke = False  # has its first token come?
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._open = len(self.work)
 
@@ -50,19 +54,22 @@ class Job:
             raise event
         assert isinstance(event, Accepted), "the first event says whether a job was taken"
 
-    async def batches(self) -> AsyncIterator[list[tuple[int, Piece]]]:
-        """(number of the sequence, what it said) until all have ended: what is there at a time.
-
-        Raises what ended the job.
-        """
+    async def pieces(self) -> AsyncIterator[Pieces]:
+        """What is there at a time, until all sequences have ended. Raises what ended the job."""
         while self._open:
-            events = [await self._events.get()]
-            while not self._events.empty():
-                events.append(self._events.get_nowait())
-            pieces = [event for event in events if isinstance(event, tuple)]
-            if pieces:
-                yield pieces
-            self._open -= sum(piece.finish_reason is not None for _, piece in pieces)
-            for event in events:
-                if isinstance(event, Exception):
-                    raise event
+            found: Pieces = []
+            failure: Exception | None = None
+            event: Event = await self._events.get()
+            while True:
+                if isinstance(event, list):
+                    found += event
+                elif isinstance(event, Exception):
+                    failure = event
+                if self._events.empty():
+                    break
+                event = self._events.get_nowait()
+            self._open -= sum(piece.finish_reason is not None for _, piece in found)
+            if found:
+                yield found
+            if failure is not None:
+                raise failure

@@ -31,28 +31,41 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    app: Starlette, listener: socket.socket, *, grace: float, on_signal: Callable[[], None]
+    app: Starlette,
+    listener: socket.socket,
+    *,
+    grace: int,
+    on_ready: Callable[[], None],
+    on_signal: Callable[[], None],
 ) -> None:
     """Answers on `listener` until SIGINT or SIGTERM: requests that are running then have `grace`
-    seconds to end, or until a second signal. on_signal is called at the first.
+    seconds to end, or until a second signal. on_ready is called when it answers, on_signal at the
+    first signal.
     """
     config = Config(
         app,
         log_level="error",
         access_log=False,
         lifespan="on",
-        timeout_graceful_shutdown=max(1, round(grace)),
+        timeout_graceful_shutdown=grace,
     )
-    server = _Server(config, on_signal)
+    server = _Server(config, on_ready, on_signal)
     asyncio.run(server.serve([listener]))
 
 
 class _Server(Server):
     """Ends by signals without passing them on: what was asked for is no failure."""
 
-    def __init__(self, config: Config, on_signal: Callable[[], None]) -> None:
+    def __init__(
+        self, config: Config, on_ready: Callable[[], None], on_signal: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._on_signal = on_signal
+        self._on_ready, self._on_signal = on_ready, on_signal
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins, and says so."""
+        await super().startup(sockets)
+        self._on_ready()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

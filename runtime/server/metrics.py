@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 __all__ = ["Histogram", "Metrics"]
 
@@ -50,9 +50,10 @@ class Metrics:
         """Counts an HTTP request when its answer begins."""
         self._answers[endpoint, status] += 1
 
-    def ended(self, reason: str) -> None:
-        """Counts a sequence that left the engine."""
-        self._ended[reason] += 1
+    def count(self, ended: Iterable[str], tokens: int) -> None:
+        """Counts sequences that left the engine, by reason, and tokens that it made."""
+        self._ended.update(ended)
+        self.generated_tokens += tokens
 
     def text(self, *, running: int, waiting: int, failed: bool) -> str:
         """The page; running, waiting: sequences at this moment."""

@@ -16,7 +16,8 @@ from graphwright.runtime.server.errors import ApiError
 __all__ = ["EventStream", "Gone", "error_answer", "event", "json_answer", "unless_gone"]
 
 T = TypeVar("T")
-DONE = b"data: [DONE]\n\n"
+_DONE = b"data: [DONE]\n\n"
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class Gone(Exception):
@@ -25,8 +26,7 @@ class Gone(Exception):
 
 def to_json(value: Any) -> bytes:
     """UTF-8; a lone surrogate, which UTF-8 cannot hold, as its JSON escape."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.encode(errors="backslashreplace")
+    return _ENCODER.encode(value).encode(errors="backslashreplace")
 
 
 def json_answer(value: Any, status: int = 200) -> Response:
@@ -76,7 +76,7 @@ class EventStream(Response):
         except ApiError as error:
             chunk = event(error.body())
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+        await send({"type": "http.response.body", "body": _DONE, "more_body": False})
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
