@@ -34,7 +34,9 @@ class ChatTemplate:
         try:
             self._template = _environment().from_string(source)
         except TemplateError as error:
-            raise ArtifactError(f"the model's chat template is not usable: {error}.") from error
+            raise ArtifactError(
+                f"the model's chat template is not usable: {_end(error)}"
+            ) from error
 
     def render(
         self,
@@ -66,11 +68,11 @@ class ChatTemplate:
             return text
         except TemplateError as error:
             raise RequestError(
-                f"the model's chat template refuses this conversation: {error}"
+                f"the model's chat template refuses this conversation: {_end(error)}"
             ) from error
         except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             raise RequestError(
-                f"the model's chat template fails on this conversation: {error}"
+                f"the model's chat template fails on this conversation: {_end(error)}"
             ) from error
 
 
@@ -94,6 +96,11 @@ def _default(found: Any) -> Any:
         named = {each.get("name"): each.get("template") for each in found}
         return named.get("default")
     return found
+
+
+def _end(error: Exception) -> str:
+    """Its words, with a full stop."""
+    return f"{str(error).rstrip('.')}."
 
 
 def _text(token: Any) -> str | None:

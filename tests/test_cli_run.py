@@ -205,7 +205,10 @@ def test_importing_is_light() -> None:
     code = (
         "import sys, graphwright.runtime.engine, graphwright.runtime.library\n"
         "import graphwright.cli, graphwright.commands.run\n"
-        "heavy = {'torch', 'tvm', 'tvm_ffi', 'rich', 'transformers', 'graphwright.ir'}\n"
+        "import graphwright.commands.serve, graphwright.commands.chat\n"
+        "import graphwright.runtime.conversation, graphwright.runtime.server\n"
+        "heavy = {'torch', 'tvm', 'tvm_ffi', 'rich', 'transformers', 'graphwright.ir',\n"
+        "         'starlette', 'uvicorn', 'jinja2'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert python(code) == "[]\n"

@@ -129,6 +129,7 @@ def write_toy(
     *,
     tokenizer: str | None = None,
     generation_config: dict[str, Any] | None = None,
+    chat_template: str | None = None,
     cpu_features: Sequence[str] = (),
     **changes: Any,
 ) -> Path:
@@ -141,6 +142,8 @@ def write_toy(
             writer.add("tokenizer.json", tokenizer)
             config = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
             writer.add("tokenizer_config.json", json.dumps(config))
+        if chat_template is not None:
+            writer.add("chat_template.jinja", chat_template)
         if generation_config is not None:
             writer.add("generation_config.json", json.dumps(generation_config))
     return path

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_HINT = "/reset forgets the conversation, Ctrl-C stops an answer, /exit or Ctrl-D leaves"
+_HINT = "/reset forgets the conversation, Control-C stops an answer, /exit or Control-D leaves"
 
 
 @click.command("chat", short_help="Talk with a compiled model in the terminal.")
@@ -88,7 +88,7 @@ def _is_interactive() -> bool:
 
 
 def _asked() -> Iterator[str]:
-    """Turns typed at a prompt, until Ctrl-D."""
+    """Turns typed at a prompt, until Control-D."""
     import readline  # noqa: F401  gives input() a line editor and a history
 
     while True:
@@ -115,7 +115,7 @@ def _lines() -> Iterator[str]:
 
 @contextmanager
 def _interruptible(interactive: bool) -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed since; it does nothing else here. In a pipe it ends the program.
+    """Whether Control-C was pressed since; it does nothing else here. In a pipe it ends the program.
 
     A handler and no KeyboardInterrupt: that could come between any two lines of the engine.
     """

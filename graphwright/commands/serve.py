@@ -17,7 +17,8 @@ __all__ = ["command"]
 @click.command("serve", short_help="Serve a compiled model by the OpenAI API.")
 @click.argument("artifact")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535),
+              help="0 takes a free one.")  # fmt: skip
 @click.option("--api-key", envvar="GRAPHWRIGHT_API_KEY",
               help="What clients must send; default: GRAPHWRIGHT_API_KEY, else none.")  # fmt: skip
 @click.option("--served-model-name", help="What the model is called (default: the file's name).")

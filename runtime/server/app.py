@@ -42,10 +42,8 @@ def make_app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         thread.start()
-        try:
-            yield
-        finally:
-            await thread.stop()
+        yield  # cancelled here when nothing is to be waited for: the thread is a daemon
+        await thread.stop()
 
     app = Starlette(
         routes=[

@@ -135,9 +135,10 @@ class EngineThread:
     def _run(self) -> None:
         while not self._stopped:
             self._take_commands()
+            self._send()  # who was refused need not wait for a step
             if self._jobs:
                 self._step()
-            self._send()
+                self._send()
 
     def _take_commands(self) -> None:
         """Runs the commands that came; waits for one when there is nothing to compute."""
