@@ -8,14 +8,17 @@ import platform
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from served_toy import served
 from shared_data import shared_path
 from tiny_models import save_tiny
 
+from graphwright import SamplingParams, load
 from graphwright.cli import main_command
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo-model"
@@ -66,6 +69,24 @@ def test_a_ragged_batch_gives_what_each_prompt_gives_alone(demo: dict[str, Path]
             "run", demo["f32"], "--prompt", prompt, "--max-tokens", 24, "--temperature", 0
         )["outputs"][0]
         assert alone["token_ids"] == output["token_ids"]
+
+
+def test_the_server_says_what_the_engine_says(demo: dict[str, Path]) -> None:
+    """Streamed and whole answers at once, by compiled code that another thread runs."""
+    prompts = ["Once upon a time", "The", "One day, a girl named Lily went to the park and", "Tom"]
+    params = SamplingParams(max_tokens=40, temperature=0)
+    expected = [output.text for output in load(demo["w8"]).generate(prompts, params)]
+
+    def ask(number: int) -> str:
+        body = {"prompt": prompts[number % 4], "max_tokens": 40, "temperature": 0}
+        if number < 4:
+            return str(server.complete(**body)["choices"][0]["text"])
+        chunks = server.stream("/v1/completions", **body)
+        return "".join(chunk["choices"][0]["text"] for chunk in chunks)
+
+    with served(load(demo["w8"], max_sequences=6)) as server, ThreadPoolExecutor(8) as clients:
+        assert list(clients.map(ask, range(8))) == expected * 2
+        assert server.is_idle()
 
 
 def test_int8_costs_little_likelihood(demo: dict[str, Path], tmp_path: Path) -> None:

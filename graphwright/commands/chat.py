@@ -115,7 +115,7 @@ def _lines() -> Iterator[str]:
 
 @contextmanager
 def _interruptible(interactive: bool) -> Iterator[Callable[[], bool]]:
-    """Whether Control-C was pressed since; it does nothing else here. In a pipe it ends the program.
+    """Whether Control-C was pressed since; it does nothing else here, but ends a pipe's program.
 
     A handler and no KeyboardInterrupt: that could come between any two lines of the engine.
     """

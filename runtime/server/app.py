@@ -154,7 +154,9 @@ async def _http_error(request: Request, error: Any) -> Response:
         message = f"{request.url.path!r} does not take {request.method}."
     else:
         message = f"{error.detail}."
-    return error_answer(ApiError(error.status_code, message))
+    answer = error_answer(ApiError(error.status_code, message))
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 async def _nobody(_: Request, __: Any) -> Response:

@@ -25,6 +25,7 @@ from graphwright.runtime.server.metrics import Metrics
 __all__ = ["EngineThread"]
 
 
+_LONGEST_STEP = 30.0  # seconds that the end waits for one
 _LONGEST_SILENCE = 0.1  # seconds between reports to /metrics when nobody waits for anything
 
 
@@ -91,10 +92,10 @@ class EngineThread:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Ends every job, and the thread."""
+        """Ends every job, and the thread, which is left alone when its step takes too long."""
         self._closing = True
         self._inbox.put(self._finish)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, _LONGEST_STEP)
 
     def submit(self, work: Sequence[Work], stream: bool) -> Job:
         """Queues a job. Raises Unavailable when there is no room, EngineError when it is broken."""

@@ -164,7 +164,9 @@ def test_other_content_types_and_huge_bodies(toy: Served) -> None:
 
 def test_addresses_methods_and_models_that_are_not_there(toy: Served) -> None:
     assert "nothing at '/v2/x'" in error_of(toy.client.get("/v2/x"), 404)["message"]
-    assert "does not take GET" in error_of(toy.client.get(TEXT), 405)["message"]
+    answer = toy.client.get(TEXT)
+    assert "does not take GET" in error_of(answer, 405)["message"]
+    assert answer.headers["allow"] == "POST"
     error = error_of(toy.post(TEXT, prompt="a", model="other"), 404)
     assert (error["param"], error["code"]) == ("model", "model_not_found")
     assert "'toy' is" in error["message"]
