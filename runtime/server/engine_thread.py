@@ -24,7 +24,6 @@ from graphwright.runtime.server.metrics import Metrics
 
 __all__ = ["EngineThread"]
 
-
 _LONGEST_STEP = 30.0  # seconds that the end waits for one
 _LONGEST_SILENCE = 0.1  # seconds between reports to /metrics when nobody waits for anything
 
@@ -167,8 +166,9 @@ class EngineThread:
             for request in requests:
                 self._engine.cancel(request)
             self._report.ended += ["refused"] * len(job.work)
-            known = isinstance(error, RequestError)
-            self._report.events.append((job, error if known else EngineError(_sentence(error))))
+            if not isinstance(error, RequestError):
+                error = EngineError(f"the engine failed on this request: {_words(error)}.")
+            self._report.events.append((job, error))
             return
         self._jobs[job] = _Live(requests)
         self._report.events.append((job, ACCEPTED))
@@ -215,7 +215,7 @@ class EngineThread:
                 self._end(job, "failed", EngineError(str(errors[0])))
 
     def _break(self, error: Exception) -> None:
-        self._report.failure = sentence = _sentence(error)
+        self._report.failure = sentence = f"the engine stopped working: {_words(error)}."
         for job in list(self._jobs):
             self._end(job, "failed", EngineError(sentence))
 
@@ -235,5 +235,5 @@ class EngineThread:
         self._stopped = True
 
 
-def _sentence(error: Exception) -> str:
-    return f"the engine stopped working: {type(error).__name__}: {error}."
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).rstrip('.')}"

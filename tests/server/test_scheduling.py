@@ -17,6 +17,7 @@ from toy_model import ToyLibrary, toy_greedy
 
 from graphwright import SamplingParams
 from graphwright.runtime.engine import Engine
+from graphwright.runtime.request import Request
 from graphwright.runtime.server import engine_thread
 from graphwright.runtime.server.engine_thread import EngineThread
 from graphwright.runtime.server.errors import Unavailable
@@ -181,6 +182,26 @@ def test_an_engine_that_breaks_is_500_and_bad_health(tmp_path: Path) -> None:
         assert toy.post("/v1/completions", prompt=[5]).status_code == 500
         assert toy.metric("graphwright_engine_failed") == 1
         assert toy.client.get("/v1/models").status_code == 200
+
+
+def test_a_mistake_in_taking_a_request_ends_that_request_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = Engine.submit
+
+    def mistaken(self: Engine, prompt: Any, params: SamplingParams | None = None) -> Request:
+        if prompt == [13]:
+            raise ZeroDivisionError("of something")
+        return submit(self, prompt, params)
+
+    monkeypatch.setattr(Engine, "submit", mistaken)
+    with served_toy(tmp_path) as toy:
+        answer = toy.post("/v1/completions", prompt=[[5], [13]])
+        assert answer.status_code == 500
+        sentence = "the engine failed on this request: ZeroDivisionError: of something."
+        assert answer.json()["error"]["message"] == sentence
+        assert toy.complete([5], **GREEDY)["choices"][0]["token_ids"] == toy_greedy([5], 16)
+        assert toy.client.get("/health").status_code == 200 and toy.is_idle()
 
 
 def test_a_server_that_ends_completes_what_runs(tmp_path: Path) -> None:
