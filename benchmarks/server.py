@@ -34,9 +34,10 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, help="of both engines; default: the cores")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    engine = Engine(options.artifact, max_sequences=options.streams)
+    engine = Engine(options.artifact, max_sequences=options.streams, threads=options.threads)
     prompts = [
         [(7 * stream + 13 * i) % (engine.plan.vocab_size - 10) + 5 for i in range(PROMPT_TOKENS)]
         for stream in range(options.streams)
@@ -51,14 +52,17 @@ def main() -> None:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return [{"prompt": ids, **body} for ids in prompts]
 
-    with served(options.artifact, options.streams) as port:
+    with served(options.artifact, options.streams, engine.threads) as port:
         runs = {
             "engine.generate": lambda: generate(engine, prompts, options.tokens),
             "server, streamed": lambda: ask(port, bodies(True)),
             "server, whole": lambda: ask(port, bodies(False)),
         }
         found = alternate(runs, options.rounds)
-    report = {"streams": options.streams, "tokens": options.tokens, **summary(found)}
+    report = {
+        "streams": options.streams, "tokens": options.tokens, "threads": engine.threads,
+        **summary(found),
+    }  # fmt: skip
     print(json.dumps(report) if options.json else table(report))
 
 
@@ -89,7 +93,9 @@ def summary(found: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 def table(report: dict[str, object]) -> str:
     """Lines for people."""
-    lines = [f"{report['streams']} streams of {report['tokens']} tokens"]
+    lines = [
+        f"{report['streams']} streams of {report['tokens']} tokens, {report['threads']} threads"
+    ]
     for title, figures in report.items():
         if isinstance(figures, dict):
             rate, ratio = figures["tokens_per_second"], figures["ratio"]
@@ -148,10 +154,10 @@ def exchange(port: int, requests: list[bytes]) -> list[bytes]:
 
 
 @contextmanager
-def served(artifact: str, streams: int) -> Iterator[int]:
+def served(artifact: str, streams: int, threads: int) -> Iterator[int]:
     """A server of its own on a free port, which is yielded, until the block is left."""
     command = [sys.executable, "-m", "graphwright", "serve", artifact, "--port", "0",
-               "--max-sequences", str(streams)]  # fmt: skip
+               "--max-sequences", str(streams), "--threads", str(threads)]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
