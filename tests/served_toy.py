@@ -135,9 +135,8 @@ def chat_toy(path: Path, **options: Any) -> Path:
 @contextmanager
 def served(engine: Engine, **options: Any) -> Iterator[Served]:
     """Serves `engine` as 'toy' while the block runs."""
-    server = uvicorn.Server(
-        uvicorn.Config(make_app(engine, name="toy", **options), log_level="critical", lifespan="on")
-    )
+    app, _ = make_app(lambda: engine, name="toy", **options)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="on"))
     with bind("127.0.0.1", 0) as listener, ThreadPoolExecutor(1) as thread:
         listener.listen()
         port = listener.getsockname()[1]

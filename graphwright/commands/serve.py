@@ -53,9 +53,13 @@ def command(
     if api_key == "":
         raise click.UsageError("the API key is empty: leave --api-key out, or give one.")
     with bind(host, port) as listener:
-        engine = Engine(artifact, max_sequences=max_sequences, **options)
         name = served_model_name or Path(artifact).stem
-        app = make_app(engine, name=name, queue=queue, api_key=api_key)
+        app, engine = make_app(
+            lambda: Engine(artifact, max_sequences=max_sequences, **options),
+            name=name,
+            queue=queue,
+            api_key=api_key,
+        )
         address, bound = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         if api_key is None and not ip_address(address.partition("%")[0]).is_loopback:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,16 +27,21 @@ __all__ = ["make_app"]
 
 
 def make_app(
-    engine: Engine, *, name: str, queue: int = 64, api_key: str | None = None
-) -> Starlette:
-    """An ASGI application over `engine`, which is its own from then on, from startup to shutdown.
+    make_engine: Callable[[], Engine],
+    *,
+    name: str,
+    queue: int = 64,
+    api_key: str | None = None,
+) -> tuple[Starlette, Engine]:
+    """An ASGI application over the engine that `make_engine` makes in the application's own thread,
+    and that engine, to read from. Raises what make_engine raises.
 
     name: what the model is called. queue: sequences that may wait beside those that run. api_key:
     what every request but /health must bring as its bearer token.
     """
     metrics = Metrics()
-    thread = EngineThread(engine, queue, metrics)
-    model = Model(engine, name)
+    thread = EngineThread(make_engine, queue, metrics)
+    model = Model(thread.engine, name)
     completions, tokens, status = Completions(model, thread), Tokens(model), _Status(model, thread)
 
     @asynccontextmanager
@@ -67,7 +72,7 @@ def make_app(
     )
     endpoints = frozenset(route.path for route in app.routes if isinstance(route, Route))
     app.add_middleware(_Gate, metrics=metrics, endpoints=endpoints, api_key=api_key)
-    return app
+    return app, thread.engine
 
 
 class _Status:

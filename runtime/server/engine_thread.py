@@ -1,7 +1,8 @@
 """The one thread that owns the engine: jobs come in, steps run over all of them, pieces go out.
 
 Everything public here is called on the event loop; what the thread has done reaches it in one
-report after a step. An engine is not for several threads, so none but this one touches it.
+report after a step. An engine is not for several threads, and on a GPU only for the one that made
+it, so this one makes it and none but this one moves it on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -55,30 +57,36 @@ class _Live:
 
 
 class EngineThread:
-    """Runs `engine` for up to engine.max_sequences sequences at a time, with `queue` more waiting.
+    """Makes an engine and runs it for up to engine.max_sequences sequences at a time, with `queue`
+    more waiting.
 
-    failure: the sentence that says why the engine stopped working; None while it works.
+    engine: for what does not change of it. failure: the sentence that says why it stopped working;
+    None while it works. Raises what make_engine raises.
     """
 
-    def __init__(self, engine: Engine, queue: int, metrics: Metrics) -> None:
-        self.capacity = engine.max_sequences + queue
+    def __init__(self, make_engine: Callable[[], Engine], queue: int, metrics: Metrics) -> None:
         self.failure: str | None = None
         self.metrics = metrics
-        self._engine = engine
         self._live = 0
         self._closing = False
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         # These are the thread's own.
         self._jobs: dict[Job, _Live] = {}
         self._report, self._reported = _Report(), 0.0
         self._stopped = False
+        made: Future[Engine] = Future()
+        self._thread = threading.Thread(
+            target=self._run, args=(make_engine, made), name="engine", daemon=True
+        )
+        self._thread.start()
+        self.engine = made.result()
+        self.capacity = self.engine.max_sequences + queue
 
     @property
     def running(self) -> int:
         """Sequences in the engine's batch."""
-        return min(self._live, self._engine.max_sequences)
+        return min(self._live, self.engine.max_sequences)
 
     @property
     def waiting(self) -> int:
@@ -86,9 +94,8 @@ class EngineThread:
         return self._live - self.running
 
     def start(self) -> None:
-        """Begins; on the event loop that reports will come to."""
+        """Reports come to the running event loop from now on."""
         self._loop = asyncio.get_running_loop()
-        self._thread.start()
 
     async def stop(self) -> None:
         """Ends every job, and the thread, which is left alone when its step takes too long."""
@@ -132,7 +139,12 @@ class EngineThread:
 
     # From here on: the thread.
 
-    def _run(self) -> None:
+    def _run(self, make_engine: Callable[[], Engine], made: Future[Engine]) -> None:
+        try:
+            made.set_result(make_engine())
+        except BaseException as error:  # noqa: BLE001  raised in the thread that waits for it
+            made.set_exception(error)
+            return
         while not self._stopped:
             self._take_commands()
             self._send()  # who was refused need not wait for a step
@@ -161,10 +173,10 @@ class EngineThread:
         requests: list[Request] = []
         try:
             for each in job.work:
-                requests.append(self._engine.submit(each.prompt, each.params))
+                requests.append(self.engine.submit(each.prompt, each.params))
         except Exception as error:  # noqa: BLE001  the thread must live on
             for request in requests:
-                self._engine.cancel(request)
+                self.engine.cancel(request)
             self._report.ended += ["refused"] * len(job.work)
             if not isinstance(error, RequestError):
                 error = EngineError(f"the engine failed on this request: {_words(error)}.")
@@ -176,7 +188,7 @@ class EngineThread:
     def _step(self) -> None:
         start = time.perf_counter()
         try:
-            self._engine.step()
+            self.engine.step()
         except RequestError:
             self._drop_failed()
         except Exception as error:  # noqa: BLE001  whatever it is, everyone is told
@@ -225,7 +237,7 @@ class EngineThread:
         if error is not None:
             self._report.events.append((job, error))
         for _, request in self._jobs.pop(job).open:
-            self._engine.cancel(request)
+            self.engine.cancel(request)
             self._report.ended.append(reason)
 
     def _finish(self) -> None:

@@ -17,6 +17,7 @@ from toy_model import ToyLibrary, toy_greedy
 
 from graphwright import SamplingParams
 from graphwright.runtime.engine import Engine
+from graphwright.runtime.errors import ArtifactError
 from graphwright.runtime.request import Request
 from graphwright.runtime.server import engine_thread
 from graphwright.runtime.server.engine_thread import EngineThread
@@ -221,7 +222,7 @@ def test_a_server_that_must_end_tells_those_who_wait(tmp_path: Path) -> None:
 
     async def run() -> None:
         engine = Engine(chat_toy(tmp_path / "toy.gw"), library=library)
-        thread = EngineThread(engine, 0, Metrics())
+        thread = EngineThread(lambda: engine, 0, Metrics())
         thread.start()
         job = thread.submit([Work([5], SamplingParams(max_tokens=5))], stream=True)
         await job.accepted()
@@ -239,6 +240,36 @@ def test_a_server_that_must_end_tells_those_who_wait(tmp_path: Path) -> None:
         assert not thread._thread.is_alive() and engine._scheduler.running == 0
 
     asyncio.run(run())
+
+
+def test_one_thread_makes_the_engine_and_runs_it(tmp_path: Path) -> None:
+    """On a GPU nothing works in another thread."""
+    threads = []
+
+    class Noting(ToyLibrary):
+        def run(self, *arguments: Any) -> Any:
+            threads.append(threading.get_ident())
+            return super().run(*arguments)
+
+    def make() -> Engine:
+        threads.append(threading.get_ident())
+        return Engine(chat_toy(tmp_path / "toy.gw"), library=Noting())
+
+    async def run() -> None:
+        thread = EngineThread(make, 0, Metrics())
+        thread.start()
+        job = thread.submit([Work([5], SamplingParams(max_tokens=3))], stream=False)
+        await job.accepted()
+        assert [len(pieces) async for pieces in job.pieces()] == [3]
+        await thread.stop()
+
+    asyncio.run(run())
+    assert len(threads) == 4 and len(set(threads)) == 1 and threads[0] != threading.get_ident()
+
+
+def test_an_engine_that_cannot_be_made(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="No such file"):
+        EngineThread(lambda: Engine(tmp_path / "none.gw"), 0, Metrics())
 
 
 def test_metrics_count(tmp_path: Path) -> None:
