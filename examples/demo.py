@@ -52,6 +52,7 @@ def main() -> None:
 go on with
   source .venv/bin/activate
   graphwright run {artifacts["w8"]} --prompt 'The dragon' --temperature 0.8 --seed 1
+  graphwright serve {artifacts["w8"]}                     # the OpenAI API: docs/server.md
   graphwright inspect {artifacts["w8"]} --graph last      # the graph that became code
   graphwright compile PATH/TO/CHECKPOINT --quant w8       # your own model
   graphwright doctor                                      # what this machine has"""
