@@ -10,6 +10,7 @@ import torch
 
 from graphwright.ir.errors import PassError
 from graphwright.ir.program import Program
+from graphwright.ir.states import RecurrentState
 
 __all__ = ["PagedCache"]
 
@@ -25,22 +26,27 @@ class PagedCache:
 
     Blocks are given out in a shuffled order, are never cleaned, and start as NaN (integers: as
     their largest value, with scales of NaN), so that reading a wrong or an unwritten position shows
-    in the logits.
+    in the logits. The first block of a sequence is one of the first `slots`: recurrent states have
+    a place for each of those, and no more.
     """
 
-    def __init__(self, program: Program, *, num_blocks: int = 64, block_size: int = 16) -> None:
+    def __init__(
+        self, program: Program, *, num_blocks: int = 64, block_size: int = 16, slots: int = 8
+    ) -> None:
         self.block_size = block_size
+        recurrent = any(isinstance(state, RecurrentState) for state in program.states)
         self._num_blocks = num_blocks
+        self._slots = min(slots, num_blocks) if recurrent else num_blocks
         self._sequences: dict[int, _Sequence] = {}
-        self._free = list(range(num_blocks))
-        random.Random(0).shuffle(self._free)
-        self._tensors = {
-            name: torch.full(shape, _poison(dtype), dtype=dtype)
-            for state in program.states
-            for name, shape, dtype in zip(
-                state.inputs, state.shapes(num_blocks, block_size), state.dtypes, strict=True
-            )
-        }
+        self._first, self._free = list(range(self._slots)), list(range(self._slots, num_blocks))
+        for blocks in (self._first, self._free):
+            random.Random(0).shuffle(blocks)
+        self._tensors: dict[str, torch.Tensor] = {}
+        for state in program.states:
+            places = self._slots if isinstance(state, RecurrentState) else num_blocks
+            shapes = state.shapes(places, block_size)
+            for name, shape, dtype in zip(state.inputs, shapes, state.dtypes, strict=True):
+                self._tensors[name] = torch.full(shape, _poison(dtype), dtype=dtype)
 
     def start(self) -> int:
         """A new, empty sequence; returns its number."""
@@ -50,7 +56,8 @@ class PagedCache:
 
     def finish(self, number: int) -> None:
         """Gives the blocks of a sequence back, as they are."""
-        self._free += self._sequences.pop(number).blocks
+        for block in self._sequences.pop(number).blocks:
+            (self._first if block < self._slots else self._free).append(block)
 
     def length(self, number: int) -> int:
         """Positions that a sequence has in the cache."""
@@ -86,12 +93,15 @@ class PagedCache:
     def _grow(self, number: int, length: int) -> None:
         sequence = self._sequences[number]
         while len(sequence.blocks) * self.block_size < length:
-            if not self._free:
+            blocks = (self._free if sequence.blocks else []) or self._first
+            if not blocks:
+                starts = not sequence.blocks and self._slots < self._num_blocks
+                count = f"{self._slots} first" if starts else str(self._num_blocks)
                 raise PassError(
-                    f"the {self._num_blocks} blocks of {self.block_size} positions are all taken; "
-                    f"sequence {number} cannot grow to {length} positions."
+                    f"the {count} blocks of {self.block_size} positions are all taken; sequence "
+                    f"{number} cannot grow to {length} positions."
                 )
-            sequence.blocks.append(self._free.pop())
+            sequence.blocks.append(blocks.pop())
         sequence.length = length
 
 

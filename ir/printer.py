@@ -1,6 +1,7 @@
 """The graph as text: deterministic, one line a node, symbolic sizes by their public names.
 
-Names are given anew by op and order, so that two runs of the same pipeline print the same text.
+What a region or the step of a recurrence computes follows its call, indented. Names are given anew
+by op and order, so that two runs of the same pipeline print the same text.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import torch
 from torch import fx
 
 from graphwright.ir.program import Program
+from graphwright.ir.scan_step import ScanStep
 
 __all__ = ["format_graph", "format_value"]
 
+_SCANS = (torch.ops.gw.scan_along_tokens.default, torch.ops.gw.cached_scan.default)
 _DTYPES = {
     torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.float64: "f64",
     torch.int64: "i64", torch.int32: "i32", torch.int16: "i16", torch.int8: "i8",
@@ -57,15 +60,15 @@ class _Names(dict[Any, str]):
 
 def format_graph(program: Program) -> str:
     """The whole program as text, ending in a newline."""
-    return _format(program.module, _Names(program.dims), indent="")
+    return _format(program.graph, program.module, _Names(program.dims), indent="")
 
 
-def _format(module: fx.GraphModule, dims: dict[str, str], indent: str) -> str:
+def _format(graph: fx.Graph, module: fx.GraphModule, dims: dict[str, str], indent: str) -> str:
     names: dict[fx.Node, str] = {}
     counts: Counter[str] = Counter()
     values: dict[int, str] = {}  # by identity: equal calls share what they return
     lines = []
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         if node.op == "output":
             lines.append(f"{indent}return {_argument(node.args[0], names, dims)}")
             continue
@@ -80,13 +83,18 @@ def _format(module: fx.GraphModule, dims: dict[str, str], indent: str) -> str:
             lines.append(f"{indent}%{names[node]} : {value} = weight")
         else:
             parts = [_argument(argument, names, dims) for argument in node.args]
-            parts += [f"{k}={_argument(v, names, dims)}" for k, v in sorted(node.kwargs.items())]
+            step = node.kwargs.get("step") if node.target in _SCANS else None
+            parts += [f"{k}={_argument(v, names, dims)}" for k, v in sorted(node.kwargs.items())
+                      if v is not step]  # fmt: skip
             call = f"{_target(node)}({', '.join(parts)})"
             lines.append(f"{indent}%{names[node]} : {value} = {call}")
             if node.op == "call_module":
                 inner = module.get_submodule(str(node.target))
                 assert isinstance(inner, fx.GraphModule)
-                lines.append(_format(inner, dims, indent + "  | ").rstrip("\n"))
+                lines.append(_format(inner.graph, inner, dims, indent + "  | ").rstrip("\n"))
+            if step is not None:
+                inside = ScanStep.parse(str(step)).graph
+                lines.append(_format(inside, module, dims, indent + "  | ").rstrip("\n"))
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""What a sequence carries from step to step: KV caches and rolling states."""
+"""What a sequence carries from step to step: KV caches, rolling and recurrent states."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from graphwright.ir.masks import Mask
 
-__all__ = ["ConvState", "KVState", "State"]
+__all__ = ["ConvState", "KVState", "RecurrentState", "State"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,31 @@ class ConvState(State):
     @property
     def dtypes(self) -> tuple[torch.dtype, ...]:
         return (self.dtype,)
+
+    def bytes_per_token(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class RecurrentState(State):
+    """The states of one recurrence (gw.cached_scan): `size` float32 numbers per sequence.
+
+    Logical tensor: [slots, size]. There are as many slots as sequences can run; a sequence uses the
+    slot with the number of its first block, and the runtime gives first blocks such numbers.
+    """
+
+    size: int
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def shapes(self, blocks: int, block_size: int) -> tuple[tuple[int, ...], ...]:
+        return ((blocks, self.size),)
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        return (torch.float32,)
 
     def bytes_per_token(self) -> int:
         return 0

@@ -11,6 +11,7 @@ from graphwright.ir.ops.quantized_linear import quantized_linear
 from graphwright.ir.ops.quantized_routed_linear import quantized_routed_linear
 from graphwright.ir.ops.rope import rope
 from graphwright.ir.ops.routed_linear import routed_linear
+from graphwright.ir.ops.scan import cached_scan, scan_along_tokens
 from graphwright.ir.ops.select_rows import select_rows
 from graphwright.ir.ops.top_k import top_k
 from graphwright.ir.ops.weighted_sum import weighted_sum
@@ -20,6 +21,7 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "cached_attention",
+    "cached_scan",
     "causal_conv",
     "conv_along_tokens",
     "embedding",
@@ -32,6 +34,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "routed_linear",
+    "scan_along_tokens",
     "select_rows",
     "top_k",
     "weighted_sum",
