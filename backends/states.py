@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from graphwright.ir.errors import BackendError
-from graphwright.ir.states import ConvState, KVState, State
+from graphwright.ir.states import ConvState, KVState, RecurrentState, State
 
-__all__ = ["cache_of", "describe_states", "known_states"]
+__all__ = ["KnownState", "cache_of", "describe_states", "known_states"]
+
+KnownState: TypeAlias = KVState | ConvState | RecurrentState
 
 
-def known_states(states: Iterable[State]) -> tuple[KVState | ConvState, ...]:
-    """`states`, all of which must be caches or rolling states. Raises BackendError."""
-    known: list[KVState | ConvState] = []
+def known_states(states: Iterable[State]) -> tuple[KnownState, ...]:
+    """`states`, all of which must be caches, rolling or recurrent states. Raises BackendError."""
+    known: list[KnownState] = []
     for state in states:
-        if not isinstance(state, (KVState, ConvState)):
+        if not isinstance(state, (KVState, ConvState, RecurrentState)):
             raise BackendError(
-                f"state '{state.name}' is a {type(state).__name__}, neither a KV cache nor the "
-                "rolling state of a convolution."
+                f"state '{state.name}' is a {type(state).__name__}: neither a KV cache, nor the "
+                "rolling state of a convolution, nor that of a recurrence."
             )
         known.append(state)
     return tuple(known)
 
 
-def cache_of(states: Iterable[KVState | ConvState], name: str) -> KVState:
+def cache_of(states: Iterable[State], name: str) -> KVState:
     """The cache whose keys are the input `name`. Raises BackendError."""
     for state in states:
         if isinstance(state, KVState) and state.inputs[0] == name:
@@ -33,15 +35,21 @@ def cache_of(states: Iterable[KVState | ConvState], name: str) -> KVState:
 
 
 def describe_states(
-    states: Iterable[KVState | ConvState], offsets: Mapping[str, int], block_size: int,
-    block_bytes: int,
+    states: Iterable[KnownState], offsets: Mapping[str, int], block_size: int, block_bytes: int,
+    slot_bytes: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """For plan.json: `states` are the caches, `rolling` the rolling states. offsets: bytes from a
-    block's start, by the name of the state's input.
+    """For plan.json: `states` are the caches, `rolling` the rolling states; only where there are
+    any, `recurrent` are the states of recurrences, and `slot_bytes` what they take of a sequence.
+    offsets: bytes from a block's or a slot's start, by the name of the state's input.
     """
     caches: list[dict[str, Any]] = []
     rolling: list[dict[str, Any]] = []
+    recurrent: list[dict[str, Any]] = []
     for state in states:
+        if isinstance(state, RecurrentState):
+            own = {"name": state.name, "size": state.size, "offset": offsets[state.name]}
+            recurrent.append(own)
+            continue
         dtype = str(state.dtype).removeprefix("torch.")
         if isinstance(state, KVState):
             caches.append(
@@ -74,4 +82,5 @@ def describe_states(
         "block_bytes": block_bytes,
         "states": caches,
         "rolling": rolling,
+        **({"recurrent": recurrent, "slot_bytes": slot_bytes} if recurrent else {}),
     }

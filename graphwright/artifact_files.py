@@ -36,7 +36,8 @@ def write_artifact(compiled: Compiled, path: Path, on_packed: Callable[[int, int
             done += len(chunk)
             on_packed(done, total)
 
-    with ArtifactWriter(path, variants=variants) as writer:
+    slots = built.plan["kv"].get("slot_bytes", 0) > 0
+    with ArtifactWriter(path, variants=variants, slots=slots) as writer:
         for variant, each in zip(variants, code, strict=True):
             for name, content in each.files(variant):
                 writer.add(name, content)

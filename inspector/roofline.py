@@ -74,7 +74,7 @@ def load_of(facts: Mapping[str, Any], load: Load) -> tuple[int, int]:
     looked_up = min(facts["weight_bytes_per_row"] * rows, facts["lookup_bytes"])
     size = facts["weight_bytes"] + looked_up + facts["bytes_per_row"] * rows
     return (
-        size + facts["bytes_per_position"] * last,
+        size + facts["bytes_per_position"] * last + facts.get("bytes_per_sequence", 0),
         facts["operations_per_row"] * rows + facts["operations_per_position"] * pairs,
     )
 

@@ -48,6 +48,8 @@ def summary(artifact: Readable) -> str:
     stages = [name for name in artifact.names if name.startswith("graph/")]
     code = _variants(manifest)
     rolling = f", {len(kv['rolling'])} rolling" if kv.get("rolling") else ""
+    if kv.get("recurrent"):
+        rolling += f"; {_mb(kv['slot_bytes'])} of {len(kv['recurrent'])} recurrent a sequence"
     kinds = "".join(f"{kind}, " for kind in sorted({state["dtype"] for state in kv["states"]}))
     lines = [
         f"format {manifest['format_version']}, made by graphwright "
@@ -149,6 +151,12 @@ def memory_table(artifact: Readable, limit: int | None = None) -> str:
         f"  {state['name']:8} the last {state['kept']} inputs of {state['channels']} channels, "
         f"{state['dtype']}"
         for state in kv.get("rolling", ())
+    ]
+    if "recurrent" in kv:
+        lines.append(f"recurrent states: {kv['slot_bytes']} bytes a sequence")
+    lines += [
+        f"  {state['name']:8} {state['size']} numbers, float32, {4 * state['size']} bytes"
+        for state in kv.get("recurrent", ())
     ]
     gpu = str(read_json(artifact, "manifest.json")["target"]).startswith("cuda")
     where = "copied to the GPU" if gpu else "mapped from the file"

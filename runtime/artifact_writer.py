@@ -28,8 +28,8 @@ from graphwright.runtime.zip_layout import (
 
 __all__ = ["CHUNK", "FORMAT_VERSION", "ArtifactWriter", "check_writable"]
 
-FORMAT_VERSION = 2
-SEVERAL_VARIANTS = 2  # the first format that may have them; files without are of format 1
+FORMAT_VERSION = 3
+SEVERAL_VARIANTS, SLOTS = 2, 3  # the first formats that may have them; others are of format 1
 CHUNK = 16 << 20  # bytes hashed apart, so that a reader can check one entry on several threads
 BLOCK = 2 << 20  # bytes of a huge page; Linux takes one for what is written of a file at once
 
@@ -37,17 +37,22 @@ BLOCK = 2 << 20  # bytes of a huge page; Linux takes one for what is written of 
 class ArtifactWriter:
     """Context manager that writes the artifact `path` beside it and moves it there at the end.
 
-    `variants` are what the code was compiled for, from the most capable CPU. On any error inside,
-    nothing is left behind. Raises ArtifactError.
+    `variants` are what the code was compiled for, from the most capable CPU. slots: does the code
+    find states before the blocks of the cache? On any error inside, nothing is left behind.
+    Raises ArtifactError.
     """
 
     def __init__(
-        self, path: str | Path, *, variants: Sequence[Variant] = (Variant("any", ()),)
+        self,
+        path: str | Path,
+        *,
+        variants: Sequence[Variant] = (Variant("any", ()),),
+        slots: bool = False,
     ) -> None:
         self.path = Path(path)
         self._temporary = self.path.with_name(f".{self.path.name}.{os.urandom(4).hex()}.partial")
         self._manifest: dict[str, Any] = {
-            **_format(several=len(variants) > 1),
+            **_format(several=len(variants) > 1, slots=slots),
             "graphwright": _version(),
             **_targets(variants),
             "entries": {},
@@ -209,8 +214,8 @@ def check_writable(path: str | Path) -> None:
         raise ArtifactError(f"{path} cannot be written: {path.parent} is not writable.")
 
 
-def _format(several: bool) -> dict[str, int]:
-    version = SEVERAL_VARIANTS if several else 1
+def _format(several: bool, slots: bool) -> dict[str, int]:
+    version = SLOTS if slots else SEVERAL_VARIANTS if several else 1
     return {"format_version": version, "minimum_reader": version}
 
 

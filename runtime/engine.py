@@ -75,7 +75,7 @@ class Engine:
         weights = _weights(artifact, self.memory, mmap or LAUNCHES in artifact)
         self._buffers = _allocate(self.plan, self.memory, weights, max_sequences, blocks_each)
         self._blocks_each = blocks_each
-        self._pool = BlockPool(max_sequences * blocks_each)
+        self._pool = BlockPool(max_sequences * blocks_each, max_sequences)
         self._scheduler = Scheduler(
             self.plan.entries, self._pool, self.plan.block_size, blocks_each, max_sequences
         )
@@ -296,7 +296,7 @@ def _planned(plan: Plan, max_sequences: int, blocks_each: int) -> dict[str, int]
     return {
         "weights": plan.weights_bytes,
         "arena": plan.arena_bytes,
-        "kv": max_sequences * blocks_each * plan.block_bytes,
+        "kv": sum(plan.kv_bytes(max_sequences, max_sequences * blocks_each)),
         "logits": rows * plan.vocab_size * 4,
         "batch": 32 + 16 * tokens + 4 * (max_sequences + 1 + max_sequences * blocks_each + rows),
     }
@@ -319,6 +319,7 @@ def _allocate(
 ) -> StepBuffers:
     tokens = max(entry.max_tokens for entry in plan.entries.values())
     rows = max(entry.max_rows for entry in plan.entries.values())
+    slots, blocks = plan.kv_bytes(max_sequences, max_sequences * blocks_each)
     return StepBuffers(
         batch=memory.allocate("batch", 8, np.int32),
         tokens=memory.allocate("batch", tokens, np.int64),
@@ -329,7 +330,7 @@ def _allocate(
         logits=memory.allocate("logits", rows * plan.vocab_size, np.float32).reshape(rows, -1),
         arena=memory.allocate("arena", plan.arena_bytes),
         weights=weights,
-        kv=memory.allocate("kv", max_sequences * blocks_each * plan.block_bytes),
+        kv=memory.allocate("kv", slots + blocks)[slots:],
     )
 
 

@@ -9,25 +9,35 @@ __all__ = ["BlockPool", "BlockTable"]
 
 
 class BlockPool:
-    """Which blocks are free. The blocks' memory itself is one region, allocated elsewhere."""
+    """Which blocks are free. The blocks' memory itself is one region, allocated elsewhere.
 
-    def __init__(self, blocks: int) -> None:
+    The first `sequences` of the `blocks` are kept for what sequences start with: the number of a
+    sequence's first block is that of its slot, too, where its recurrent states lie.
+    """
+
+    def __init__(self, blocks: int, sequences: int) -> None:
+        assert sequences <= blocks, f"{sequences} sequences cannot start in {blocks} blocks"
         self.blocks = blocks
-        self._free = list(range(blocks - 1, -1, -1))
+        self._sequences = sequences
+        self._first = list(range(sequences - 1, -1, -1))
+        self._free = list(range(blocks - 1, sequences - 1, -1))
 
     @property
     def free(self) -> int:
         """How many blocks nobody holds."""
-        return len(self._free)
+        return len(self._first) + len(self._free)
 
-    def take(self) -> int:
-        """A free block. The pool is made large enough for every running sequence."""
-        assert self._free, f"all {self.blocks} KV blocks are taken"
-        return self._free.pop()
+    def take(self, *, first: bool) -> int:
+        """A free block, to be the first of a sequence or another one. The pool is made large enough
+        for every running sequence."""
+        left = self._first if first else self._free
+        kind = "first" if first else "other"
+        assert left, f"all {kind} ones of {self.blocks} KV blocks are taken"
+        return left.pop()
 
     def give_back(self, block: int) -> None:
         """Frees a block; its content is not cleared."""
-        self._free.append(block)
+        (self._first if block < self._sequences else self._free).append(block)
 
 
 class BlockTable:
@@ -47,7 +57,7 @@ class BlockTable:
     def grow(self, positions: int) -> None:
         """Takes blocks until the table covers `positions` positions."""
         while self._count * self._block_size < positions:
-            self._blocks[self._count] = self._pool.take()
+            self._blocks[self._count] = self._pool.take(first=self._count == 0)
             self._count += 1
 
     def release(self) -> None:

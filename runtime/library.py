@@ -28,7 +28,8 @@ class StepBuffers:
 
     batch int32 [8]: T tokens, B sequences, M block-table entries a sequence, R sampled rows, zeros.
     tokens, positions int64 [>= T]; query_start int32 [>= B + 1]; block_table int32 [>= B * M];
-    sample_rows int32 [>= R]; logits float32 [>= R, V]; arena, weights, kv: bytes.
+    sample_rows int32 [>= R]; logits float32 [>= R, V]; arena, weights, kv: bytes. In front of kv
+    lie the slots of recurrent states, slot 0 last.
     """
 
     batch: NDArray[np.int32]

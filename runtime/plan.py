@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphwright.runtime.errors import ArtifactError
+from graphwright.runtime.memory import ALIGNMENT
 
 __all__ = ["EntryPlan", "Plan"]
 
@@ -23,7 +24,8 @@ class EntryPlan:
 class Plan:
     """Sizes of everything that the engine allocates. `max_context`: None when there is no limit.
 
-    alone_rows: tokens of a step up to which each thread needs an arena of its own.
+    alone_rows: tokens of a step up to which each thread needs an arena of its own. slot_bytes: of
+    the recurrent states of one sequence.
     """
 
     entries: dict[str, EntryPlan]
@@ -34,6 +36,7 @@ class Plan:
     vocab_size: int
     max_context: int | None
     alone_rows: int = 0
+    slot_bytes: int = 0
 
     @property
     def rows(self) -> int:
@@ -44,6 +47,13 @@ class Plan:
     def arena_bytes(self) -> int:
         """The arena that is large enough for every entry."""
         return max(entry.arena_bytes for entry in self.entries.values())
+
+    def kv_bytes(self, sequences: int, blocks: int) -> tuple[int, int]:
+        """Of (the slots that lie before block 0, the blocks) of so many sequences. Compiled code is
+        given the address of block 0, which must be inside the region even without any caches.
+        """
+        slots = sequences * self.slot_bytes
+        return slots, max(blocks * self.block_bytes, ALIGNMENT if slots else 0)
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Plan:
@@ -65,6 +75,7 @@ class Plan:
                 int(found["vocab_size"]),
                 None if context is None else int(context),
                 int(found.get("alone_rows", 0)),
+                int(found["kv"].get("slot_bytes", 0)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"the artifact's plan.json is incomplete: {error!r}.") from error

@@ -140,11 +140,11 @@ class LoweringContext:
         return identity(self.program.weight_of(node)) in self._streamed
 
     def state(self, node: Any) -> Operand:
-        """A tensor of a state, in the first block of the cache, to be written or read."""
+        """A tensor of a state, in block 0 of the cache or in slot 0, to be written or read."""
         name = str(node.target)
         if name not in self.kv.offsets:
             raise BackendError(f"'{name}' is no state; there are {sorted(self.kv.offsets)}.")
-        return Operand("kv", self.kv.offsets[name], written=True)
+        return Operand("kv", self.kv.place_of(name), written=True)
 
     # ---- helpers
 

@@ -2,9 +2,10 @@
 
 `inspect --kernels` predicts from it, `bench --profile` measures against it. Counted are: weights
 once a step, or a row for lookups and chosen experts; activations that the graph says a step reads
-and writes; keys and values a position. A product counts 2 operations for each
-multiplication; every other step one for each element that it reads or writes, which is a lower
-bound.
+and writes; keys and values a position; the states of a recurrence once a sequence, read and
+written. A product counts 2 operations for each multiplication, a recurrence one for each element
+that an op of its body computes or sums; every other step one for each element that it reads or
+writes, which is a lower bound.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ import torch
 from torch import fx
 
 from graphwright.backends.blobs import BlobTable
+from graphwright.backends.regions.shapes import MOVES, pieces
+from graphwright.backends.scans.body import Body, is_reduction
 from graphwright.backends.tvm.context import arguments
 from graphwright.backends.tvm.phases import Phase
 from graphwright.ir.int8_results import integer_reader
 from graphwright.ir.layout import row_axis, row_size, row_view
 from graphwright.ir.memory import FEW_TOKENS, buffer_name, results, scratch
 from graphwright.ir.program import Program
+from graphwright.ir.scan_step import ScanStep
 
 __all__ = ["PhaseFacts", "describe_phases"]
 
@@ -42,6 +46,7 @@ class PhaseFacts:
 
     bytes: weight_bytes + min(weight_bytes_per_row * rows, lookup_bytes) + bytes_per_row * rows
            + bytes_per_position * (positions that all rows attend to, counted once a sequence)
+           + bytes_per_sequence * sequences
     operations: operations_per_row * rows + operations_per_position * (pairs of row and position)
 
     rows: T, the tokens of the step, or R, those that are sampled. layer: None outside of layers.
@@ -60,6 +65,14 @@ class PhaseFacts:
     bytes_per_position: int
     operations_per_row: int
     operations_per_position: int
+    bytes_per_sequence: int = 0
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON; what only recurrences have is left out elsewhere."""
+        facts = asdict(self)
+        if not self.bytes_per_sequence:
+            del facts["bytes_per_sequence"]
+        return facts
 
 
 def describe_phases(
@@ -75,7 +88,7 @@ def describe_phases(
         same = list(group)
         own, layer = _layer_of(same, weights, layer)
         found += _step_facts(nodes[step], same, weights, own, states)
-    return [asdict(each) for each in found]
+    return [each.describe() for each in found]
 
 
 def _step_facts(
@@ -113,6 +126,7 @@ def _step_facts(
                 bytes_per_position=position_bytes if number == main else 0,
                 operations_per_row=per_row,
                 operations_per_position=per_position,
+                bytes_per_sequence=_sequence_bytes(node),
             )
         )
     return found
@@ -193,8 +207,27 @@ def _operations(node: fx.Node, states: set[str]) -> tuple[int, int]:
         heads, dim = (int(size) for size in given["q"].meta["val"].shape[-2:])
         value_dim = int(given["v_cache"].meta["val"].shape[3])
         return 0, 2 * heads * (dim + value_dim)
+    if node.target is gw.cached_scan.default:
+        return _scan_operations(ScanStep.parse(str(node.kwargs["step"]))), 0
     read, written, _ = _row_bytes(node, states)
     return (read + written) // 4, 0
+
+
+def _sequence_bytes(node: fx.Node) -> int:
+    """Of the states that a step reads and writes, whatever the number of a sequence's tokens."""
+    if node.target is not gw.cached_scan.default:
+        return 0
+    return 2 * 4 * ScanStep.parse(str(node.kwargs["step"])).state_size
+
+
+def _scan_operations(step: ScanStep) -> int:
+    total = 0
+    for node in Body.of(step).needed():
+        if node.op == "call_function":
+            moves = str(node.target).removeprefix("aten.") in MOVES or pieces(node) is not None
+            values = node.all_input_nodes if is_reduction(node) else [] if moves else [node]
+            total += sum(each.meta["val"].numel() for each in values)
+    return total
 
 
 def _layer_of(

@@ -2,8 +2,8 @@
 
 A step's small inputs go into pinned memory, which the first launch of the graph reads; the largest
 logits of each sampled row are written to such memory by the last launch. So a step is one replay
-and one wait, and a copy only where whole rows of logits are wanted. The engine's own arena and
-cache stay untouched and take no memory.
+and one wait, and a copy only where whole rows of logits are wanted. The engine's own arena, cache
+and slots stay untouched and take no memory.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from graphwright.runtime.cuda.driver import Driver
 from graphwright.runtime.cuda.program import Bucket, Launch, Program
 from graphwright.runtime.dlpack import DeviceTensor, Exporter, read_tensor
 from graphwright.runtime.library import StepBuffers
+from graphwright.runtime.plan import Plan
 
 __all__ = ["CudaLibrary"]
 
@@ -45,6 +46,7 @@ class CudaLibrary:
     ) -> None:
         self._driver = driver or Driver()
         self._program = Program.read(artifact, self._driver.capability())
+        self._plan = Plan.from_json(artifact.json("plan.json"))
         self._artifact = artifact
         self._capture = capture
         self._functions: dict[str, Any] = {}
@@ -80,7 +82,7 @@ class CudaLibrary:
 
     @property
     def regions(self) -> dict[str, int]:
-        """Device addresses of the regions, once there was a step."""
+        """Device addresses of the regions, once there was a step; `kv` that of block 0."""
         return dict(self._regions)
 
     def run(
@@ -178,11 +180,14 @@ class CudaLibrary:
             "largest": Candidates(self._pinned["largest"][:, None]),
             "candidates": Candidates(pairs[:, 0], pairs[:, 1].view(np.float32)),
         }
-        for name in ("arena", "weights", "kv"):
+        for name in ("arena", "weights"):
             self._regions[name] = self._driver.allocate(getattr(buffers, name).nbytes)
+        slots, _ = self._plan.kv_bytes(len(buffers.query_start) - 1, 0)
+        caches = self._driver.allocate(slots + buffers.kv.nbytes)
+        self._driver.clear(caches, slots + buffers.kv.nbytes)
+        self._regions["kv"] = caches + slots
         self._regions["counters"] = self._driver.allocate(self._program.counter_bytes)
         self._driver.clear(self._regions["counters"], max(1, self._program.counter_bytes))
-        self._driver.clear(self._regions["kv"], buffers.kv.nbytes)
         self._upload(buffers.weights, self._regions["weights"])
         self._buffers = buffers
 

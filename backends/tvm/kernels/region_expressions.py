@@ -1,8 +1,9 @@
 """What each pointwise aten op computes for one element, as a scalar TVM expression.
 
 An expression may be used twice only if it is a variable: functions get their operands as variables.
-LLVM vectorizes the loops around; so transcendental functions come from vector.py where it has them,
-and from libm elsewhere (angles of rotary embeddings need its argument reduction).
+Most take vectors, too, all operands of as many lanes (`VECTORS`). LLVM vectorizes the loops around;
+so transcendental functions come from vector.py where it has them, and from libm elsewhere (angles
+of rotary embeddings need its argument reduction).
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from graphwright.backends.tvm.kernels import vector
 from graphwright.backends.tvm.kernels.kernel import Expr
 from graphwright.ir.errors import BackendError
 
-__all__ = ["POINTWISE", "cast", "constant", "largest", "smallest"]
+__all__ = ["POINTWISE", "VECTORS", "cast", "constant", "largest", "smallest"]
 
 Given = dict[str, Any]  # arguments by name: operands as expressions, parameters as Python values
 
 
 def constant(value: Any, dtype: str) -> Expr:
     """A Python number as a constant of `dtype`."""
-    if dtype == "bool":
-        return tirx.const(bool(value), "bool")
+    if dtype.startswith("bool"):
+        return tirx.const(bool(value), dtype)
     if dtype.startswith("float"):
         return tirx.const(float(value), dtype)
     return tirx.const(int(value), dtype)
@@ -34,11 +35,12 @@ def constant(value: Any, dtype: str) -> Expr:
 
 def cast(value: Expr, dtype: str) -> Expr:
     """As torch's `.to`: to bool is != 0, to an integer truncates."""
-    if value.ty.dtype == dtype:
+    wanted = vector.vector_type(dtype, vector.lanes_of(value))
+    if value.ty.dtype == wanted:
         return value
     if dtype == "bool":
         return tirx.NE(value, constant(0, str(value.ty.dtype)))
-    return tirx.Cast(dtype, value)
+    return tirx.Cast(wanted, value)
 
 
 def _is_float(value: Expr) -> bool:
@@ -63,11 +65,11 @@ def smallest(a: Expr, b: Expr) -> Expr:
 
 
 def _both(a: Expr, b: Expr) -> Expr:
-    return tirx.And(a, b) if a.ty.dtype == "bool" else T.bitwise_and(a, b)
+    return tirx.And(a, b) if _is_bool(a) else T.bitwise_and(a, b)
 
 
 def _either(a: Expr, b: Expr) -> Expr:
-    return tirx.Or(a, b) if a.ty.dtype == "bool" else T.bitwise_or(a, b)
+    return tirx.Or(a, b) if _is_bool(a) else T.bitwise_or(a, b)
 
 
 def _scaled(g: Given) -> Expr:
@@ -77,13 +79,11 @@ def _scaled(g: Given) -> Expr:
 
 
 def _add(g: Given) -> Expr:
-    return (
-        _either(g["self"], g["other"]) if g["self"].ty.dtype == "bool" else g["self"] + _scaled(g)
-    )
+    return _either(g["self"], g["other"]) if _is_bool(g["self"]) else g["self"] + _scaled(g)
 
 
 def _mul(g: Given) -> Expr:
-    return _both(g["self"], g["other"]) if g["self"].ty.dtype == "bool" else g["self"] * g["other"]
+    return _both(g["self"], g["other"]) if _is_bool(g["self"]) else g["self"] * g["other"]
 
 
 def _opposite_signs(r: Expr, b: Expr) -> Expr:
@@ -144,18 +144,22 @@ def _pow(g: Given) -> Expr:
 
 def _gelu(g: Given) -> Expr:
     form = vector.vgelu_tanh if g["approximate"] == "tanh" else vector.vgelu
-    return form(g["self"], 1)
+    return form(g["self"], vector.lanes_of(g["self"]))
 
 
 def _softplus_of(x: Expr, beta: float, threshold: float) -> Expr:
     scaled = x * _like(beta, x)
-    soft = vector.let(vector.vexp(scaled, 1), T.log1p) * _like(1 / beta, x)
+    lanes = vector.lanes_of(x)
+    if lanes > 1:
+        soft = vector.vsoftplus(scaled, lanes) * _like(1 / beta, x)
+    else:
+        soft = vector.let(vector.vexp(scaled, 1), T.log1p) * _like(1 / beta, x)
     return tirx.Select(scaled > _like(threshold, x), x, soft)
 
 
 def _elu(g: Given) -> Expr:
     x, scale = g["self"], g["scale"]
-    bent = vector.vexpm1(x * _like(g["input_scale"], x), 1)
+    bent = vector.vexpm1(x * _like(g["input_scale"], x), vector.lanes_of(x))
     return tirx.Select(x > _like(0, x), x * _like(scale, x), bent * _like(g["alpha"] * scale, x))
 
 
@@ -183,7 +187,7 @@ def _addcmul(g: Given) -> Expr:
 
 
 def _is_bool(value: Expr) -> bool:
-    return bool(value.ty.dtype == "bool")
+    return str(value.ty.dtype).startswith("bool")
 
 
 def _differ(a: Expr, b: Expr) -> Expr:
@@ -209,7 +213,7 @@ def _of(function: Callable[[Expr], Expr]) -> Callable[[Given], Expr]:
 
 
 def _lanes(function: Callable[[Expr, int], Expr]) -> Callable[[Given], Expr]:
-    return lambda g: function(g["self"], 1)
+    return lambda g: function(g["self"], vector.lanes_of(g["self"]))
 
 
 def _binary(function: Callable[[Expr, Expr], Expr]) -> Callable[[Given], Expr]:
@@ -291,8 +295,18 @@ POINTWISE: dict[str, Callable[[Given], Expr]] = {
     "__and__": _binary(_both),
     "__or__": _binary(_either),
     "bitwise_not": lambda g: (
-        tirx.Not(g["self"]) if g["self"].ty.dtype == "bool" else T.bitwise_not(g["self"])
+        tirx.Not(g["self"]) if _is_bool(g["self"]) else T.bitwise_not(g["self"])
     ),
     "_to_copy": _of(lambda x: x),
     "addcmul": _addcmul,
 }
+
+# What takes vectors. The others call functions of libm, which are for one number.
+VECTORS = frozenset(
+    (
+        "add sub rsub mul div neg abs exp expm1 sqrt rsqrt reciprocal tanh sigmoid erf silu gelu "
+        "softplus relu relu6 leaky_relu elu hardtanh square sign clamp clamp_min clamp_max maximum "
+        "minimum where masked_fill eq ne lt le gt ge logical_and logical_or logical_xor "
+        "logical_not bitwise_and bitwise_or bitwise_not __and__ __or__ _to_copy addcmul"
+    ).split()
+)

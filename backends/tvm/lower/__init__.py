@@ -8,6 +8,7 @@ from graphwright.backends.tvm.lower import (
     quantized,
     region,
     routed,
+    scan,
     tokens,
 )
 
@@ -19,5 +20,6 @@ __all__ = [
     "quantized",
     "region",
     "routed",
+    "scan",
     "tokens",
 ]
