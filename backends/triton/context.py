@@ -185,11 +185,11 @@ class LoweringContext:
         return Operand("weights", 0, name)
 
     def state(self, node: Any) -> Operand:
-        """A tensor of a state, in the first block of the cache."""
+        """A tensor of a state, in the first block of the cache or in slot 0, in front of it."""
         name = str(node.target)
         if name not in self.kv.offsets:
             raise BackendError(f"'{name}' is no state; there are {sorted(self.kv.offsets)}.")
-        return Operand("kv", self.kv.offsets[name])
+        return Operand("kv", self.kv.place_of(name))
 
     # ---- helpers
 

@@ -109,7 +109,7 @@ def triton_code(kernel: TritonKernel, chip: Chip, aligned: frozenset[str]) -> An
     options = {
         "num_warps": kernel.num_warps,
         "num_stages": kernel.num_stages,
-        "enable_fp_fusion": True,
+        "enable_fp_fusion": kernel.fused,
     }
     try:
         return triton.compile(source, target=GPUTarget("cuda", chip.arch, 32), options=options)

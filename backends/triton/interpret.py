@@ -63,15 +63,17 @@ def interpret(kernel: TritonKernel, size: Size, *pointers: torch.Tensor) -> None
 def run_launches(
     launches: Sequence[Launch], size: Size, regions: Mapping[str, torch.Tensor],
     blobs: Mapping[str, int],
-    run: Callable[[Launch, Size, list[torch.Tensor]], None] | None = None,
+    run: Callable[[Launch, Size, list[torch.Tensor]], None] | None = None, *, slots: int = 0,
 ) -> None:  # fmt: skip
     """A step. regions: uint8 memory by parameter; blobs: offsets in the weights by name; run: what
-    takes a launch and its pointers, the interpreter by default.
+    takes a launch and its pointers, the interpreter by default; slots: bytes in front of block 0 in
+    the memory of `kv`.
     """
     for launch in launches:
         pointers = []
         for operand, (_, dtype) in zip(launch.operands, launch.kernel.pointers, strict=True):
             offset = operand.offset + (blobs[operand.blob] if operand.blob else 0)
+            offset += slots if operand.parameter == "kv" else 0
             kind = getattr(torch, dtype)
             memory = regions[operand.parameter][offset:]
             whole = len(memory) // kind.itemsize * kind.itemsize

@@ -27,7 +27,8 @@ PARAMETERS = {
 
 @dataclass(frozen=True)
 class Operand:
-    """`offset` bytes behind the start of region `parameter`; in `weights`, of the blob `blob`.
+    """`offset` bytes behind the start of region `parameter`; in `weights`, of the blob `blob`; in
+    `kv`, behind block 0, in front of which the slots of recurrent states lie.
 
     dtype: the element type of a value of the program that lies there, None for anything else.
     """

@@ -49,7 +49,7 @@ class TritonKernel:
 
     pointers: (parameter, element type) in the order of the function's signature, the parameters
     left out being constants. constants: every other parameter; None for a pointer that is absent.
-    grid: programs on the three axes, from a bucket.
+    grid: programs on the three axes, from a bucket. fused: may a product and a sum be rounded once?
     """
 
     name: str
@@ -59,11 +59,12 @@ class TritonKernel:
     grid: Callable[[Size], Grid]
     num_warps: int
     num_stages: int
+    fused: bool = True
 
 
 def define(
     stem: str, function: Any, pointers: Mapping[str, str | None], constants: Mapping[str, Any], *,
-    grid: Callable[[Size], Grid], num_warps: int = 4, num_stages: int = 1,
+    grid: Callable[[Size], Grid], num_warps: int = 4, num_stages: int = 1, fused: bool = True,
 ) -> TritonKernel:  # fmt: skip
     """The kernel `stem_…` of a jit function. A pointer whose element type is None is absent."""
     absent = {name: None for name, dtype in pointers.items() if dtype is None}
@@ -80,10 +81,12 @@ def define(
     assert all(dtype in DTYPES for _, dtype in present), f"{stem}: {present}"
     constexprs = sorted((key, repr(value)) for key, value in given.items())
     parts = (present, constexprs, num_warps, num_stages, sources_of(function))
-    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    text = repr(parts if fused else (*parts, "not fused"))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return TritonKernel(
-        f"{stem}_{digest}", function, present, MappingProxyType(given), grid, num_warps, num_stages
-    )
+        f"{stem}_{digest}", function, present, MappingProxyType(given), grid, num_warps, num_stages,
+        fused,
+    )  # fmt: skip
 
 
 def with_dtype(kernel: TritonKernel, pointer: str, dtype: str) -> TritonKernel:

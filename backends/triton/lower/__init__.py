@@ -7,6 +7,7 @@ from graphwright.backends.triton.lower import (
     pointwise,
     region,
     routed,
+    scan,
     tokens,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     "pointwise",
     "region",
     "routed",
+    "scan",
     "tokens",
 ]

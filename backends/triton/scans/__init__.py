@@ -1,0 +1,1 @@
+"""Triton source for recurrences: one kernel, made from the graph of a token."""
