@@ -86,7 +86,9 @@ class Lane:
 
     def _begin(self, sequences: list[torch.Tensor]) -> _Batch:
         blocks = sum(-(-len(each) // _BLOCK) for each in sequences)
-        cache = PagedCache(self._program, num_blocks=blocks, block_size=_BLOCK)
+        cache = PagedCache(
+            self._program, num_blocks=blocks, block_size=_BLOCK, slots=len(sequences)
+        )
         inputs = cache.inputs([(cache.start(), each) for each in sequences])
         states = {
             name: (shape, dtype)

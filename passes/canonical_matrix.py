@@ -52,9 +52,26 @@ def _matmul(program: Program, node: fx.Node) -> fx.Node | None:
     left, right = x.meta["val"], other.meta["val"]
     if min(left.dim(), right.dim()) >= 2 and size_of(left.shape[-1]) == 1:
         return same_value(program, node, aten.mul.Tensor, x, other)  # an outer product
+    if left.dim() == 2 and right.dim() > 2 and _is_weight(program, x):
+        return _weight_first(program, node, x, other)
     if left.dim() < 2:
         return None
     return _linear(program, node, x, other)
+
+
+def _weight_first(program: Program, node: fx.Node, weight: fx.Node, x: fx.Node) -> fx.Node:
+    """weight [m, k] · x [..., k, n]  →  linear over the columns of x, as its rows."""
+    turned = program.call(node, aten.transpose.int, x, -1, -2)
+    rows = program.call(node, aten.linear.default, turned, weight)
+    return program.call(node, aten.transpose.int, rows, -1, -2)
+
+
+def _baddbmm(program: Program, node: fx.Node) -> fx.Node | None:
+    bias, x, other = node.args[:3]
+    if node.kwargs.get("beta", 1) != 1 or node.kwargs.get("alpha", 1) != 1:
+        return None
+    product = program.call(node, aten.bmm.default, x, other)
+    return same_value(program, node, aten.add.Tensor, product, bias)
 
 
 def _sink_reshape(program: Program, node: fx.Node) -> fx.Node | None:
@@ -104,6 +121,7 @@ MATRIX_RULES: dict[Any, Callable[[Program, fx.Node], fx.Node | None]] = {
     aten.rms_norm.default: _sink_reshape,
     aten.linear.default: _sink_reshape,
     aten.addmm.default: _addmm,
+    aten.baddbmm.default: _baddbmm,
     aten.mm.default: _matmul,
     aten.matmul.default: _matmul,
 }  # fmt: skip

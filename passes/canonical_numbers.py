@@ -68,6 +68,21 @@ def _broadcast_once(program: Program, node: fx.Node) -> fx.Node | None:
     return None
 
 
+def _bound_by(target: Any) -> Rule:
+    """minimum(x, zeros) → clamp_max(x, 0), and alike."""
+
+    def rule(program: Program, node: fx.Node) -> fx.Node | None:
+        for one, other in (node.args[:2], node.args[1::-1]):
+            number = fill_of(one)
+            if number is None or not isinstance(other, fx.Node):
+                continue
+            if same_kind(other.meta["val"], node.meta["val"]):
+                return same_value(program, node, target, other, number)
+        return None
+
+    return rule
+
+
 def _to_overload(target: Any) -> Rule:
     """op.Scalar(x, 2) → op.Tensor(x, 2): the same op with one name fewer."""
 
@@ -190,6 +205,8 @@ NUMBER_RULES: dict[Any, Rule] = {
     aten.square.default: _square,
     aten.mul.Tensor: _multiply,
     aten.pow.Tensor_Scalar: _power,
+    aten.minimum.default: _bound_by(aten.clamp_max.default),
+    aten.maximum.default: _bound_by(aten.clamp_min.default),
     aten._softmax.default: _softmax,
     **dict.fromkeys(_CASTS, _cast),
     aten.embedding.default: _embedding,

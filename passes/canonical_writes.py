@@ -60,7 +60,11 @@ def _slice_scatter(program: Program, node: fx.Node) -> fx.Node | None:
     value = base.meta["val"]
     dim = int(dim) % value.dim()
     size = size_of(value.shape[dim])
-    if not isinstance(size, int) or part.meta["val"].dtype != value.dtype:
+    if part.meta["val"].dtype != value.dtype:
+        return None
+    if same_kind(part.meta["val"], value) and start in (0, None) and step == 1:
+        return part  # type: ignore[no-any-return]
+    if not isinstance(size, int):
         return None
     bounds: list[Any] = [default if n is None else n for n, default in ((start, 0), (end, size))]
     if not all(isinstance(bound, int) for bound in (*bounds, step)):

@@ -32,10 +32,12 @@ _MOST_SWEEPS = 50  # a rule that undoes another one would run forever
 @dataclass(frozen=True)
 class CanonicalizeOps(Pass):
     """flatten, squeeze → reshape without symbolic sizes (-1 counts tokens); t, transpose → permute;
-    split, chunk, unbind → slice, select; addmm, mm, matmul by a weight → linear; scalars → Tensor
-    overloads; x * x, square → pow(x, 2); outer product by matmul → mul; reshapes meet and cancel;
-    topk, sort, max, argmax along the last axis → gw.top_k; gather, scatter, one_hot → comparisons;
-    unfold → a stack of slices; complex numbers → their real and imaginary parts.
+    split, chunk, unbind → slice, select; addmm, mm, matmul by a weight or of a weight → linear;
+    baddbmm → bmm + x; scalars → Tensor overloads; x * x, square → pow(x, 2); minimum, maximum with
+    one number → clamp; outer product by matmul → mul; reshapes meet and cancel; what is written
+    whole → what was written; topk, sort, max, argmax along the last axis → gw.top_k; gather,
+    scatter, one_hot → comparisons; unfold → a stack of slices; complex numbers → their real and
+    imaginary parts.
 
     Leaves: sizes that need two symbolic numbers; a split along the tokens.
     """

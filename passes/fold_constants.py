@@ -15,6 +15,7 @@ from graphwright.ir.program import Program
 from graphwright.ir.weights import ConstantTensor, Expression, Weight
 from graphwright.passes.base import Exactness, Pass, Stage
 from graphwright.passes.canonicalize_ops import CanonicalizeOps
+from graphwright.passes.drop_no_ops import same_kind
 
 __all__ = ["FoldConstants"]
 
@@ -36,7 +37,8 @@ _TAKES_NUMBER: dict[Any, dict[int, Any]] = {
 
 @dataclass(frozen=True)
 class FoldConstants(Pass):
-    """f(weights, constants) → a weight; a constant scalar operand → a number.
+    """f(weights, constants) → a weight; a constant scalar operand → a number;
+    where(all true, a, b) → a; where(all false, a, b) → b.
 
     A large result stays a lazy expression, and nothing of a checkpoint is ever read. Leaves: what
     depends on the number of tokens, random ops, results much larger than what they come from.
@@ -47,13 +49,20 @@ class FoldConstants(Pass):
     after: ClassVar = (CanonicalizeOps,)
 
     def run(self, program: Program) -> int:
-        """Counts nodes that became weights, and operands that became numbers."""
+        """Counts nodes that became weights or what they always choose, and operands that became
+        numbers."""
         values = self._constant_nodes(program)
         count = 0
         for node, weight in values.items():
             needed = any(user not in values for user in node.users)
             if node.op == "call_function" and needed and self.allowed():
                 program.replace(node, program.add_weight(_name(program, node), weight))
+                count += 1
+        program.drop_dead()
+        for node in list(program.graph.nodes):
+            chosen = _chosen(program, node)
+            if chosen is not None and self.allowed():
+                program.replace(node, chosen)
                 count += 1
         program.drop_dead()
         for node in list(program.graph.nodes):
@@ -152,6 +161,20 @@ def _number_operand(program: Program, node: fx.Node, step: FoldConstants) -> boo
         program.replace(node, new)
         return True
     return False
+
+
+def _chosen(program: Program, node: fx.Node) -> fx.Node | None:
+    """What a choice by a constant always takes."""
+    if node.target is not aten.where.self:
+        return None
+    condition = program.weight_of(node.args[0])
+    if not isinstance(condition, ConstantTensor) or condition.dtype is not torch.bool:
+        return None
+    every, some = bool(condition.tensor.all()), bool(condition.tensor.any())
+    taken: Any = node.args[1] if every else node.args[2]
+    if (some and not every) or not same_kind(taken.meta["val"], node.meta["val"]):
+        return None
+    return taken  # type: ignore[no-any-return]
 
 
 def _number(program: Program, operand: Any) -> float | int | bool | None:

@@ -1,4 +1,4 @@
-"""What looks at other tokens gets a state: attention a paged cache, convolutions a rolling one."""
+"""What looks at other tokens gets a state: a paged cache, a rolling or a recurrent state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from graphwright.ir import ConvState, KVState, Level, Mask, PassError, Program
+from graphwright.ir import (
+    ConvState,
+    KVState,
+    Level,
+    Mask,
+    PassError,
+    Program,
+    RecurrentState,
+)
+from graphwright.ir.scan_step import ScanStep
 from graphwright.passes.base import Pass, Stage
 from graphwright.passes.layout_chains import trace
 from graphwright.passes.recognize_attention import RecognizeAttention
@@ -26,7 +35,8 @@ _Caches = dict[Any, tuple[fx.Node, fx.Node]]  # of keys and values, by where tho
 
 @dataclass(frozen=True)
 class InsertKvCache(Pass):
-    """gw.attention  →  gw.cached_attention,   gw.conv_along_tokens  →  gw.causal_conv.
+    """gw.attention  →  gw.cached_attention,   gw.conv_along_tokens  →  gw.causal_conv,
+    gw.scan_along_tokens  →  gw.cached_scan.
 
     New inputs: query_start and block_table, shared by all, and the tensors of each state, all of N
     blocks.
@@ -45,7 +55,11 @@ class InsertKvCache(Pass):
     def run(self, program: Program) -> int:
         if program.level >= Level.CACHED:
             return 0
-        rewrites = {gw.attention.default: self._cache, gw.conv_along_tokens.default: self._roll}
+        rewrites = {
+            gw.attention.default: self._cache,
+            gw.conv_along_tokens.default: self._roll,
+            gw.scan_along_tokens.default: self._carry,
+        }
         nodes = [node for node in program.graph.nodes if node.target in rewrites]
         if nodes:
             start = program.add_input("query_start", ["B1"], torch.int32, hint=4)
@@ -96,6 +110,20 @@ class InsertKvCache(Pass):
         held = program.add_input(state.name, ["N", kept, state.channels], state.dtype, hint=7)
         positions = program.placeholder("positions")
         new = program.call(node, gw.causal_conv.default, x, weight, bias, held, positions, *batch)
+        new.meta["stack_trace"] = node.meta.get("stack_trace")
+        program.replace(node, new)
+
+    def _carry(
+        self, program: Program, node: fx.Node, batch: tuple[fx.Node, fx.Node], caches: _Caches
+    ) -> None:
+        text = str(node.kwargs["step"])
+        state = RecurrentState(f"scan{len(program.states)}", ScanStep.parse(text).state_size)
+        program.states.append(state)
+        held = program.add_input(state.name, ["S", state.size], torch.float32, hint=6)
+        positions = program.placeholder("positions")
+        new = program.call(
+            node, gw.cached_scan.default, *node.args, held, positions, *batch, step=text
+        )
         new.meta["stack_trace"] = node.meta.get("stack_trace")
         program.replace(node, new)
 

@@ -34,6 +34,7 @@ from graphwright.passes.reorder_projections import ReorderProjections
 from graphwright.passes.rewrite_positions import RewritePositions
 from graphwright.passes.select_sampled_rows import SelectSampledRows
 from graphwright.passes.self_written_tokens import SelfWritten
+from graphwright.passes.split_weight_stacks import SplitWeightStacks
 
 __all__ = ["PipelineOptions", "part_pipeline", "pipeline"]
 
@@ -91,6 +92,7 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
         RecognizeCausalConv(),
         InsertKvCache(),
         SelectSampledRows(),
+        SplitWeightStacks(),
         *_FUSE,
         # quantize
         NarrowWeights(options.recipe),

@@ -19,7 +19,11 @@ from graphwright.passes.token_rules import TokenAxes
 __all__ = ["SelectSampledRows"]
 
 aten = torch.ops.aten
-_LOOKS_BACK = {torch.ops.gw.cached_attention.default, torch.ops.gw.causal_conv.default}
+_LOOKS_BACK = {
+    torch.ops.gw.cached_attention.default,
+    torch.ops.gw.cached_scan.default,
+    torch.ops.gw.causal_conv.default,
+}
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class SelfWritten:
         else:
             ids = torch.full((self.count, 1), self.begin)
         blocks = self.count * -(-self.length // _BLOCK)
-        cache = PagedCache(program, num_blocks=blocks, block_size=_BLOCK)
+        cache = PagedCache(program, num_blocks=blocks, block_size=_BLOCK, slots=self.count)
         numbers = [cache.start() for _ in range(self.count)]
         interpreter, weights = Interpreter(program), WeightCache()
         while ids.shape[1] < self.length:

@@ -110,7 +110,7 @@ class NumericCheck:
         steps: Sequence[Sequence[int]],
     ) -> list[torch.Tensor]:
         """Logits of every token, asked for from the last of each step to the first."""
-        cache = PagedCache(program)
+        cache = PagedCache(program, slots=len(sequences))
         numbers = [cache.start() for _ in sequences]
         parts: list[list[torch.Tensor]] = [[] for _ in sequences]
         inputs = {node.target for node in program.graph.nodes if node.op == "placeholder"}
