@@ -18,7 +18,8 @@ from graphwright.frontend.experts import traceable_experts
 from graphwright.frontend.export_ladder import Exported
 from graphwright.frontend.order_of_need import in_order_of_need, plain_name
 from graphwright.frontend.random_ops import refuse_random
-from graphwright.frontend.repeated_layers import export_repeated
+from graphwright.frontend.recurrent.form_scans import form_scans
+from graphwright.frontend.recurrent.whole_or_stepped import export_whole_or_stepped
 from graphwright.frontend.settled_buffers import settled_buffers
 from graphwright.frontend.stateless import StatelessForward, float32_parameters
 from graphwright.frontend.token_tables import check_token_tables
@@ -110,7 +111,9 @@ def _capture(
         settled_buffers(model, context) as own,
     ):
         given = forward.takes_positions
-        exported = _export(forward, tokens, context)
+        exported, recurrence = export_whole_or_stepped(forward, tokens, context)
+    if recurrence is not None:
+        recurrence.check()
     if forward.takes_positions and not given:
         check_positions(forward, len(tokens))
     _check_signature(exported, model)
@@ -120,6 +123,8 @@ def _capture(
         return ConstantTensor.of(tensor, origin) if origin in own else source(origin, tensor)
 
     program = _convert(exported, {**_held(model), **own}, values)
+    if recurrence is not None:
+        form_scans(program)
     known = [bound for bound in (context_of(model), exported.most) if bound is not None]
     if max_context is not None and known and max_context > min(known):
         raise FrontendError(
@@ -145,20 +150,6 @@ def _capture(
     check_token_tables(program)
     _LOG.info("captured %s by %s", program.info.name, exported.rung)
     return program
-
-
-def _export(forward: StatelessForward, tokens: torch.Tensor, context: int | None) -> Exported:
-    """Without positions where the model can do without them and be traced; else with them."""
-    try:
-        return export_repeated(forward, tokens, context)
-    except FrontendError as error:
-        if not forward.give_positions():
-            raise
-        _LOG.info("with the model's own positions: %s", error)
-        try:
-            return export_repeated(forward, tokens, context, known=str(error))
-        except FrontendError:
-            raise error from None
 
 
 def context_of(model: nn.Module) -> int | None:

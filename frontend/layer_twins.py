@@ -1,7 +1,8 @@
 """One layer of a list, and what tells it from another: tensors, modules, attributes that are read.
 
 Two layers of one class that read equal attributes and get equal arguments run the same code. Their
-index usually differs: it does not matter unless the forward looks at it.
+index usually differs: it does not matter unless the forward looks at it. A module that carries a
+state looks its state up by an index, which is then as good as equal.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import enum
 import functools
 import types
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,8 +29,12 @@ _MISSING = object()
 class Layer:
     """A module of a list and everything in it, by names relative to it."""
 
-    def __init__(self, number: int, path: str, module: nn.Module) -> None:
+    def __init__(
+        self, number: int, path: str, module: nn.Module, places: Mapping[int, int] | None = None
+    ) -> None:
+        """places: by the id of a module's dict, the index that its state lies at."""
         self.number, self.path, self.module = number, path, module
+        self._places = places or {}
         self.modules = dict(module.named_modules(remove_duplicate=False))
         self.tensors: dict[str, torch.Tensor] = dict(
             module.named_parameters(remove_duplicate=False)
@@ -74,7 +79,9 @@ class Layer:
                 continue
             mine = vars(self.modules[name]).get(attribute, _MISSING)
             theirs = vars(other.modules[name]).get(attribute, _MISSING)
-            if not self._same(mine, theirs, other):
+            if self._same(mine, theirs, other):
+                continue
+            if not (self._is_place(name, mine) and other._is_place(name, theirs)):
                 return f"{name}.{attribute}".lstrip(".")
         return None
 
@@ -91,6 +98,11 @@ class Layer:
                 plain = {k: repr(v) for k, v in vars(value).items() if isinstance(v, _PLAIN)}
                 found[f"{name}.{attribute}"] = tuple(sorted(plain.items()))
         return tuple(sorted(found.items()))
+
+    def _is_place(self, name: str, value: Any) -> bool:
+        """Is `value` where the module of that name finds its state?"""
+        place = self._places.get(id(vars(self.modules[name])))
+        return place is not None and type(value) is int and value == place
 
     def _same(self, mine: Any, theirs: Any, other: Layer) -> bool:
         if isinstance(mine, nn.Module) and id(mine) in self._module_names:
@@ -117,9 +129,11 @@ class Layer:
         return mine is theirs
 
 
-def find_layers(model: nn.Module) -> dict[str, list[Layer]]:
+def find_layers(
+    model: nn.Module, places: Mapping[int, int] | None = None
+) -> dict[str, list[Layer]]:
     """The modules of lists, by the path of their list: the outermost ones, each held once, with
-    tensors that nobody else holds."""
+    tensors that nobody else holds. places: as of Layer."""
     holders: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         holders.setdefault(id(module), []).append(path)
@@ -132,7 +146,7 @@ def find_layers(model: nn.Module) -> dict[str, list[Layer]]:
     for path, module in _members(model):
         if any(path.startswith(f"{outer}.") for outer in paths) or len(holders[id(module)]) > 1:
             continue
-        layer = Layer(len(paths), path, module)
+        layer = Layer(len(paths), path, module, places)
         paths.append(path)
         inside = all(name.startswith(f"{path}.") for key in layer.own() for name in tensors[key])
         if inside and layer.is_plain:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from graphwright.frontend.layer_stubs import StubbedLayers
 from graphwright.frontend.shape_runs import inputs_of_shape, run_on_shapes
 from graphwright.frontend.source_lines import Line, line_of, model_line
 from graphwright.frontend.stateless import StatelessForward
+from graphwright.frontend.unchanged import unchanged
 from graphwright.ir.errors import FrontendError
 
 __all__ = ["refuse_recurrence"]
@@ -72,8 +71,8 @@ def _refuse_states(run: _Runs, short: list[Line], length: int) -> None:
         f"{type(model).__name__} is recurrent: {_name(module, model)} computes a state "
         f"{list(sizes)} from the state before, in {steps[0][place]} steps for {_SHORT} tokens and "
         f"in {count} for {length}, each on the result of the one before{line_of(code, number)}. "
-        f"Recurrences over tokens are not compiled; only attention and causal convolutions may "
-        f"look at other tokens."
+        f"A recurrence is compiled where the model decodes with a cache that holds its state, "
+        f"which this one could not be seen to do."
     )
 
 
@@ -112,7 +111,7 @@ class _Runs:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         tokens = self._tokens.repeat(-(-length // len(self._tokens)))[:length]
         end = None
-        with _unchanged(self.forward):
+        with unchanged(self.forward):
             try:
                 inputs = inputs_of_shape(self.forward, tokens, mode)
                 run_on_shapes(self.forward, inputs, mode, self._stubs.recording(watch), watch)
@@ -201,17 +200,3 @@ _OVERWRITES = frozenset(
 
 def _memory(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-@contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    """What modules keep of a run, as tables that grow with the length, is forgotten again."""
-    saved = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes, buffers in saved:
-            vars(module).clear()
-            vars(module).update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)

@@ -6,7 +6,7 @@ docs/decisions/0006-repeated-layers.md says why the result is what tracing every
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -28,17 +28,26 @@ _LOG = logging.getLogger("graphwright.frontend")
 
 
 def export_repeated(
-    forward: StatelessForward, tokens: torch.Tensor, context: int | None = None, known: str = ""
+    forward: StatelessForward,
+    tokens: torch.Tensor,
+    context: int | None = None,
+    known: str = "",
+    loops: Callable[[], None] | None = None,
+    places: Mapping[int, int] | None = None,
 ) -> Exported:
     """What `export_dynamic` returns for `forward` over `tokens`, and usually sooner.
 
-    context: the longest sequence it takes. known: the error of an earlier try. Raises the
-    FrontendError of `export_dynamic`, or of `refuse_recurrence` where that can tell beforehand.
+    context: the longest sequence it takes. known: the error of an earlier try. loops: is called
+    before any export where a line of the model may be in a loop over the tokens. places: by the id
+    of a module's dict, the index that its state lies at. Raises the FrontendError of
+    `export_dynamic`, or of `refuse_recurrence` where that can tell beforehand.
     """
-    layers = [layer for group in find_layers(forward).values() for layer in group]
+    layers = [layer for group in find_layers(forward, places).values() for layer in group]
     with StubbedLayers(layers) as stubs:
         found = find_classes(forward, tokens, stubs)
         if stubs.repeats:
+            if loops is not None:
+                loops()
             refuse_recurrence(forward, stubs, tokens, context)
     try:
         return _export(forward, tokens, stubs if found else None, known)

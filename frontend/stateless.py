@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class StatelessForward(nn.Module):
         self._switches = {
             name: value
             for name, value in (("use_cache", False), ("return_dict", True))
-            if name in parameters
+            if name in parameters or (name == "use_cache" and _hands_on(parameters))
         }
         positional = [p for p in parameters.values() if p.kind not in (p.KEYWORD_ONLY,)]
         if self._tokens is None and not positional:
@@ -52,11 +52,27 @@ class StatelessForward(nn.Module):
         """Are positions given to the model?"""
         return self._given
 
+    @property
+    def has_cache(self) -> bool:
+        """Can the model be asked to keep a cache?"""
+        return "use_cache" in self._switches
+
+    def call_model(self, tokens: torch.Tensor, **given: Any) -> Any:
+        """What the model returns for tokens [B, T]. given: its own arguments beside them."""
+        keywords = {**self._switches, **given}
+        if self._tokens is not None:
+            return self.model(**{self._tokens: tokens}, **keywords)
+        return self.model(tokens, **keywords)
+
     def give_positions(self) -> bool:
         """From now on they are. False when the model does not take them, or got them before."""
         changed = self._positions is not None and not self._given
         self._given = self._positions is not None
         return changed
+
+    def drop_positions(self) -> None:
+        """From now on the model counts positions by itself, where it can."""
+        self._given = False
 
     @contextlib.contextmanager
     def own_positions(self) -> Iterator[None]:
@@ -69,14 +85,11 @@ class StatelessForward(nn.Module):
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [T, vocab], float32."""
-        keywords: dict[str, Any] = dict(self._switches)
+        keywords: dict[str, Any] = {}
         if self._given and self._positions is not None and positions is not None:
             torch._check(positions.shape[0] == tokens.shape[0])
             keywords[self._positions] = positions.unsqueeze(0)
-        if self._tokens is not None:
-            result = self.model(**{self._tokens: tokens.unsqueeze(0)}, **keywords)
-        else:
-            result = self.model(tokens.unsqueeze(0), **keywords)
+        result = self.call_model(tokens.unsqueeze(0), **keywords)
         logits = _logits(result, self.model)
         if logits.dim() != 3 or logits.shape[0] != 1:
             raise FrontendError(
@@ -84,6 +97,12 @@ class StatelessForward(nn.Module):
                 f"[1, tokens, vocabulary], not {_sizes(logits)}."
             )
         return logits.squeeze(0).to(torch.float32)
+
+
+def _hands_on(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Does a forward with a cache take its switch among the arguments that it hands on?"""
+    kinds = {parameter.kind for parameter in parameters.values()}
+    return "past_key_values" in parameters and inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def _logits(result: Any, model: nn.Module) -> torch.Tensor:

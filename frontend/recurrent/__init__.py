@@ -1,0 +1,1 @@
+"""Recurrent models: their modules are traced as they decode, one token at a time."""
