@@ -32,7 +32,10 @@ class InterpretedProgram:
         self.row = context // BLOCK
         count = self.row * sequences
         # 0xff bytes are NaN in every float type: what nobody has written must not be read.
-        self.kv = torch.full(((count + 1) * lowered.kv.block_bytes,), 0xFF, dtype=torch.uint8)
+        # Slots lie in front, as many as blocks: any block may be the first of a sequence here.
+        self.slots = (count + 1) * lowered.kv.slot_bytes
+        size = self.slots + (count + 1) * lowered.kv.block_bytes
+        self.kv = torch.full((size,), 0xFF, dtype=torch.uint8)
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0)) + 1
         self.tables = order.reshape(sequences, self.row).int()
         self.lengths = [0] * sequences
@@ -79,7 +82,8 @@ class InterpretedProgram:
         }
         memory = {name: each.reshape(-1).view(torch.uint8) for name, each in regions.items()}
         launches = [*bucket.launches, *bucket.largest]
-        run_launches(launches, bucket.size, memory, self.lowered.blobs.offsets(), self.run)
+        blobs = self.lowered.blobs.offsets()
+        run_launches(launches, bucket.size, memory, blobs, self.run, slots=self.slots)
         for sequence, new in batch:
             self.lengths[sequence] += len(new)
         assert (logits[len(rows) :] == 777.0).all()

@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from ptx_machine import run
 from ptx_memory import BASE_ALIGNMENT, GlobalMemory
 from ptx_parse import Entry, parse
@@ -28,10 +29,10 @@ from triton_harness import SPARE, checked_grid
 
 from graphwright.backends.triton.chips import chips_of
 from graphwright.backends.triton.cubin import triton_code
+from graphwright.backends.triton.generated import load
 from graphwright.backends.triton.kernels.kernel import Size, TritonKernel
 from graphwright.backends.triton.launches import Launch
 from graphwright.backends.triton.package import aligned_pointers
-from graphwright.backends.triton.regions.region import load
 
 __all__ = ["call", "compiled", "execute", "run_launch"]
 
@@ -56,8 +57,10 @@ def run_launch(
 ) -> GlobalMemory:  # fmt: skip
     """For run_launches: alignments as in the artifact; change, early: as `execute` has them."""
     moved = {
-        name: operand.offset % BASE_ALIGNMENT
-        for (name, _), operand in zip(launch.kernel.pointers, launch.operands, strict=True)
+        name: (operand.offset - _in_front(launch.kernel, name, tensor)) % BASE_ALIGNMENT
+        for (name, _), operand, tensor in zip(
+            launch.kernel.pointers, launch.operands, pointers, strict=True
+        )
     }
     return execute(
         launch.kernel, launch.kernel.grid(size), *pointers, moved=moved, capability=capability,
@@ -79,15 +82,33 @@ def execute(
     buffers = {}
     for (name, _), tensor in zip(kernel.pointers, tensors, strict=True):
         assert tensor.is_contiguous(), name
-        buffers[name] = tensor.view(-1).view(torch.uint8).numpy()
+        buffers[name] = _buffer(tensor, _in_front(kernel, name, tensor))
     constants = {name: np.frombuffer(data, np.uint8) for name, data in entry.constants.items()}
     memory = GlobalMemory(buffers | constants, moved, early)
-    addresses = [memory.address(name) for name in buffers]
+    addresses = [
+        memory.address(name) + _in_front(kernel, name, tensor)
+        for name, tensor in zip(buffers, tensors, strict=True)
+    ]
     addresses += [0] * (len(entry.parameters) - len(addresses))
     order = [(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])]
     random.Random(seed).shuffle(order)
     run(entry, memory, shared, grid, order, dict(zip(entry.parameters, addresses, strict=True)))
     return memory
+
+
+def _in_front(kernel: TritonKernel, name: str, tensor: torch.Tensor) -> int:
+    """Bytes in front of what a pointer points to that are there, too: the slots of a recurrence."""
+    scan = kernel.name.startswith("scan") and name == "state"
+    return int(tensor.storage_offset()) * tensor.itemsize if scan else 0
+
+
+def _buffer(tensor: torch.Tensor, in_front: int) -> NDArray[np.uint8]:
+    """The bytes of a tensor, and so many that lie in front of it."""
+    more = in_front // tensor.itemsize
+    first = int(tensor.storage_offset()) - more
+    whole = tensor.as_strided((more + tensor.numel(),), (1,), first).view(torch.uint8)
+    found: NDArray[np.uint8] = whole.numpy()
+    return found
 
 
 @cache
@@ -101,7 +122,8 @@ def compiled(
     function = kernel.function.fn
     question = [
         function.__module__, inspect.getfile(function), function.__name__, kernel.pointers,
-        dict(kernel.constants), kernel.num_warps, kernel.num_stages, capability, sorted(aligned),
+        dict(kernel.constants), kernel.num_warps, kernel.num_stages, kernel.fused, capability,
+        sorted(aligned),
     ]  # fmt: skip
     assert compiler.stdin and compiler.stdout
     compiler.stdin.write(json.dumps(question) + "\n")
@@ -126,14 +148,14 @@ def _compiler() -> subprocess.Popen[str]:
 
 
 def _answer(question: list[Any]) -> dict[str, Any]:
-    module, file, name, pointers, constants, warps, stages, capability, aligned = question
-    if module.startswith("region_"):  # generated
-        function = load(Path(file).read_text())
+    module, file, name, pointers, constants, warps, stages, fused, capability, aligned = question
+    if module.startswith(("region_", "scan_")):  # generated
+        function = load(Path(file).read_text(), name)
     else:
         function = getattr(import_module(module), name)
     kernel = TritonKernel(
         name, function, tuple((a, b) for a, b in pointers), constants, lambda size: (1, 1, 1),
-        warps, stages,
+        warps, stages, fused,
     )  # fmt: skip
     (chip,) = chips_of(f"cuda:sm_{capability}")
     made = triton_code(kernel, chip, frozenset(aligned))

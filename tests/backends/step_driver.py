@@ -45,10 +45,15 @@ class CompiledProgram:
         assert end == built.weight_bytes == built.plan["weights"]["bytes"]
         self.row = context // BLOCK
         count = self.row * sequences
-        self.kv = aligned((count + 1) * built.plan["kv"]["block_bytes"] // 4, np.float32)
-        self.kv[:] = np.nan  # what nobody has written must not be read
-        order = np.random.default_rng(0).permutation(count) + 1
-        self.tables = order.reshape(sequences, self.row).astype(np.int32)
+        kv = built.plan["kv"]
+        slots = sequences * kv.get("slot_bytes", 0) // 4
+        memory = aligned(slots + (count + 1) * max(kv["block_bytes"], 64) // 4, np.float32)
+        memory[:] = np.nan  # what nobody has written must not be read
+        self.slots, self.kv = memory[:slots], memory[slots:]
+        draw = np.random.default_rng(0)
+        starts = draw.permutation(sequences)  # a slot has the number of a first block
+        others = (draw.permutation(count - sequences) + sequences + 1).reshape(sequences, -1)
+        self.tables = np.column_stack([starts, others]).astype(np.int32)
         self.lengths = [0] * sequences
         arena = max(entry["arena_bytes"] for entry in built.plan["entries"].values())
         self.arena = aligned(arena // 4, np.float32)

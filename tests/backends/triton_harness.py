@@ -143,6 +143,7 @@ def _exchanges(code: bytes) -> int:
 def main() -> None:
     module, function = sys.argv[1].split(":")
     sys.path.insert(0, str(Path(__file__).parents[2]))
+    sys.path.insert(0, str(Path(__file__).parent))
     sys.path.insert(0, str(Path(__file__).parent / "triton_kernels"))
     factory = getattr(__import__(module), function)
     kernels = [factory(argument) for argument in json.loads(sys.stdin.read())]

@@ -35,7 +35,7 @@ def copies(model: nn.Module) -> dict[int, int]:
 def capture_all(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Program:
     """The program when every layer is traced."""
     with monkeypatch.context() as patch:
-        patch.setattr(repeated_layers, "find_layers", lambda _: {})
+        patch.setattr(repeated_layers, "find_layers", lambda *_: {})
         return capture_module(model)
 
 

@@ -185,6 +185,17 @@ def test_a_file_with_one_variant_is_one_of_format_1(tmp_path: Path) -> None:
     assert manifest["minimum_reader"] == 1 and "variants" not in manifest
 
 
+def test_a_reader_that_knows_no_slots_does_not_read_a_file_that_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ArtifactWriter(tmp_path / "m.gw", slots=True) as writer:
+        writer.add("plan.json", "{}")
+    assert Artifact.open(tmp_path / "m.gw").manifest.minimum_reader == 3
+    monkeypatch.setattr("graphwright.runtime.artifact.FORMAT_VERSION", 2)
+    with pytest.raises(ArtifactError, match="readers of format 3, this one reads up to 2"):
+        Artifact.open(tmp_path / "m.gw")
+
+
 def test_a_missing_entry_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"no entry 'golden.json'"):
         Artifact.open(write_toy(tmp_path / "m.gw")).view("golden.json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["FIX_UPS", "NOT_TEXT_DECODERS", "RECURRENT"]
+__all__ = ["FIX_UPS", "NOT_TEXT_DECODERS"]
 
 NOT_TEXT_DECODERS: dict[str, str] = {
     "gemma3n": "its vision part needs the packages timm and pillow; its text part is gemma3n_text",
@@ -15,12 +15,6 @@ NOT_TEXT_DECODERS: dict[str, str] = {
     "musicgen_melody": "it predicts several streams of audio codes, not text",
 }
 """Entries of the registry that cannot be run on text alone, and why."""
-
-RECURRENT = frozenset(
-    """mamba mamba2 falcon_mamba falcon_h1 bamba jamba recurrent_gemma rwkv
-    xlstm""".split()
-)
-"""Families with a recurrence over tokens that the names of their layer types do not show."""
 
 _SLIDING_THEN_FULL = {
     "num_hidden_layers": 2,
@@ -139,6 +133,7 @@ FIX_UPS: dict[str, dict[str, Any]] = {
     "longcat_flash": {"zero_expert_num": 2},
     "mamba2": {"head_dim": 32, "n_groups": 2},
     "mellum": {**_SLIDING_THEN_FULL, "mlp_layer_types": ["sparse", "sparse"]},
+    "minimax": {"block_size": 8},
     "minimax_m3_vl_text": {
         "num_hidden_layers": 2,
         "layer_types": ["full_attention", "minimax_m3_sparse"],
@@ -168,6 +163,7 @@ FIX_UPS: dict[str, dict[str, Any]] = {
     },
     "xlm": {"causal": True},
     "xmod": {"is_decoder": True, "default_language": "en_XX"},
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128},  # its cache rounds widths up to 64
     "zamba": {
         "num_hidden_layers": 4,
         "layers_block_type": _LINEAR_THEN_HYBRID,

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from results import read_results, shown_status
+from results import read_results
 
 __all__ = ["report"]
 
@@ -23,7 +23,8 @@ Every entry of the causal-LM registry of transformers {transformers}, in a tiny 
 holds every layer type of its family, with random weights, compiled by `graphwright.compile` and
 run by the engine: a ragged batch of three prompts, a prompt read in two chunks, and 12 greedy steps
 of each. *Exact* means that all logits equal those of the eager model, run over the whole text
-without a cache, within the float32 tolerance of `ir/tolerance.py`.
+without a cache, within the float32 tolerance of `ir/tolerance.py`. *Token by token*: the modules
+that carry states were traced as they decode ([decision 12](decisions/0012-states.md)).
 
 `make sweep` repeats it and writes this page; nothing here is written by hand. A model that is not
 listed, or that comes with its own code, is treated the same way: nothing in graphwright knows a
@@ -34,11 +35,6 @@ _SECTIONS = {
     "crashed": ("Crashed", "An error that is not a refusal, or the time limit: bugs too."),
     "exact": ("Exact", ""),
     "refused": ("Refused", "The compiler says why, and nothing is produced."),
-    "recurrent": (
-        "Recurrent",
-        "Refused: state-space layers, linear attention and other recurrences over tokens are not "
-        "compiled yet.",
-    ),
     "no decoder": (
         "Not text decoders",
         "Entries that do not run on token ids alone, or whose eager logits change when later "
@@ -52,7 +48,7 @@ def report(rows: Iterable[dict[str, Any]], transformers_version: str) -> str:
     """The page, as markdown."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: str(row["model"]).lower()):
-        found.setdefault(shown_status(row), []).append(row)
+        found.setdefault(row["status"], []).append(row)
     counted = {status: found[status] for status in _SECTIONS if status in found}
     total = sum(len(each) for status, each in counted.items() if status != "no decoder")
     parts = [

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_results", "shown_status"]
+__all__ = ["read_results"]
 
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
@@ -15,11 +15,3 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     rows = [json.loads(line) for line in path.read_text().splitlines() if line]
     return {row["model"]: row for row in rows}
-
-
-def shown_status(row: dict[str, Any]) -> str:
-    """exact, recurrent (refused because of it), refused, wrong, crashed or no decoder."""
-    if row["status"] == "refused" and row.get("recurrent"):
-        return "recurrent"
-    status: str = row["status"]
-    return status

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from child import child
-from results import read_results, shown_status
+from results import read_results
 
 SWEEP = Path(__file__).resolve().parent
 ROOT = SWEEP.parents[1]
@@ -75,7 +75,7 @@ def _sweep(models: list[str], options: argparse.Namespace, path: Path) -> None:
             lines = row["reason"].strip().splitlines() or [""]
             print(
                 f"{number:3}/{len(models)} {time.perf_counter() - start:5.0f}s "
-                f"{row['model']:26} {shown_status(row):10} {row['wall']:5.1f}s  "
+                f"{row['model']:26} {row['status']:10} {row['wall']:5.1f}s  "
                 f"{lines[-1 if row['status'] == 'crashed' else 0][:110]}",
                 flush=True,
             )
@@ -123,7 +123,7 @@ def _how(code: int) -> str:
 
 
 def _summarize(rows: Iterable[dict[str, Any]]) -> int:
-    counts = Counter(shown_status(row) for row in rows)
+    counts = Counter(row["status"] for row in rows)
     print(", ".join(f"{status} {count}" for status, count in counts.most_common()))
     return 1 if counts["wrong"] or counts["crashed"] else 0
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from fix_ups import RECURRENT
 from tiny_configs import MODEL_TYPES, layer_kinds, tiny_config
 from tiny_decoders import (
     NotADecoderError,
@@ -46,7 +45,6 @@ CHUNK = 16
 STEPS = 12
 RAGGED = (13, 1, 7)
 CHUNKED = 21  # a step of 16 tokens and one of 5
-_RECURRENT_LAYERS = ("linear_attention", "mamba", "recurrent")
 
 Reference = Callable[[list[int]], torch.Tensor]
 
@@ -61,7 +59,6 @@ class Result:
     status: str = "crashed"
     reason: str = ""
     layers: str = ""
-    recurrent: bool = False
     rung: str = ""
     nodes: int = 0
     error: float = 0.0
@@ -101,7 +98,6 @@ def _run(result: Result) -> None:
     model = tiny_decoder(result.model)
     config = tiny_config(result.model)
     result.layers = layer_kinds(config)
-    result.recurrent = _is_recurrent(result.model, result.layers)
     check_is_decoder(model)
     compiled = graphwright.compile(model, quant=result.quant, check=False, chunk=CHUNK)
     result.seconds = {stage: round(value, 2) for stage, value in compiled.seconds.items()}
@@ -119,10 +115,6 @@ def _run(result: Result) -> None:
     result.status = "wrong" if problems else "exact"
     result.reason = "; ".join(problems)
     result.error = min(result.error, 1e30)
-
-
-def _is_recurrent(model_type: str, layers: str) -> bool:
-    return model_type in RECURRENT or any(name in layers for name in _RECURRENT_LAYERS)
 
 
 def _comparisons(

@@ -18,6 +18,7 @@ from compiled_models import (
     rows,
     tokens,
 )
+from recurrent_decoders import recurrent_model
 from tiny_models import MORE_MODELS, TINY_MODELS, tiny_model
 from transformers import DynamicCache, StaticCache
 
@@ -69,6 +70,13 @@ def test_a_family_decodes_on_its_cache(family: str, made: Made) -> None:
     for batch, length, steps in shapes:
         check_decoding(compiled, model, tokens(batch, length), steps)
     check_all_taken(made())
+
+
+def test_a_recurrent_model_decodes_on_its_cache(made: Made) -> None:
+    """Its states stay with torch; products run in native parts."""
+    model = recurrent_model("mamba", num_hidden_layers=1).requires_grad_(False)
+    check_decoding(native(model), model, tokens(2, 5), 2)
+    assert made() and all(report.weight_bytes_in_parts for report in made())
 
 
 @pytest.mark.slow

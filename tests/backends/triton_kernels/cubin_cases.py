@@ -10,6 +10,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import scan_steps
+
 from graphwright.backends.triton.kernels.argmax import argmax
 from graphwright.backends.triton.kernels.attention_decode import decode_attention
 from graphwright.backends.triton.kernels.attention_prefill import (
@@ -37,7 +39,9 @@ from graphwright.backends.triton.kernels.top_k import top_k
 from graphwright.backends.triton.kernels.turned_heads import TurnedHeads
 from graphwright.backends.triton.kernels.weight_format import WeightFormat
 from graphwright.backends.triton.kernels.weighted_sum import weighted_sum
+from graphwright.backends.triton.scans.scan import scan
 from graphwright.ir.masks import Mask
+from graphwright.ir.scan_step import ScanStep
 
 __all__ = ["CASES", "EVERY", "HOPPER", "kernel_of"]
 
@@ -119,6 +123,15 @@ def rope_to(cache: str, norm: str | None = None) -> TritonKernel:
     )  # fmt: skip
 
 
+def recurrence(step: str, dtype: str = HALF) -> TritonKernel:
+    """Rows and results of `dtype`, weights and states float32, as in a step."""
+    parsed = ScanStep.parse(step)
+    given = parsed.placeholders[len(parsed.states) :]
+    strides = tuple(node.meta["val"].numel() for node in given[: parsed.rows])
+    dtypes = (dtype,) * parsed.rows + ("float32",) * (len(given) - parsed.rows)
+    return scan(step, strides, dtypes, slot_stride=1 << 22, out=dtype).kernel
+
+
 SMALL: dict[str, Callable[[], TritonKernel]] = {
     "take_inputs": take_inputs,
     "token_slots": token_slots,
@@ -154,6 +167,19 @@ SMALL: dict[str, Callable[[], TritonKernel]] = {
     "roll_state": lambda: roll_state(2048, 4, x_stride=6144, block_stride=1 << 17),
     "quantize_rows g32": lambda: quantize_rows(4096, x_stride=4096, groups=128, dtype=HALF),
     "routed_groups": lambda: routed_groups(128, 8, experts_stride=8),
+}
+RECURRENCES: dict[str, Callable[[], TritonKernel]] = {
+    "scan, delta rule 32 x 128 x 128": lambda: recurrence(scan_steps.delta_rule(32, 128, 128)),
+    "scan, delta rule 32 x 128 x 128 float32": lambda: recurrence(
+        scan_steps.delta_rule(32, 128, 128), "float32"
+    ),
+    "scan, delta rule 10 x 256 x 512": lambda: recurrence(scan_steps.delta_rule(10, 256, 512)),
+    "scan, mamba 5120 x 16": lambda: recurrence(scan_steps.mamba_step(5120, 16)),
+    "scan, mamba-2 80 x 64 x 128": lambda: recurrence(scan_steps.mamba2(80, 64, 128, 1)),
+    "scan, mLSTM 8 x 128 x 128": lambda: recurrence(scan_steps.mlstm(8, 128, 128)),
+    "scan, window 8192 x 4": lambda: recurrence(scan_steps.last_values(8192, 4)),
+    "scan, window 100 x 9": lambda: recurrence(scan_steps.last_values(100, 9)),
+    "scan, linear unit 2560": lambda: recurrence(scan_steps.linear_unit(2560)),
 }
 ATTENTION: dict[str, Callable[[], TritonKernel]] = {
     "prefill 64 float16": lambda: prefill_attention(attention(64, 64, "float16", "float16")),
@@ -231,7 +257,7 @@ EVERY: dict[str, Callable[[], TritonKernel]] = {
                          ("float32", "float32"))
     for kernel in (prefill_attention, decode_attention)
 }  # fmt: skip
-CASES = SMALL | ATTENTION | PRODUCTS
+CASES = SMALL | RECURRENCES | ATTENTION | PRODUCTS
 HOPPER = (
     *LARGE,
     "few_rows w4g128, normed and gated", "linear, 16 rows, normed and gated", "linear, 2048 rows",
@@ -239,6 +265,7 @@ HOPPER = (
     "w4g128, 2048 rows", "routed w4g128, 16384 pairs", "decode 128", "decode 128, deep",
     "decode 576, 512",
     "prefill 128", "prefill 256",
+    "scan, delta rule 32 x 128 x 128", "scan, mamba 5120 x 16", "scan, mamba-2 80 x 64 x 128",
 )  # fmt: skip
 
 

@@ -18,10 +18,12 @@ from graphwright.ir.tolerance import check_close
 triton = pytest.importorskip("triton")
 
 import ptx_harness  # noqa: E402
+import scan_steps  # noqa: E402
 import test_triton_attention as attention  # noqa: E402
 import test_triton_linear as products  # noqa: E402
 import test_triton_routed as routed  # noqa: E402
 import test_triton_rows as rows  # noqa: E402
+import test_triton_scan as scans  # noqa: E402
 import test_triton_turned_heads as heads  # noqa: E402
 from ptx_memory import PtxError  # noqa: E402
 from test_triton_linear import Product  # noqa: E402
@@ -44,7 +46,7 @@ def capability(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """The cases of the interpreter's tests call code compiled for this chip."""
     found: int = getattr(request, "param", 80)
     call = partial(ptx_harness.call, capability=found)
-    for cases in (products, heads, attention, rows, routed):
+    for cases in (products, heads, attention, rows, routed, scans):
         monkeypatch.setattr(cases, "call", call)
     return found
 
@@ -194,6 +196,20 @@ def test_candidates() -> None:
 @pytest.mark.parametrize("case", [routed.CASES[i] for i in (2, 4, 7)], ids=str)
 def test_routed_products(case: routed.Routed) -> None:
     routed.test_routed_products_are_their_op_and_touch_no_other_expert(case)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["delta-rule", "window", "two-states"])
+def test_recurrences(name: str) -> None:
+    scans.test_samples(name, BF16)
+
+
+@BOTH
+def test_recurrences_that_change_threads() -> None:
+    """In layouts of several warps, and by gathers."""
+    scans.test_a_state_that_is_turned_over()
+    scans.Recurrence(scan_steps.last_values(40, 9), [torch.randn(40, 9)], F16).check()
+    scans.test_sums_of_several_warps()
 
 
 def test_row_kernels() -> None:

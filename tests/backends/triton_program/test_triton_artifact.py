@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_decoders import tiny_decoder
 from tiny_models import continued_logits, random_tokens, save_tiny
 from transformers import AutoModelForCausalLM
 
@@ -56,8 +57,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny("llama", tmp_path_factory.mktemp("model") / "checkpoint", num_layers=1)
 
 
-@pytest.fixture(scope="module")
-def artifact(checkpoint: Path) -> Artifact:
+def compiled(checkpoint: Path) -> Artifact:
     path = checkpoint.parent / "model.gw"
     done = command(
         "compile", checkpoint, "-o", path, "--target", "cuda:sm_80", "--dtype", "f32",
@@ -68,7 +68,16 @@ def artifact(checkpoint: Path) -> Artifact:
 
 
 @pytest.fixture(scope="module")
+def artifact(checkpoint: Path) -> Artifact:
+    return compiled(checkpoint)
+
+
+@pytest.fixture(scope="module")
 def driver(checkpoint: Path, artifact: Artifact) -> FakeCuda:
+    return stand_in(checkpoint, artifact)
+
+
+def stand_in(checkpoint: Path, artifact: Artifact) -> FakeCuda:
     """The kernels of the same program, lowered here: they have the same names."""
     program = capture_checkpoint(checkpoint)
     run_passes(program, pipeline(PipelineOptions(decode_tokens=64, chunk=CHUNK)))
@@ -131,6 +140,21 @@ def test_every_view_of_it_can_be_inspected(artifact: Artifact) -> None:
 def test_the_engine_generates_what_eager_does(
     checkpoint: Path, artifact: Artifact, driver: FakeCuda
 ) -> None:
+    check_against_eager(checkpoint, artifact, driver)
+
+
+def test_recurrent_states_lie_in_front_of_the_caches(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    tiny_decoder("mamba").save_pretrained(checkpoint)  # type: ignore[operator]
+    artifact = compiled(checkpoint)
+    kv = artifact.json("plan.json")["kv"]
+    assert kv["slot_bytes"] > 0 == kv["block_bytes"]
+    assert any(name.startswith("gpu/source/scan_") for name in artifact.names)
+    check_against_eager(checkpoint, artifact, stand_in(checkpoint, artifact))
+
+
+def check_against_eager(checkpoint: Path, artifact: Artifact, driver: FakeCuda) -> None:
+    """Logits and tokens of two prompts, the first of which is longer than a chunk."""
     engine = Engine(artifact, context=64, library=CudaLibrary(artifact, Driver(driver)))
     eager = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
     params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_decoders import tiny_decoder
 from tiny_models import random_tokens, round_weights, tiny_model
 
 pytest.importorskip("triton")
@@ -24,6 +25,7 @@ from graphwright.backends.triton.launches import Launch
 
 # Of the logits' standard deviation, as on a GPU (tests/gpu): what rounding to these types makes.
 ERROR = {"f32": 2e-4, "bf16": 0.25, "f16": 0.03}
+RECURRENT = {"qwen3_next", "mamba2"}
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,8 @@ ERROR = {"f32": 2e-4, "bf16": 0.25, "f16": 0.03}
         ("qwen3-moe", "f32", "f16", 80),
         ("lfm2", "f32", "f16", 80),
         ("llama", "w4g32", "bf16", 80),
+        ("qwen3_next", "f32", "f32", 80),
+        ("mamba2", "w8", "bf16", 90),
         ("deepseek-v3", "f32", "f16", 90),
         pytest.param("llama", "f32", "f32", 80, marks=pytest.mark.slow),
         pytest.param("gemma2", "f32", "f16", 80, marks=pytest.mark.slow),
@@ -44,7 +48,11 @@ ERROR = {"f32": 2e-4, "bf16": 0.25, "f16": 0.03}
 )
 def test_compiled_models_against_eager(name: str, recipe: str, dtype: str, capability: int) -> None:
     """A prompt, a token, and a batch of two sequences."""
-    model: Any = hybrid_of_transformers() if name == "lfm2" else tiny_model(name)
+    model: Any
+    if name == "lfm2":
+        model = hybrid_of_transformers()
+    else:
+        model = (tiny_decoder if name in RECURRENT else tiny_model)(name)
     program = planned(model, recipe)
     if recipe != "f32":
         round_weights(model, recipe)
