@@ -7,39 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from shapes import SHAPES
+from tensors import tensors
 
-__all__ = ["configuration", "make_checkpoint", "tensor_shapes"]
-
-
-def tensor_shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the checkpoint's tensors, layer by layer."""
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    head = config.get("head_dim", hidden // config["num_attention_heads"])
-    q, kv = (head * config[f"num_{kind}_heads"] for kind in ("attention", "key_value"))
-    yield "model.embed_tokens.weight", (config["vocab_size"], hidden)
-    for i in range(config["num_hidden_layers"]):
-        layer = f"model.layers.{i}"
-        for name, shape in (("q", (q, hidden)), ("k", (kv, hidden)), ("v", (kv, hidden)),
-                            ("o", (hidden, q))):  # fmt: skip
-            yield f"{layer}.self_attn.{name}_proj.weight", shape
-        if config.get("model_type") == "qwen3":
-            yield f"{layer}.self_attn.q_norm.weight", (head,)
-            yield f"{layer}.self_attn.k_norm.weight", (head,)
-        for name, shape in (("gate", (inner, hidden)), ("up", (inner, hidden)),
-                            ("down", (hidden, inner))):  # fmt: skip
-            yield f"{layer}.mlp.{name}_proj.weight", shape
-        yield f"{layer}.input_layernorm.weight", (hidden,)
-        yield f"{layer}.post_attention_layernorm.weight", (hidden,)
-    yield "model.norm.weight", (hidden,)
-    if not config["tie_word_embeddings"]:
-        yield "lm_head.weight", (config["vocab_size"], hidden)
+__all__ = ["configuration", "make_checkpoint"]
 
 
 def make_checkpoint(shape: str, directory: Path, seed: int = 0) -> Path:
@@ -63,13 +39,13 @@ def make_checkpoint(shape: str, directory: Path, seed: int = 0) -> Path:
             index.update(dict.fromkeys(shard, name))
             shard = {}
 
-    for name, sizes in tensor_shapes(config):
-        if len(sizes) == 1:
-            shard[name] = torch.ones(sizes, dtype=torch.bfloat16)
+    for each in tensors(config):
+        if each.values is not None:
+            values = torch.from_numpy(each.values(each.sizes))
         else:
-            values = torch.randn(sizes, generator=generator, device=device) * 0.02
-            shard[name] = values.to(torch.bfloat16).cpu()
-        total += shard[name].nbytes
+            values = torch.randn(each.sizes, generator=generator, device=device) * each.deviation
+        shard[each.name] = values.to(torch.bfloat16).cpu()
+        total += shard[each.name].nbytes
         if sum(tensor.nbytes for tensor in shard.values()) > 400e6:
             flush()
     flush()
@@ -83,7 +59,8 @@ def configuration(shape: str) -> dict[str, Any]:
     """The checkpoint's config.json."""
     config = SHAPES[shape]
     kind = config.get("model_type", "llama")
-    return {**config, "architectures": [f"{kind.capitalize()}ForCausalLM"], "model_type": kind,
+    name = kind.removesuffix("_text").capitalize()
+    return {**config, "architectures": [f"{name}ForCausalLM"], "model_type": kind,
             "hidden_act": "silu", "torch_dtype": "bfloat16"}  # fmt: skip
 
 

@@ -8,58 +8,52 @@ from __future__ import annotations
 import argparse
 import ctypes
 from pathlib import Path
+from typing import Any
 
 import gguf
 import llama_cpp
 import numpy as np
+from gguf_layouts import LAYOUTS
 from shapes import SHAPES
+from tensors import Tensor, tensors
 
 __all__ = ["make_gguf"]
 
 
 def _write_f16(shape: str, path: Path) -> None:
     config = SHAPES[shape]
-    hidden, inner, vocab = (config[k] for k in ("hidden_size", "intermediate_size", "vocab_size"))
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    kv = hidden // heads * kv_heads
+    layout = LAYOUTS[config.get("model_type", "llama")]
     random = np.random.default_rng(0)
 
-    def tensor(*sizes: int) -> np.ndarray:
-        return (random.standard_normal(sizes, dtype=np.float32) * 0.02).astype(np.float16)
+    def values(each: Tensor) -> np.ndarray:
+        if each.values is not None:
+            return each.values(each.sizes)
+        return random.standard_normal(each.sizes, dtype=np.float32) * np.float32(each.deviation)
 
-    writer = gguf.GGUFWriter(str(path), "llama")
+    writer = gguf.GGUFWriter(str(path), layout.architecture)
     writer.add_name(shape)
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(hidden)
+    writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(inner)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_theta"])
-    writer.add_rope_dimension_count(hidden // heads)
-    writer.add_vocab_size(vocab)
+    writer.add_vocab_size(config["vocab_size"])
     writer.add_file_type(1)
     writer.add_tokenizer_model("none")
-    ones = np.ones(hidden, np.float32)
-    writer.add_tensor("token_embd.weight", tensor(vocab, hidden))
-    writer.add_tensor("output_norm.weight", ones)
-    if not config["tie_word_embeddings"]:
-        writer.add_tensor("output.weight", tensor(vocab, hidden))
-    for i in range(config["num_hidden_layers"]):
-        block = f"blk.{i}."
-        writer.add_tensor(block + "attn_norm.weight", ones)
-        writer.add_tensor(block + "ffn_norm.weight", ones)
-        for name, rows, columns in (
-            ("attn_q", hidden, hidden), ("attn_k", kv, hidden), ("attn_v", kv, hidden),
-            ("attn_output", hidden, hidden), ("ffn_gate", inner, hidden),
-            ("ffn_up", inner, hidden), ("ffn_down", hidden, inner),
-        ):  # fmt: skip
-            writer.add_tensor(f"{block}{name}.weight", tensor(rows, columns))
+    for key, value in layout.metadata(config).items():
+        _ADD[type(value)](writer, f"{layout.architecture}.{key}", value)
+    for each in tensors(config):
+        block, name = layout.place(each.name)
+        writer.add_tensor(block + name, layout.stored(name, values(each)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+_ADD: dict[type, Any] = {
+    int: gguf.GGUFWriter.add_uint32,
+    float: gguf.GGUFWriter.add_float32,
+    bool: gguf.GGUFWriter.add_bool,
+    list: gguf.GGUFWriter.add_array,
+}
 
 
 def make_gguf(shape: str, directory: Path, kind: str) -> Path:

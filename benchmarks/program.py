@@ -6,7 +6,7 @@ for it. Anything else can be asked for on the command line.
 
 from __future__ import annotations
 
-__all__ = ["LARGEST", "MAIN", "PEERS", "QUANTS", "ROUNDS", "SCENARIOS", "scenarios_of"]
+__all__ = ["FULL_RUN", "LARGEST", "MAIN", "PEERS", "QUANTS", "ROUNDS", "SCENARIOS", "scenarios_of"]
 
 LARGEST = "tinyllama-1.1b"
 
@@ -15,6 +15,8 @@ QUANTS = {
     "tinyllama-1.1b": ["w4g32", "w4g128", "w8", "f16", "bf16"],
     "smollm2-135m": ["w4g32", "w4g128", "w8", "f16", "bf16", "f32"],
     "stories15m": ["w4g32", "w8", "bf16", "f32"],
+    "mamba-790m": ["w4g32", "w8", "f16"],
+    "qwen3.5-0.8b": ["w4g32", "w8", "f16"],
 }
 # Peers, or formats of them. torch.compile takes minutes for 30 layers: it has the smallest shape.
 _INTEGERS = ["llama.cpp", "ort", "openvino", "ctranslate2"]
@@ -26,7 +28,11 @@ PEERS = {
         "transformers:eager-f32",
     ],
     "stories15m": [*_INTEGERS, "transformers:eager-f32", "transformers:compile-f32"],
+    "mamba-790m": ["llama.cpp", "transformers:eager-bf16"],
+    "qwen3.5-0.8b": ["llama.cpp", "transformers:eager-bf16"],
 }
+# A full run has these shapes; the others, which are recurrent, are asked for.
+FULL_RUN = ["tinyllama-1.1b", "smollm2-135m", "stories15m"]
 # Where others would take minutes and no target asks: who takes part in these.
 MAIN = {"w4g32", "w8", "Q4_0", "Q8_0"}
 

@@ -32,7 +32,7 @@ from lineup import (
 )
 from models import MODELS, artifact, compile_ahead
 from probe import Probe
-from program import LARGEST, MAIN, PEERS, QUANTS, ROUNDS, SCENARIOS, scenarios_of
+from program import FULL_RUN, LARGEST, MAIN, PEERS, QUANTS, ROUNDS, SCENARIOS, scenarios_of
 from report import full_report, write_documentation
 from results import Results
 from scenarios import LOADED, PROMPT, LongContext, Settings, first_token, load, long_context
@@ -209,7 +209,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--shapes", nargs="+", choices=list(QUANTS), default=list(QUANTS))
+    parser.add_argument("--shapes", nargs="+", choices=list(QUANTS), default=FULL_RUN,
+                        help=f"default: {FULL_RUN}")  # fmt: skip
     parser.add_argument("--quants", nargs="*", choices=list(OURS),
                         help=f"default: {QUANTS}")  # fmt: skip
     parser.add_argument("--context-variants", nargs="*", choices=list(OURS),

@@ -19,7 +19,8 @@ from worker_process import Worker, WorkerEnded, first_token_seconds
 __all__ = ["LOADED", "PROMPT", "LongContext", "Settings", "first_token", "load", "long_context"]
 
 PROMPT = 128
-TOKENS = {"tinyllama-1.1b": 16, "smollm2-135m": 64, "stories15m": 256}  # decoded a measurement
+TOKENS = {"tinyllama-1.1b": 16, "smollm2-135m": 64, "stories15m": 256, "mamba-790m": 16,
+          "qwen3.5-0.8b": 16}  # decoded a measurement  # fmt: skip
 SEQUENCES = 8
 LONGEST = 16.0  # seconds: a prefill that takes longer is left out
 RESERVE_MB = 1500  # memory that stays free, so that mapped weights are not read from disk again

@@ -28,14 +28,17 @@ __all__ = ["fill", "hollow_checkpoint", "skeleton"]
 
 def hollow_checkpoint(shape: str, folder: Path) -> Path:
     """A Hugging Face directory of bfloat16 zeros that take no space on disk."""
-    from make_checkpoint import configuration, tensor_shapes
+    from make_checkpoint import configuration
     from shapes import SHAPES
+    from tensors import tensors
 
     header: dict[str, Any] = {}
     end = 0
-    for name, sizes in tensor_shapes(SHAPES[shape]):
-        size = 2 * math.prod(sizes)
-        header[name] = {"dtype": "BF16", "shape": list(sizes), "data_offsets": [end, end + size]}
+    for each in tensors(SHAPES[shape]):
+        size = 2 * math.prod(each.sizes)
+        header[each.name] = {
+            "dtype": "BF16", "shape": list(each.sizes), "data_offsets": [end, end + size],
+        }  # fmt: skip
         end += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

@@ -20,25 +20,31 @@ class LlamaCpp:
         self._log = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
-        model_parameters = llama_cpp.llama_model_default_params()
-        model_parameters.n_gpu_layers = 0
         self.path, self.threads = path, threads
-        self.model = llama_cpp.llama_model_load_from_file(path.encode(), model_parameters)
-        if not self.model:
-            raise SystemExit(f"llama.cpp could not load {path}.")
+        self.model = self._load()
         self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.batch = llama_cpp.llama_batch_init(CHUNK, 0, 1)
-        self.one = self._context(1024, 1)
+        self.one = self._context(self.model, 1024, 1)
         self.many = None
         self.positions = [0]
 
-    def _context(self, positions: int, sequences: int) -> object:
+    def _load(self, *, repacked: bool = True) -> object:
+        """The model. repacked: may weights be laid out anew, as AMX and others want them?"""
+        parameters = llama_cpp.llama_model_default_params()
+        parameters.n_gpu_layers = 0
+        parameters.use_extra_bufts = repacked
+        model = llama_cpp.llama_model_load_from_file(self.path.encode(), parameters)
+        if not model:
+            raise SystemExit(f"llama.cpp could not load {self.path}.")
+        return model
+
+    def _context(self, model: object, positions: int, sequences: int) -> object:
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = positions
         parameters.n_batch = parameters.n_ubatch = CHUNK
         parameters.n_threads = parameters.n_threads_batch = self.threads
         parameters.n_seq_max = sequences
-        return llama_cpp.llama_init_from_model(self.model, parameters)
+        return llama_cpp.llama_init_from_model(model, parameters)
 
     def _run(
         self, context: object, rows: Sequence[tuple[int, int]], wanted: Sequence[int]
@@ -74,7 +80,11 @@ class LlamaCpp:
     def prefill_batch(self, prompts: Sequence[Sequence[int]]) -> list[int]:
         """See BatchModel."""
         if self.many is None:
-            self.many = self._context(SEQUENCES * CONTEXT, SEQUENCES)
+            model = self.model
+            if llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model):
+                # of such a batch, its products with AMX take the first sequence alone, or crash
+                model = self._load(repacked=False)
+            self.many = self._context(model, SEQUENCES * CONTEXT, SEQUENCES)
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.many), False)
         self.positions = [0] * len(prompts)
         return [

@@ -6,6 +6,7 @@ transformers_worker.py DIRECTORY THREADS eager|compile|BACKEND[:QUANT] float32|b
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,8 @@ class Transformers:
 
     def __init__(self, directory: str, mode: str, dtype: torch.dtype) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+        parameters = inspect.signature(self.model.forward).parameters
+        self.cache_name = "cache_params" if "cache_params" in parameters else "past_key_values"
         self.compiled = mode == "compile"
         backend, _, quant = mode.partition(":")
         self.prefill_forward = self.decode_forward = self.model.forward
@@ -43,8 +46,8 @@ class Transformers:
         count = tokens.shape[1]
         forward = self.decode_forward if count == 1 else self.prefill_forward
         positions = torch.arange(self.position, self.position + count)[None]
-        logits = forward(input_ids=tokens, position_ids=positions, past_key_values=self.cache,
-                         use_cache=True, logits_to_keep=1).logits  # fmt: skip
+        logits = forward(input_ids=tokens, position_ids=positions, use_cache=True,
+                         logits_to_keep=1, **{self.cache_name: self.cache}).logits  # fmt: skip
         self.position += count
         return int(logits[0, -1].argmax())
 
