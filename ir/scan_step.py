@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -104,6 +104,23 @@ class ScanStep:
         if not results:
             return state, state.new_zeros(0, self.result_size)
         return state, torch.stack(results)
+
+    @classmethod
+    def of(
+        cls, run: Callable[..., Sequence[Any]], states: Sequence[ScanState],
+        rows: Sequence[torch.Tensor], weights: Sequence[torch.Tensor] = (),
+    ) -> ScanStep:  # fmt: skip
+        """The step that `run` is, in calls of aten ops: from states, rows, each as it is for one
+        token ([1, ...]), and weights to the new states and the results."""
+        graph, nodes = fx.Graph(), []
+        values = [torch.zeros(1, *state.sizes) for state in states] + [*rows, *weights]
+        for number, value in enumerate(values):
+            nodes.append(graph.placeholder(f"input_{number}"))
+            nodes[-1].meta["val"] = value
+        tracer = fx.proxy.GraphAppendingTracer(graph)
+        found = run(*(fx.Proxy(node, tracer) for node in nodes))
+        graph.output(tuple(each.node for each in found))
+        return cls(graph, tuple(states), len(rows))
 
     # ---- as text
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import fx
 
 from graphwright.ir.op import Sample, declare
 from graphwright.ir.scan_step import ScanState, ScanStep
 
 __all__ = ["cached_scan", "scan_along_tokens"]
+
+aten = torch.ops.aten
 
 
 def _meta(
@@ -20,27 +21,6 @@ def _meta(
 ) -> torch.Tensor:
     size = ScanStep.parse(step).result_size
     return rows[0].new_empty((rows[0].shape[0], size), dtype=torch.float32)
-
-
-def _traced(
-    run: Callable[..., Any], states: Sequence[ScanState], rows: Sequence[torch.Tensor],
-    weights: Sequence[torch.Tensor],
-) -> str:  # fmt: skip
-    """The text of the step that `run` is, for the first row of each of `rows`."""
-    graph = fx.Graph()
-    values = [torch.zeros(1, *state.sizes) for state in states]
-    values += [row[:1] for row in rows] + list(weights)
-    nodes = []
-    for number, value in enumerate(values):
-        nodes.append(graph.placeholder(f"input_{number}"))
-        nodes[-1].meta["val"] = value
-    tracer = fx.proxy.GraphAppendingTracer(graph)
-    found = run(*(fx.Proxy(node, tracer) for node in nodes))
-    graph.output(tuple(each.node for each in found))
-    return ScanStep(graph, tuple(states), len(rows)).text()
-
-
-aten = torch.ops.aten
 
 
 def _decayed_sum(state: Any, x: Any, decay: Any) -> Any:
@@ -92,7 +72,12 @@ def _cases(tokens: int) -> Iterator[tuple[str, list[torch.Tensor], list[torch.Te
         name: str, run: Any, states: Sequence[ScanState], rows: list[torch.Tensor],
         weights: Sequence[torch.Tensor] = (),
     ) -> tuple[str, list[torch.Tensor], list[torch.Tensor], str]:  # fmt: skip
-        return name, rows, list(weights), _traced(run, states, rows, weights)
+        return (
+            name,
+            rows,
+            list(weights),
+            ScanStep.of(run, states, [each[:1] for each in rows], weights).text(),
+        )
 
     yield case("channels", _decayed_sum, [ScanState((37,))], [row(37), row(37).sigmoid()])
     heads = [row(3, 8), row(3, 8), row(3, 20)]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import fx
 
 from graphwright.ir.scan_step import ScanState, ScanStep
 
@@ -24,16 +23,7 @@ def step_text(
 ) -> str:  # fmt: skip
     """The step whose graph is `run` of states, rows (each [1, ...]) and weights; it returns the new
     states, then results."""
-    graph = fx.Graph()
-    values = [torch.zeros(1, *state.sizes) for state in states] + [*rows, *weights]
-    nodes = []
-    for number, value in enumerate(values):
-        nodes.append(graph.placeholder(f"input_{number}"))
-        nodes[-1].meta["val"] = value
-    tracer = fx.proxy.GraphAppendingTracer(graph)
-    found = run(*(fx.Proxy(node, tracer) for node in nodes))
-    graph.output(tuple(each.node for each in found))
-    return ScanStep(graph, tuple(states), len(rows)).text()
+    return ScanStep.of(run, states, rows, weights).text()
 
 
 def unsqueezed(value: Any, *axes: int) -> Any:
