@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,12 @@ from graphwright.runtime.cuda.program import LAUNCHES
 from graphwright.runtime.dlpack import DeviceTensor, Exporter, is_on_gpu
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.kv_cache import BlockPool
-from graphwright.runtime.library import NativeLibrary, StepBuffers, StepLibrary
+from graphwright.runtime.library import (
+    NativeLibrary,
+    OverlappingLibrary,
+    StepBuffers,
+    StepLibrary,
+)
 from graphwright.runtime.memory import Memory
 from graphwright.runtime.plan import Plan
 from graphwright.runtime.request import Output, Piece, Request
@@ -31,6 +37,18 @@ __all__ = ["DEFAULT_CONTEXT", "Engine"]
 
 DEFAULT_CONTEXT = 2048
 Prompt = str | Sequence[int] | Exporter
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A step that was started and not looked at yet. requests: one a sampled row, all greedy.
+    start: when it may have begun, if the step in front had ended by then.
+    """
+
+    step: Step
+    requests: list[Request]
+    ticket: Any
+    start: float
 
 
 class Engine:
@@ -80,7 +98,10 @@ class Engine:
             self.plan.entries, self._pool, self.plan.block_size, blocks_each, max_sequences
         )
         self._library = library or _library_of(artifact, self.plan, self.threads, pinned)
+        self._overlapping = cast(OverlappingLibrary, self._library)  # used if it is one
         self._requests: dict[TokenSequence, Request] = {}
+        self._flights: list[_Flight] = []  # in their order, at most two
+        self._last_end = 0.0  # when the last step ended
         self.statistics = Statistics()
         self.load_seconds = time.perf_counter() - start
 
@@ -146,10 +167,15 @@ class Engine:
     def step(self) -> bool:
         """One native step over everything that is ready. False: there was nothing to do.
 
-        Raises RequestError when a request fails; it has ended then, with `error`, and the others
-        have their tokens.
+        Where steps overlap, the one behind it has been started on return, if tokens that nobody
+        has seen yet can change nothing of it but who has ended. Raises RequestError when a request
+        fails; it has ended then, with `error`, and the others have their tokens.
         """
         start = time.perf_counter()
+        self._drop_ended()
+        if self._flights:
+            self._finish_flight()
+            return True
         step = self._scheduler.next_step()
         if step is None:
             return False
@@ -157,19 +183,75 @@ class Engine:
         most = self._library.candidates
         wanted = [request.candidates(most) for request in requests]
         logits = 0 in wanted or any(request.keeps_logits for request in requests)
-        known = self._run(step, max(wanted, default=0), logits)
-        failed: RequestError | None = None
+        largest = max(wanted, default=0)
+        if self._library.overlaps and largest == 1 and not logits:
+            self._start(step, requests, start)
+            self._finish_flight()
+        else:
+            known = self._run(step, largest, logits)
+            self._accept(step, requests, known, start)
+        return True
+
+    def _start(self, step: Step, requests: list[Request], start: float) -> None:
+        _describe(step, self._buffers, self._blocks_each)
+        ticket = self._overlapping.start(step.entry, self._buffers, 1, False)
+        self._flights.append(_Flight(step, requests, ticket, start))
+        for chunk in step.chunks:
+            chunk.sequence.computed += chunk.count
+
+    def _start_behind(self, front: _Flight) -> None:
+        """Starts the step behind `front`, unless it depends on what that one will say."""
+        going = {
+            request.sequence: row
+            for row, request in enumerate(front.requests)
+            if request.sequence in self._requests and not request.ends_next
+        }
+        step = self._scheduler.step_behind(going)
+        if step is not None:
+            requests = [self._requests[sequence] for sequence in going]
+            self._start(step, requests, front.start)
+
+    def _finish_flight(self) -> None:
+        """Starts the step behind the first in flight, if that can be, then waits for the first."""
+        front = self._flights[0]
+        if len(self._flights) == 1:
+            self._start_behind(front)
+        known = self._overlapping.finish(front.ticket)
+        self._flights.pop(0)
+        self._accept(front.step, front.requests, known, front.start)
+
+    def _drop_ended(self) -> None:
+        """Waits for steps in flight whose requests have all ended: nobody wants what they say."""
+        while self._flights:
+            front = self._flights[0]
+            if any(request.sequence in self._requests for request in front.requests):
+                return
+            self._overlapping.finish(front.ticket)
+            self._flights.pop(0)
+
+    def _accept(
+        self, step: Step, requests: list[Request], known: Candidates | None, start: float
+    ) -> None:
+        """Gives each request what the step says in its row, but to those that have ended since."""
+        live = tuple(chunk for chunk in step.chunks if chunk.sequence in self._requests)
+        failed: BaseException | None = None
         for row, request in enumerate(requests):
+            if request.sequence not in self._requests:
+                continue
             try:
                 request.accept(self._buffers.logits[row], known, row)
-            except RequestError as error:
-                request.error = failed = error
+            except BaseException as error:  # noqa: BLE001  the others get their tokens first
+                failed = error
+                request.error = _as_request_error(error)
             if request.finished:
                 self.cancel(request)
-        self.statistics.count(step, time.perf_counter() - start)
+        if len(live) < len(step.chunks):
+            step = replace(step, chunks=live)
+        end = time.perf_counter()
+        self.statistics.count(step, end - max(start, self._last_end))
+        self._last_end = end
         if failed is not None:
             raise failed
-        return True
 
     @property
     def library(self) -> StepLibrary:
@@ -185,6 +267,7 @@ class Engine:
         `fetch` a GPU's rows stay where they are.
         """
         sequence = TokenSequence(self._checked(token_ids, room=0), every_row=True)
+        self._drop_ended()
         assert not self._scheduler.running, "prefill_logits while other requests are running"
         self._scheduler.add(sequence)
         try:
@@ -264,13 +347,20 @@ class Engine:
         return ids
 
 
+def _as_request_error(error: BaseException) -> RequestError:
+    if isinstance(error, RequestError):
+        return error
+    return RequestError(f"the request ended with an error of the engine: {error!r}.")
+
+
 def _describe(step: Step, buffers: StepBuffers, blocks_each: int) -> None:
     """Writes a step's batch into the buffers the compiled code reads."""
     token = row = 0
     for number, chunk in enumerate(step.chunks):
         sequence, end = chunk.sequence, token + chunk.count
         if chunk.count == 1:  # numbers one by one take a tenth of the time of slices
-            buffers.tokens[token] = sequence.tokens[chunk.start]
+            known, front = sequence.tokens, chunk.front
+            buffers.tokens[token] = known[chunk.start] if front is None else -1 - front
             buffers.positions[token] = chunk.start
         else:
             stop = chunk.start + chunk.count

@@ -17,7 +17,7 @@ from graphwright.runtime.errors import ArtifactError
 from graphwright.runtime.memory import ALIGNMENT, is_aligned
 from graphwright.runtime.step_code import StepCode, StepPool
 
-__all__ = ["NativeLibrary", "StepBuffers", "StepLibrary"]
+__all__ = ["NativeLibrary", "OverlappingLibrary", "StepBuffers", "StepLibrary"]
 
 _COMPILE_AGAIN = "If another version of graphwright wrote it, compile the model again."
 
@@ -52,6 +52,10 @@ class StepLibrary(Protocol):
     """What the engine needs from compiled code. `entry` is "decode" or "prefill"."""
 
     @property
+    def overlaps(self) -> bool:
+        """May a step be started while another one runs? Then it is an OverlappingLibrary."""
+
+    @property
     def candidates(self) -> int:
         """How many of the largest logits of each row a step can find."""
 
@@ -65,12 +69,28 @@ class StepLibrary(Protocol):
         """
 
 
+class OverlappingLibrary(StepLibrary, Protocol):
+    """One whose steps run elsewhere, in their order, while the host prepares the next one."""
+
+    def start(self, entry: str, buffers: StepBuffers, largest: int, logits: bool) -> Any:
+        """As `run`, but it does not wait: what it returns is for `finish`. `buffers` may describe
+        another step from then on.
+
+        Two steps may be open, if the host reads no logits of them. A token -1 - row is what the
+        step in front chooses for its sampled `row`; that step must find one largest logit of each.
+        """
+
+    def finish(self, ticket: Any) -> Candidates | None:
+        """Waits for a step; what it returns holds until another step is started."""
+
+
 class NativeLibrary:
     """The step library of an artifact, on `threads` threads. pin: as in StepPool.
 
     Raises ArtifactError when the library does not load, RequestError without threads.
     """
 
+    overlaps = False
     candidates = 1  # its threads know the largest logit of each row when a step ends
 
     def __init__(

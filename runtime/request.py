@@ -91,6 +91,11 @@ class Request:
         return self._sampler.candidates if self._sampler.candidates <= most else 0
 
     @property
+    def ends_next(self) -> bool:
+        """Is the next token its last one, whichever it is?"""
+        return len(self.sequence.tokens) - self.sequence.prompt_length + 1 >= self._limit
+
+    @property
     def keeps_logits(self) -> bool:
         """Are all logits part of its output?"""
         return self._logits is not None

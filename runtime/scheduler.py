@@ -15,7 +15,8 @@ __all__ = ["Chunk", "Scheduler", "Sequence", "Step"]
 
 @dataclass(eq=False)
 class Sequence:
-    """Token ids known so far, and how many of them the cache holds.
+    """Token ids known so far, and how many positions the cache holds, or will when the steps that
+    were started are done.
 
     every_row: logits are wanted at every position, not only at the newest.
     """
@@ -31,18 +32,23 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Tokens that must still be computed: one while decoding."""
+        """Tokens that must still be computed: one while decoding, none where a step runs that has
+        them all, and -1 where another one was started behind that."""
         return len(self.tokens) - self.computed
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """`count` tokens of a sequence from position `start`; logits are wanted of the last `rows`."""
+    """`count` tokens of a sequence from position `start`; logits are wanted of the last `rows`.
+
+    front: the sampled row of the step in front that chooses the token; None when it is known.
+    """
 
     sequence: Sequence
     start: int
     count: int
     rows: int
+    front: int | None = None
 
     @property
     def is_prefill(self) -> bool:
@@ -115,10 +121,28 @@ class Scheduler:
                 rows -= chunk.rows
         if not chunks:
             return None
-        fits = (
-            self._prefill.max_tokens - tokens <= self._decode.max_tokens
-            and self._prefill.max_rows - rows <= self._decode.max_rows
-        )
+        return self._step(chunks, self._prefill.max_tokens - tokens, self._prefill.max_rows - rows)
+
+    def step_behind(self, rows: Mapping[Sequence, int]) -> Step | None:
+        """The step behind one that runs, before anybody knows what that one chooses. Takes blocks.
+
+        rows: of the sequences that may go on, where the running step chooses their next token; the
+        others of that step end with theirs. None: the next step is to be made when tokens are
+        known, as a sequence waits that has room then, or has tokens pending that are known now.
+        A sequence that has ended after all is removed as usual: its row means nothing then.
+        """
+        waits = self._waiting and len(rows) < self._max_sequences
+        if not rows or waits or any(each.pending > 0 for each in self._running):
+            return None
+        chunks = []
+        for sequence, row in rows.items():
+            assert sequence.table is not None
+            sequence.table.grow(sequence.computed + 1)
+            chunks.append(Chunk(sequence, sequence.computed, 1, 1, row))
+        return self._step(chunks, len(chunks), len(chunks))
+
+    def _step(self, chunks: list[Chunk], tokens: int, rows: int) -> Step:
+        fits = tokens <= self._decode.max_tokens and rows <= self._decode.max_rows
         return Step("decode" if fits else "prefill", tuple(chunks))
 
     def _chunk(self, sequence: Sequence, tokens: int, rows: int) -> Chunk | None:

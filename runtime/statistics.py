@@ -14,7 +14,9 @@ __all__ = ["Statistics", "peak_rss_mb", "process_seconds"]
 
 @dataclass
 class Statistics:
-    """A step that holds any prompt token counts as prefill, every other as decoding, end to end."""
+    """A step that holds any prompt token counts as prefill, every other as decoding, end to end:
+    from the end of the step in front, where it was started before that.
+    """
 
     prefill_tokens: int = 0
     prefill_seconds: float = 0.0

@@ -44,6 +44,8 @@ class ToyLibrary:
     (largest, logits). candidates: how many of the largest logits it finds.
     """
 
+    overlaps = False
+
     def __init__(self, candidates: int = 0) -> None:
         self.candidates = candidates
         self.steps: list[tuple[str, int, int, int]] = []

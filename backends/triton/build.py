@@ -161,7 +161,8 @@ def lower_program(
 
 def _inputs(context: LoweringContext) -> Launch:
     """What comes before all others: a step's inputs, from the host."""
-    operands = (*(Operand(f"host_{name}") for name in INPUTS), *map(Operand, INPUTS))
+    given = (*(f"host_{name}" for name in INPUTS), "chosen")
+    operands = tuple(map(Operand, (*given, *INPUTS)))
     return Launch("inputs", context.kernel(take_inputs), operands)
 
 

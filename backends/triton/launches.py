@@ -20,6 +20,7 @@ PARAMETERS = {
     "weights": "uint8",
     "kv": "uint8",
     "counters": "int32",  # zeros between launches
+    "chosen": "int32",  # [R]: as `largest`, for the step behind
     "largest": "int32",  # [R]: the token of the largest logit of each row
     "candidates": "int32",  # [R, 2, k]: the tokens of the k largest, and their logits' bits
 }

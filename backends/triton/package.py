@@ -24,7 +24,7 @@ from graphwright.runtime.variants import Variant
 __all__ = ["LAUNCHES", "GpuPackage", "package"]
 
 LAUNCHES = "gpu/launches.json"
-FORMAT = 2  # of it, as runtime/cuda/program.py reads it
+FORMAT = 3  # of it, as runtime/cuda/program.py reads it
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,10 @@
 """What the engine itself costs a decode step: its time over a driver that does nothing.
 
 python benchmarks/gpu/host.py ARTIFACT        # for a GPU, with or without weights; needs none
+
+Steps overlap: all of this time passes while the GPU computes the step in front, so that it waits
+for the host only where its own step is shorter. With --alone a step is started when all of the one
+in front has been looked at, as it is where tokens are drawn: then the GPU waits for all of it.
 """
 
 from __future__ import annotations
@@ -60,11 +64,11 @@ class IdleDriver:
         return call
 
 
-def step_seconds(artifact: Artifact, sequences: int) -> float:
+def step_seconds(artifact: Artifact, sequences: int, overlaps: bool = True) -> float:
     """The median of steps that decode a token of each of `sequences` sequences behind PROMPT."""
     chip = artifact.json("gpu/launches.json")["chips"][-1]
     driver = Driver(IdleDriver(int(chip.removeprefix("sm_"))))
-    library = CudaLibrary(artifact, driver)
+    library = CudaLibrary(artifact, driver, overlaps=overlaps)
     engine = Engine(artifact, library=library, max_sequences=64, context=PROMPT + 2 * STEPS)
     params = SamplingParams(temperature=0.0, max_tokens=2 * STEPS, ignore_eos=True)
     requests = [engine.submit([1] * (PROMPT - 1), params) for _ in range(sequences)]
@@ -81,9 +85,12 @@ def step_seconds(artifact: Artifact, sequences: int) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("artifact", type=Path)
-    artifact = Artifact.open(parser.parse_args().artifact, any_cpu=True, verify=False)
+    parser.add_argument("--alone", action="store_true", help="steps that do not overlap")
+    options = parser.parse_args()
+    artifact = Artifact.open(options.artifact, any_cpu=True, verify=False)
     for sequences in (1, 16, 64):
-        print(f"{sequences:3} sequences: {1e6 * step_seconds(artifact, sequences):6.1f} us a step")
+        taken = 1e6 * step_seconds(artifact, sequences, not options.alone)
+        print(f"{sequences:3} sequences: {taken:6.1f} us a step")
     return 0
 
 

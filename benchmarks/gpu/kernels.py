@@ -1,7 +1,8 @@
 """Where a step's time goes on the GPU: its launches, kernel by kernel, each group as a graph.
 
 The launches of one kernel in all layers are captured together and replayed, so that weights come
-from memory and the host takes no part; they run on whatever the last step left in memory.
+from memory and the host takes no part; they run on whatever the last step left in memory. Where it
+was started before its tokens were known, each replay takes what the one in front has chosen.
 """
 
 from __future__ import annotations

@@ -124,6 +124,18 @@ class Driver:
         """Until all that is in the stream is done."""
         self._call("cuStreamSynchronize", self._stream)
 
+    def event(self) -> Any:
+        """A place in the stream that can be waited for, once `mark` has put it there."""
+        return self._call("cuEventCreate", 2)  # CU_EVENT_DISABLE_TIMING
+
+    def mark(self, event: Any) -> None:
+        """Puts the event behind all that is in the stream."""
+        self._call("cuEventRecord", event, self._stream)
+
+    def wait_for(self, event: Any) -> None:
+        """Until all that was in front of the event is done, whatever came behind it."""
+        self._call("cuEventSynchronize", event)
+
     # ---- code
 
     def load(self, cubin: bytes, symbol: str, shared: int) -> Any:

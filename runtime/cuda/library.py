@@ -4,6 +4,9 @@ A step's small inputs go into pinned memory, which the first launch of the graph
 logits of each sampled row are written to such memory by the last launch. So a step is one replay
 and one wait, and a copy only where whole rows of logits are wanted. The engine's own arena, cache
 and slots stay untouched and take no memory.
+
+That memory is there twice, as two sides. While a step on one side runs, the inputs of the step
+behind it are written on the other, and it is started: docs/decisions/0013-overlapped-steps.md.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import ctypes
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -34,27 +38,56 @@ Wanted: TypeAlias = Literal["largest", "candidates"] | None  # of a bucket's lau
 _INPUTS = ("batch", "tokens", "positions", "query_start", "block_table", "sample_rows")
 
 
+@dataclass
+class _Side:
+    """Where one of two steps that overlap has its inputs and its results.
+
+    pinned: by the names of inputs and results. regions: the addresses of all regions, those two
+    kinds on this side. done: the event behind its last step. open: is that still to be finished?
+    """
+
+    done: Any
+    pinned: dict[str, NDArray[Any]] = field(default_factory=dict)
+    regions: dict[str, int] = field(default_factory=dict)
+    found: dict[str, Candidates] = field(default_factory=dict)
+    open: bool = False
+
+
+@dataclass(frozen=True)
+class _Ticket:
+    """A step that was started: its side, the rows of logits that the host reads, what it finds."""
+
+    side: _Side
+    rows: int
+    wanted: Wanted
+
+
 class CudaLibrary:
     """Runs the entries of `artifact` on the first GPU. `driver`: what stands for it in tests.
 
-    capture: replay captured graphs, or launch kernel by kernel. Memory is taken at the first step,
-    when the buffers tell its sizes. Raises ArtifactError.
+    capture: replay captured graphs, or launch kernel by kernel. overlaps: may a step be started
+    while one runs? Memory is taken at the first step, when the buffers tell its sizes. Raises
+    ArtifactError.
     """
 
     def __init__(
-        self, artifact: Artifact, driver: Driver | None = None, *, capture: bool = True
-    ) -> None:
+        self, artifact: Artifact, driver: Driver | None = None, *, capture: bool = True,
+        overlaps: bool = True,
+    ) -> None:  # fmt: skip
+        self.overlaps = overlaps
         self._driver = driver or Driver()
         self._program = Program.read(artifact, self._driver.capability())
         self._plan = Plan.from_json(artifact.json("plan.json"))
         self._artifact = artifact
         self._capture = capture
         self._functions: dict[str, Any] = {}
-        self._graphs: dict[tuple[str, int, Wanted], Any] = {}
-        self._regions: dict[str, int] = {}
-        self._pinned: dict[str, NDArray[Any]] = {}
-        self._found: dict[str, Candidates] = {}
-        self._logits = 0  # of `_pinned`, the address
+        self._graphs: dict[tuple[str, int, Wanted, int], Any] = {}  # the last: of the side
+        self._ran: set[tuple[str, int, Wanted]] = set()
+        self._regions: dict[str, int] = {}  # but for those that sides have of their own
+        self._sides = [_Side(self._driver.event()) for _ in range(2)]
+        self._last = 0  # the side of the last step
+        self._logits_address = 0  # of `_logits`, in pinned memory
+        self._logits: NDArray[np.float32]
         self._buffers: StepBuffers | None = None
         for name, code in self._program.kernels.items():
             cubin = artifact.read(f"gpu/{self._program.chip}/{name}.cubin")
@@ -82,8 +115,10 @@ class CudaLibrary:
 
     @property
     def regions(self) -> dict[str, int]:
-        """Device addresses of the regions, once there was a step; `kv` that of block 0."""
-        return dict(self._regions)
+        """Device addresses of the regions, once there was a step; `kv` that of block 0. Inputs and
+        results are those of the last step.
+        """
+        return dict(self._sides[self._last].regions)
 
     def run(
         self, entry: str, buffers: StepBuffers, largest: int = 0, logits: bool = True
@@ -91,30 +126,56 @@ class CudaLibrary:
         """One step over the batch described in `buffers`; what is wanted of it is there on return:
         its logits in `buffers`, unless nobody reads those, and the largest of each row.
         """
+        return self.finish(self.start(entry, buffers, largest, logits))
+
+    def start(self, entry: str, buffers: StepBuffers, largest: int, logits: bool) -> _Ticket:
+        """As `run`, but it does not wait; `buffers` may describe another step from then on.
+
+        Two steps may be open, if the host reads no logits of them. A token -1 - row is what the
+        step in front chooses for its sampled `row`; that step must find one largest logit of each.
+        """
         if self._buffers is None:
             self._place(buffers)
         assert buffers is self._buffers, "a library serves one set of buffers"
         tokens, sequences, blocks, rows = (int(each) for each in buffers.batch[:4])
         bucket = self._program.bucket(entry, tokens, rows)
+        side = self._free_side()
         used = (8, tokens, tokens, sequences + 1, sequences * blocks, rows)
         for name, count in zip(_INPUTS, used, strict=True):
-            self._pinned[name][:count] = getattr(buffers, name)[:count]
+            side.pinned[name][:count] = getattr(buffers, name)[:count]
         assert largest <= self.candidates, f"{largest} of the largest logits are wanted"
         wanted: Wanted = None
         if rows and largest:
             wanted = "largest" if largest == 1 else "candidates"
+        side.open = True
         self._start(entry, bucket, wanted)
-        direct = rows > len(self._pinned["logits"])
-        if rows and logits and direct:
-            size = buffers.logits[:rows].nbytes
-            self._driver.copy_out(buffers.logits.ctypes.data, self._regions["logits"], size)
-        elif rows and logits:
-            size = self._pinned["logits"][:rows].nbytes
-            self._driver.copy_out(self._logits, self._regions["logits"], size)
-        self._driver.wait()
-        if rows and logits and not direct:
-            buffers.logits[:rows] = self._pinned["logits"][:rows]
-        return self._found[wanted] if wanted else None
+        rows = rows if logits else 0
+        if rows:
+            direct = rows > len(self._logits)
+            host = buffers.logits.ctypes.data if direct else self._logits_address
+            self._driver.copy_out(host, self._regions["logits"], buffers.logits[:rows].nbytes)
+        self._driver.mark(side.done)
+        return _Ticket(side, rows, wanted)
+
+    def finish(self, ticket: _Ticket) -> Candidates | None:
+        """Waits for a step, and not for one behind it; what is wanted of it is there on return, and
+        stays until another step is started.
+        """
+        self._driver.wait_for(ticket.side.done)
+        ticket.side.open = False
+        if 0 < ticket.rows <= len(self._logits):
+            assert self._buffers is not None
+            self._buffers.logits[: ticket.rows] = self._logits[: ticket.rows]
+        return ticket.side.found[ticket.wanted] if ticket.wanted else None
+
+    def _free_side(self) -> _Side:
+        """The side for the next step: that of the last one, unless it is open."""
+        if self._sides[self._last].open:
+            self._last = 1 - self._last
+        side = self._sides[self._last]
+        if side.open:  # nobody will finish it: whoever started it was interrupted
+            self._driver.wait_for(side.done)
+        return side
 
     def token_ids(self, tensor: Exporter) -> list[int]:
         """The numbers of an int32 or int64 tensor on the GPU. Raises RequestError."""
@@ -134,15 +195,16 @@ class CudaLibrary:
         self._driver.wait()
 
     def _start(self, entry: str, bucket: Bucket, wanted: Wanted) -> None:
-        """A step's launches: one by one the first time, which also loads their code, and captured
-        the second time.
+        """A step's launches: one by one the first time, which also loads their code, and later
+        captured once on each side, as their addresses belong to the graph.
         """
-        key = (entry, bucket.tokens, wanted)
-        if not self._capture or key not in self._graphs:
+        kind = (entry, bucket.tokens, wanted)
+        if not self._capture or kind not in self._ran:
             self._launch(bucket, wanted)
-            self._graphs[key] = None
+            self._ran.add(kind)
             return
-        if self._graphs[key] is None:
+        key = (*kind, self._last)
+        if key not in self._graphs:
             self._driver.capture()
             self._launch(bucket, wanted)
             self._graphs[key] = self._driver.captured()
@@ -152,10 +214,13 @@ class CudaLibrary:
         self.launch((*bucket.launches, *(getattr(bucket, wanted) if wanted else ())))
 
     def launch(self, launches: Sequence[Launch]) -> None:
-        """Some launches of a step, in the stream; memory is there once there was a step."""
+        """Some launches of a step, in the stream, on the side of the last one; memory is there once
+        there was a step.
+        """
+        regions = self._sides[self._last].regions
         for launch in launches:
             code = self._program.kernels[launch.kernel]
-            pointers = [self._regions[name] + offset for name, offset in launch.operands]
+            pointers = [regions[name] + offset for name, offset in launch.operands]
             pointers += [0] * code.scratch_pointers
             self._driver.launch(
                 self._functions[launch.kernel], launch.grid, 32 * code.warps, code.shared, pointers
@@ -163,33 +228,36 @@ class CudaLibrary:
 
     def _place(self, buffers: StepBuffers) -> None:
         """Takes all memory."""
-        for name in _INPUTS:
-            like = getattr(buffers, name)
-            self._pinned[name], self._regions[f"host_{name}"] = self._share(like)
-            self._regions[name] = self._driver.allocate(like.nbytes)
-        rows = len(buffers.logits)
         kept = buffers.logits[:_PINNED_ROWS]
-        self._logits = self._driver.allocate_pinned(kept.nbytes)
-        self._pinned["logits"] = _array(self._logits, kept.dtype, kept.shape)
-        self._regions["logits"] = self._driver.allocate(buffers.logits.nbytes)
-        results = {"largest": (rows,), "candidates": (rows, 2, self.candidates)}
-        for name, shape in results.items():
-            self._pinned[name], self._regions[name] = self._share(np.empty(shape, np.int32))
-        pairs = self._pinned["candidates"]
-        self._found = {
-            "largest": Candidates(self._pinned["largest"][:, None]),
-            "candidates": Candidates(pairs[:, 0], pairs[:, 1].view(np.float32)),
-        }
-        for name in ("arena", "weights"):
+        self._logits_address = self._driver.allocate_pinned(kept.nbytes)
+        self._logits = _array(self._logits_address, kept.dtype, kept.shape)
+        for name in (*_INPUTS, "logits", "arena", "weights"):
             self._regions[name] = self._driver.allocate(getattr(buffers, name).nbytes)
+        self._regions["chosen"] = self._driver.allocate(4 * len(buffers.logits))
         slots, _ = self._plan.kv_bytes(len(buffers.query_start) - 1, 0)
         caches = self._driver.allocate(slots + buffers.kv.nbytes)
         self._driver.clear(caches, slots + buffers.kv.nbytes)
         self._regions["kv"] = caches + slots
         self._regions["counters"] = self._driver.allocate(self._program.counter_bytes)
         self._driver.clear(self._regions["counters"], max(1, self._program.counter_bytes))
+        for side in self._sides:
+            self._place_side(side, buffers)
         self._upload(buffers.weights, self._regions["weights"])
         self._buffers = buffers
+
+    def _place_side(self, side: _Side, buffers: StepBuffers) -> None:
+        """Takes the pinned memory of a side; all other regions are there."""
+        side.regions = dict(self._regions)
+        for name in _INPUTS:
+            side.pinned[name], side.regions[f"host_{name}"] = self._share(getattr(buffers, name))
+        rows = len(buffers.logits)
+        for name, shape in {"largest": (rows,), "candidates": (rows, 2, self.candidates)}.items():
+            side.pinned[name], side.regions[name] = self._share(np.empty(shape, np.int32))
+        pairs = side.pinned["candidates"]
+        side.found = {
+            "largest": Candidates(side.pinned["largest"][:, None]),
+            "candidates": Candidates(pairs[:, 0], pairs[:, 1].view(np.float32)),
+        }
 
     def _share(self, like: NDArray[Any]) -> tuple[NDArray[Any], int]:
         """Pinned memory of the host, and its address for kernels."""

@@ -11,7 +11,8 @@ from graphwright.runtime.errors import ArtifactError
 __all__ = ["FORMAT", "LAUNCHES", "Bucket", "KernelCode", "Launch", "Program"]
 
 LAUNCHES = "gpu/launches.json"
-FORMAT = 2  # of that file; since 2 the first launch of a step reads the inputs from the host
+FORMAT = 3  # of that file; since 3 the first launch of a step takes tokens that the step in front
+# has chosen, where the host names their rows, and the last one leaves them in the GPU's memory
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """Stands for cuda.bindings.driver: memory is the host's, kernels run in Triton's interpreter.
 
 Addresses are real ones, so that copies copy and what a launch packs into its parameters can be read
-back; every call is recorded by name.
+back; every call is recorded by name. What goes into the stream runs when somebody waits for it, and
+no further than that: whoever reads results too soon, or overwrites inputs, gets other numbers.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +54,9 @@ class FakeCuda:
         self._cubins, self._capability = cubins, capability
         self._memory: dict[int, Any] = {}
         self._graph: list[Callable[[], None]] | None = None
+        self._stream: deque[Callable[[], object]] = deque()
+        self._events: list[int] = []  # how much was ever in front of each in the stream
+        self._done = 0  # of the stream
 
     def __getattr__(self, name: str) -> Any:
         """The calls that only have to succeed."""
@@ -74,8 +79,33 @@ class FakeCuda:
         return OK, b"Stand-in".ljust(length, b"\0")
 
     def cuMemFree(self, address: int) -> tuple[int]:
+        self._run(self._done + len(self._stream))
         del self._memory[address]
         return (OK,)
+
+    def cuEventCreate(self, flags: int) -> tuple[int, int]:
+        self._events.append(0)
+        return OK, len(self._events) - 1
+
+    def cuEventRecord(self, event: int, stream: int) -> tuple[int]:
+        self.calls.append("mark")
+        self._events[event] = self._done + len(self._stream)
+        return (OK,)
+
+    def cuEventSynchronize(self, event: int) -> tuple[int]:
+        self.calls.append("wait for mark")
+        self._run(self._events[event])
+        return (OK,)
+
+    def cuStreamSynchronize(self, stream: int) -> tuple[int]:
+        self.calls.append("wait")
+        self._run(self._done + len(self._stream))
+        return (OK,)
+
+    def _run(self, end: int) -> None:
+        while self._done < end:
+            self._done += 1
+            self._stream.popleft()()
 
     def cuEventElapsedTime(self, start: int, end: int) -> tuple[int, float]:
         """In ms: what `elapsed` says of the launches since the last time."""
@@ -97,23 +127,23 @@ class FakeCuda:
         return OK, host
 
     def cuMemcpyHtoDAsync(self, device: int, host: int, size: int, stream: int) -> tuple[int]:
-        self.calls.append("copy in")
-        ctypes.memmove(device, host, size)
+        self.calls.append("copy-in")
+        self._stream.append(lambda: ctypes.memmove(device, host, size))
         return (OK,)
 
     def cuMemcpyDtoHAsync(self, host: int, device: int, size: int, stream: int) -> tuple[int]:
-        self.calls.append("copy out")
+        self.calls.append("copy-out")
         self.copied.append(size)
-        ctypes.memmove(host, device, size)
+        self._stream.append(lambda: ctypes.memmove(host, device, size))
         return (OK,)
 
     def cuMemcpyDtoDAsync(self, target: int, source: int, size: int, stream: int) -> tuple[int]:
-        self.calls.append("copy within")
-        ctypes.memmove(target, source, size)
+        self.calls.append("copy-within")
+        self._stream.append(lambda: ctypes.memmove(target, source, size))
         return (OK,)
 
     def cuMemsetD8Async(self, device: int, value: int, size: int, stream: int) -> tuple[int]:
-        ctypes.memset(device, value, size)
+        self._stream.append(lambda: ctypes.memset(device, value, size))
         return (OK,)
 
     def cuModuleLoadData(self, code: bytes) -> tuple[int, bytes]:
@@ -137,7 +167,7 @@ class FakeCuda:
 
         if self._graph is None:
             self.calls.append("launch")
-            run()
+            self._stream.append(run)
         else:
             self._graph.append(run)
         return (OK,)
@@ -174,8 +204,7 @@ class FakeCuda:
 
     def cuGraphLaunch(self, graph: Any, stream: int) -> tuple[int]:
         self.calls.append("replay")
-        for run in graph:
-            run()
+        self._stream.extend(graph)
         return (OK,)
 
     def _interpret(
@@ -200,4 +229,4 @@ class FakeCuda:
         raise AssertionError(f"{address} lies in no allocation")
 
 
-_GIVING = frozenset({"cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuEventCreate", "cuStreamCreate"})
+_GIVING = frozenset({"cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuStreamCreate"})

@@ -78,6 +78,7 @@ class InterpretedProgram:
             "weights": self.weights,
             "kv": self.kv,
             "counters": torch.zeros(self.lowered.counter_bytes, dtype=torch.uint8),
+            "chosen": torch.full((bucket.rows,), 777, dtype=torch.int32),
             "largest": torch.full((bucket.rows,), 777, dtype=torch.int32),
         }
         memory = {name: each.reshape(-1).view(torch.uint8) for name, each in regions.items()}
@@ -88,5 +89,6 @@ class InterpretedProgram:
             self.lengths[sequence] += len(new)
         assert (logits[len(rows) :] == 777.0).all()
         assert not regions["counters"].any(), "a launch has left counters behind"
-        assert torch.equal(regions["largest"][: len(rows)], logits[: len(rows)].argmax(-1).int())
+        for name in ("largest", "chosen"):
+            assert torch.equal(regions[name][: len(rows)], logits[: len(rows)].argmax(-1).int())
         return logits[: len(rows)]

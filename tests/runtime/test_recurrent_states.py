@@ -76,6 +76,7 @@ class Recurrence:
     """A StepLibrary that keeps all that a sequence has said in its slot, before block 0."""
 
     candidates = 0
+    overlaps = False
 
     def __init__(self) -> None:
         self.slots: set[int] = set()

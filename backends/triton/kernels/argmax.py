@@ -23,7 +23,7 @@ _PART = 4096
 
 @triton.jit
 def argmax_kernel(
-    batch, logits, keys, counters, chosen,
+    batch, logits, keys, counters, largest, chosen,
     WIDTH: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
     PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -43,13 +43,14 @@ def argmax_kernel(
         index = 0x7FFFFFFF - (best & 0xFFFFFFFF)
         # the key of a NaN is above all others
         index = tl.where((best >> 32) == 0x7FFFFFFF, -1, index)
+        tl.store(largest + row, index.to(tl.int32))
         tl.store(chosen + row, index.to(tl.int32))
 
 
 def argmax(width: int, *, stride: int, dtype: str = "float32") -> TritonKernel:
     """Pointers: batch, logits (rows of `width`, one a sampled row), the scratch keys int64 and
-    counters int32 (zero before and after) of `argmax_scratch`, chosen int32 [R]: -1 where a logit
-    was NaN.
+    counters int32 (zero before and after) of `argmax_scratch`, and twice the tokens int32 [R], -1
+    where a logit was NaN: `largest` for the host, `chosen` for the step behind.
     """
     assert 0 < width < 2**31 and stride >= width
     parts = quotient_up(width, _PART)
@@ -58,7 +59,7 @@ def argmax(width: int, *, stride: int, dtype: str = "float32") -> TritonKernel:
         argmax_kernel,
         {
             "batch": "int32", "logits": dtype, "keys": "int64", "counters": "int32",
-            "chosen": "int32",
+            "largest": "int32", "chosen": "int32",
         },
         {
             "WIDTH": width, "STRIDE": stride, "ROWS": ROWS["R"], "PARTS": parts,

@@ -3,6 +3,10 @@
 As the first launch of a step it belongs to the captured graph: the host starts one thing, and no
 copy engine hands over to the multiprocessors. Each program reads the counts, then its part of one
 input, with all its loads in flight: two trips to the host and back, of what the step uses alone.
+
+A step may start before the host knows what the step in front of it has chosen. Its tokens are then
+rows of that step, whose launches have left the chosen ones in the GPU's memory: one trip more, to
+there, for the programs that take tokens.
 """
 
 from __future__ import annotations
@@ -29,15 +33,26 @@ def take(source, target, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def take_tokens(source, chosen, target, count, BLOCK: tl.constexpr):
+    """As `take`; a negative one, -1 - row, is what was chosen for that row, or 0 if nothing was."""
+    for first in range(tl.program_id(0) * BLOCK, count, tl.num_programs(0) * BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        token = tl.load(source + at, mask=at < count, other=0)
+        said = tl.load(chosen - 1 - token, mask=token < 0, other=0)  # -1 where a logit was NaN
+        token = tl.where(token < 0, tl.maximum(said, 0).to(token.dtype), token)
+        tl.store(target + at, token, mask=at < count)
+
+
+@triton.jit
 def take_inputs_kernel(
     host_batch, host_tokens, host_positions, host_query_start, host_block_table, host_sample_rows,
-    batch, tokens, positions, query_start, block_table, sample_rows,
+    chosen, batch, tokens, positions, query_start, block_table, sample_rows,
     T: tl.constexpr, B: tl.constexpr, M: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     which = tl.program_id(1)
     if which == 0:
         count = tl.load(host_batch + T)
-        take(host_tokens, tokens, count, BLOCK)
+        take_tokens(host_tokens, chosen, tokens, count, BLOCK)
     elif which == 1:
         count = tl.load(host_batch + T)
         take(host_positions, positions, count, BLOCK)
@@ -56,13 +71,19 @@ def take_inputs_kernel(
 
 
 def take_inputs() -> TritonKernel:
-    """Pointers: INPUTS in memory of the host, then the same in the GPU's. What lies there behind
-    what the step uses stays as it was.
+    """Pointers: INPUTS in memory of the host, what the step in front chose for its sampled rows,
+    int32, and INPUTS in the GPU's memory, where what lies behind those of the step stays as it was.
+
+    A token -1 - row stands for what was chosen for that row; for 0, where a logit of it was NaN.
     """
     return define(
         "take_inputs",
         take_inputs_kernel,
-        {**{f"host_{name}": dtype for name, dtype in INPUTS.items()}, **INPUTS},
+        {
+            **{f"host_{name}": dtype for name, dtype in INPUTS.items()},
+            "chosen": "int32",
+            **INPUTS,
+        },
         {**ROWS, "BLOCK": _BLOCK},
         grid=_grid,
         num_warps=4,

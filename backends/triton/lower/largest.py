@@ -19,7 +19,8 @@ def largest_logits(context: LoweringContext) -> list[Launch]:
     keys, counters = argmax_scratch(width, context.bucket("R"))
     kernel = context.kernel(argmax, width, stride=width)
     scratch = (*context.scratch(keys), context.counters(counters))
-    return [Launch("largest", kernel, (*LOGITS, *scratch, Operand("largest")))]
+    results = (Operand("largest"), Operand("chosen"))
+    return [Launch("largest", kernel, (*LOGITS, *scratch, *results))]
 
 
 def candidate_logits(context: LoweringContext) -> list[Launch]:

@@ -220,7 +220,9 @@ def test_row_kernels() -> None:
     rows.test_embeddings_are_their_ops(None)
     rows.test_embeddings_are_their_ops("w4g64z")
     rows.check_inputs(1, 1, 70, 1)
-    rows.check_inputs(70, 9, 130, 0)
+    rows.check_inputs(1, 1, 70, 1, unknown=1.0)
+    rows.check_inputs(70, 9, 130, 0, unknown=0.5)
+    rows.test_the_best_token_is_the_lowest_of_equals_and_nan_is_noticed()
 
 
 def test_buffers_are_as_long_as_what_is_read() -> None:

@@ -176,11 +176,11 @@ def test_the_best_token_is_the_lowest_of_equals_and_nan_is_noticed() -> None:
     logits[4] = -0.0
     logits[4, 4500] = 0.0
     keys, counters = (torch.zeros(size, dtype=torch.uint8) for size in argmax_scratch(width, 5))
-    tokens = untouched((6,), torch.int32)
+    shown, kept = untouched((6,), torch.int32), untouched((6,), torch.int32)
     scratch = (keys.view(torch.int64), counters.view(torch.int32))
-    call(argmax(width, stride=width), batch_header(7, rows=5), logits, *scratch, tokens)
+    call(argmax(width, stride=width), batch_header(7, rows=5), logits, *scratch, shown, kept)
     assert not counters.any()
-    assert tokens.tolist() == [4097, -1, 0, 8999, 0, 77]
+    assert shown.tolist() == kept.tolist() == [4097, -1, 0, 8999, 0, 77]
 
 
 @FEW
@@ -221,25 +221,33 @@ def check_candidates(logits: torch.Tensor, k: int) -> None:
 
 
 @FEW
-@given(st.integers(1, 2100), st.integers(1, 70), st.integers(1, 40), st.integers(0, 70))
+@given(st.integers(1, 2100), st.integers(1, 70), st.integers(1, 40), st.integers(0, 70),
+       st.sampled_from([0.0, 0.5, 1.0]))  # fmt: skip
 def test_inputs_are_taken_as_far_as_they_are_used(
-    tokens: int, sequences: int, width: int, rows: int
+    tokens: int, sequences: int, width: int, rows: int, unknown: float
 ) -> None:
-    check_inputs(tokens, sequences, width, rows)
+    check_inputs(tokens, sequences, width, rows, unknown)
 
 
-def check_inputs(tokens: int, sequences: int, width: int, rows: int) -> None:
+def check_inputs(tokens: int, sequences: int, width: int, rows: int, unknown: float = 0.0) -> None:
+    """unknown: the share of tokens that the step in front has chosen; of its row 3 nothing was."""
     sizes = {torch.int64: (tokens, tokens), torch.int32: (sequences + 1, sequences * width, rows)}
     given = [
         torch.randint(1 << 30, (size + 5,), dtype=dtype)
         for dtype, each in sizes.items()
         for size in each
     ]
+    chosen = torch.randint(1 << 30, (64,), dtype=torch.int32)
+    chosen[3] = -1
+    known = given[0].clone()
+    for place in torch.nonzero(torch.rand(len(known)) < unknown)[:, 0].tolist():
+        row = place * 7 % 64
+        given[0][place], known[place] = -1 - row, chosen[row].clamp(min=0)
     header = batch_header(tokens, sequences, width, rows)
     taken = [untouched(each.shape, each.dtype) for each in (header, *given)]
-    call(take_inputs(), header, *given, *taken)
+    call(take_inputs(), header, *given, chosen, *taken)
     assert torch.equal(taken[0], header)
-    for source, target in zip(given, taken[1:], strict=True):
+    for source, target in zip((known, *given[1:]), taken[1:], strict=True):
         used = len(source) - 5
         assert torch.equal(target[:used], source[:used])
         assert (target[used:] == 77).all()

@@ -175,10 +175,10 @@ def test_a_bucket_runs_once_is_then_captured_and_replayed(
     params = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
     driver.calls.clear()
     engine.generate([[5]], params, return_logits=True)
-    steps = " ".join(each for each in driver.calls if each != "cuStreamSynchronize")
+    steps = " ".join(each for each in driver.calls if not each.startswith("wait"))
     first, _, rest = steps.partition("capture")
     assert first.split().count("launch") == len(launches) + 1, "and the largest of the logits"
-    assert rest.split() == "cuGraphDestroy replay copy out replay copy out".split()
+    assert rest == " cuGraphDestroy replay copy-out mark replay copy-out mark"
 
 
 def test_greedy_decoding_copies_nothing_to_the_host(
@@ -298,12 +298,12 @@ def test_a_file_of_another_format_is_refused(
     del old["format"], old["candidates"]
     monkeypatch.setattr(Artifact, "json", lambda self, name: old)
     sentence = (
-        f"{LAUNCHES} of {artifact.path} has format 1, and this graphwright runs format 2: another "
+        f"{LAUNCHES} of {artifact.path} has format 1, and this graphwright runs format 3: another "
         "version wrote it. Compile it again."
     )
     with pytest.raises(ArtifactError, match=f"^{re.escape(sentence)}$"):
         CudaLibrary(artifact, Driver(driver))
-    old["format"] = 2
+    old["format"] = 3
     with pytest.raises(ArtifactError, match=r"is incomplete: KeyError\('candidates'\)"):
         CudaLibrary(artifact, Driver(driver))
 
@@ -355,3 +355,77 @@ def test_early_launches_are_measured_beside_usual_ones(
     assert all(row["equal"] and row["ratio"] == 1 for row in rows)
     bucket = artifact.json("gpu/launches.json")["entries"]["decode"][0]
     assert driver.calls.count("early") == len(bucket["launches"] + bucket["largest"])
+
+
+def test_a_step_starts_on_the_other_side_while_one_runs(
+    artifact: Artifact, driver: FakeCuda
+) -> None:
+    """The first by launches; on each side the next one is captured, and those behind replayed."""
+    library = CudaLibrary(artifact, Driver(driver))
+    engine = Engine(artifact, context=64, library=library)
+    driver.calls.clear()
+    engine.generate([[5]], SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True))
+    said = ("capture", "replay", "mark", "wait for mark")
+    calls = [each for each in driver.calls if each in said]
+    done = said[-1]
+    assert calls == [
+        "mark", "capture", "replay", "mark", done, "capture", "replay", "mark", done,
+        *["replay", "mark", done] * 2, "replay", "mark", done, done,
+    ]  # fmt: skip
+    pinned = [region for region in library.regions if region.startswith("host_")]
+    for name in (*pinned, "largest", "candidates"):
+        assert len({side.regions[name] for side in library._sides}) == 2, name
+    assert library._sides[0].regions["chosen"] == library._sides[1].regions["chosen"]
+
+
+def test_steps_that_overlap_say_what_others_do(artifact: Artifact, driver: FakeCuda) -> None:
+    """Sequences of several lengths, one that ends itself, one that comes later and is drawn, one
+    that is cancelled and one that stops at once, with places for three."""
+    greedy: dict[str, Any] = {"temperature": 0.0}
+    drawn = SamplingParams(temperature=1.5, top_k=8, seed=3, max_tokens=2, ignore_eos=True)
+
+    def said(eos: int | None, **options: bool) -> list[list[int]]:
+        library = CudaLibrary(artifact, Driver(driver), **options)
+        engine = Engine(artifact, context=64, max_sequences=3, library=library)
+        engine.eos_ids = frozenset() if eos is None else frozenset([eos])
+        prompts: list[tuple[list[int], SamplingParams]] = [
+            (random_tokens(CHUNK + 3, seed=1).tolist(), SamplingParams(max_tokens=7, **greedy)),
+            ([3, 9], SamplingParams(max_tokens=1, **greedy)),
+            ([5, 7], SamplingParams(max_tokens=9, **greedy)),
+            ([11], SamplingParams(max_tokens=9, **greedy)),
+        ]
+        requests = [engine.submit(*each) for each in prompts]
+        while len(requests[3].generated) < 2:
+            engine.step()
+        engine.cancel(requests[3])
+        requests[3:] = [engine.submit([8, 2, 6], drawn)]
+        while not all(request.finished for request in requests):
+            engine.step()
+        assert engine.step() is False and engine._pool.free == engine._pool.blocks
+        return [request.generated for request in requests]
+
+    free = said(None, overlaps=False)
+    assert [len(each) for each in free] == [7, 1, 9, 2]
+    eos = free[2][4]
+    want = said(eos, overlaps=False)
+    assert len(want[2]) < 6
+    assert said(eos) == want
+    assert said(None, capture=False) == free
+
+
+def test_a_start_that_was_interrupted_harms_no_step_behind(
+    artifact: Artifact, driver: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = CudaLibrary(artifact, Driver(driver))
+    engine = Engine(artifact, context=64, library=library)
+    params = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True)
+    want = [each.token_ids for each in engine.generate([[5], [7, 2]], params)]
+
+    def interrupted(event: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(library.driver, "mark", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate([[9]], params)
+    assert [each.token_ids for each in engine.generate([[5], [7, 2]], params)] == want
