@@ -27,6 +27,7 @@ from graphwright.runtime.sampling_params import SamplingParams
 __all__ = ["IdleDriver", "main", "step_seconds"]
 
 PROMPT, STEPS = 1024, 60
+SEQUENCES = (1, 16, 64)
 
 
 class IdleDriver:
@@ -69,7 +70,9 @@ def step_seconds(artifact: Artifact, sequences: int, overlaps: bool = True) -> f
     chip = artifact.json("gpu/launches.json")["chips"][-1]
     driver = Driver(IdleDriver(int(chip.removeprefix("sm_"))))
     library = CudaLibrary(artifact, driver, overlaps=overlaps)
-    engine = Engine(artifact, library=library, max_sequences=64, context=PROMPT + 2 * STEPS)
+    engine = Engine(
+        artifact, library=library, max_sequences=SEQUENCES[-1], context=PROMPT + 2 * STEPS
+    )
     params = SamplingParams(temperature=0.0, max_tokens=2 * STEPS, ignore_eos=True)
     requests = [engine.submit([1] * (PROMPT - 1), params) for _ in range(sequences)]
     while any(not request.generated for request in requests):
@@ -88,7 +91,7 @@ def main() -> int:
     parser.add_argument("--alone", action="store_true", help="steps that do not overlap")
     options = parser.parse_args()
     artifact = Artifact.open(options.artifact, any_cpu=True, verify=False)
-    for sequences in (1, 16, 64):
+    for sequences in SEQUENCES:
         taken = 1e6 * step_seconds(artifact, sequences, not options.alone)
         print(f"{sequences:3} sequences: {taken:6.1f} us a step")
     return 0

@@ -174,7 +174,7 @@ class CudaLibrary:
             self._last = 1 - self._last
         side = self._sides[self._last]
         if side.open:  # nobody will finish it: whoever started it was interrupted
-            self._driver.wait_for(side.done)
+            self._driver.wait()
         return side
 
     def token_ids(self, tensor: Exporter) -> list[int]:

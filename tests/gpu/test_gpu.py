@@ -182,3 +182,32 @@ def test_compute_sanitizer_finds_nothing(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_steps_that_overlap_say_what_others_do(dtype: str, tmp_path: Path) -> None:
+    """Alone, to the last token, and to one of its own that ends it; and together, where it is known
+    who ends when, so that all steps have the same rows."""
+    artifact = Artifact.open(compiled(tmp_path, save_tiny("llama", tmp_path / "c"), dtype))
+    one, other = (
+        Engine(artifact, context=128, library=CudaLibrary(artifact, overlaps=overlaps))
+        for overlaps in (True, False)
+    )
+    prompts = [random_tokens(n, seed=n).tolist() for n in (70, 1, 13, 5)]
+    free = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)
+    for prompt in prompts:
+        [free_of] = other.generate([prompt], free)
+        assert one.generate([prompt], free)[0].token_ids == free_of.token_ids
+        for engine in (one, other):
+            engine.eos_ids = frozenset([free_of.token_ids[9]])
+        ends = SamplingParams(temperature=0.0, max_tokens=32)
+        [ended] = one.generate([prompt], ends)
+        assert ended.token_ids == other.generate([prompt], ends)[0].token_ids
+        assert len(ended.token_ids) <= 10
+    lengths = [
+        SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True) for n in (9, 3, 30, 1)
+    ]
+    found, want = (
+        [each.token_ids for each in engine.generate(prompts, lengths)] for engine in (one, other)
+    )
+    assert found == want

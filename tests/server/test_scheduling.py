@@ -7,11 +7,13 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from late_toy import LateToy
 from served_toy import WAIT, GatedLibrary, Served, chat_toy, events, served_toy
 from toy_model import ToyLibrary, toy_greedy
 
@@ -313,3 +315,23 @@ def test_tokenize_and_back(tmp_path: Path) -> None:
         for tokens in ([97], [-1], ["a"], "a", None):
             assert toy.post("/detokenize", tokens=tokens).status_code == 400
         assert toy.post("/tokenize", prompt="a", mood=1).json()["error"]["param"] == "mood"
+
+
+def test_many_clients_of_steps_that_overlap(tmp_path: Path, cancelled: threading.Event) -> None:
+    """Of different lengths, more than there are places, and one that leaves."""
+    library = LateToy()
+    with served_toy(tmp_path, library, max_sequences=3) as toy, ThreadPoolExecutor(8) as clients:
+        prompts = [[5 + n] * (1 + 3 * n) for n in range(8)]
+        answers = [
+            clients.submit(toy.complete, ids, max_tokens=3 + 5 * n, **GREEDY)
+            for n, ids in enumerate(prompts)
+        ]
+        body = b'{"prompt":[[1],[2]],"max_tokens":60,"ignore_eos":true,"stream":true}'
+        leave(toy, body, lambda connection: connection.recv(1))
+        found = [answer.result(WAIT)["choices"][0]["token_ids"] for answer in answers]
+        assert found == [toy_greedy(ids, 3 + 5 * n) for n, ids in enumerate(prompts)]
+        assert cancelled.wait(WAIT)
+        toy.wait_for(0, 0)
+        assert toy.is_idle()
+        said = [what for what, _ in library.said]
+        assert ("start", "start") in set(pairwise(said)), "steps did overlap"

@@ -428,4 +428,19 @@ def test_a_start_that_was_interrupted_harms_no_step_behind(
         broken.setattr(library.driver, "mark", interrupted)
         with pytest.raises(KeyboardInterrupt):
             engine.generate([[9]], params)
+    driver.calls.clear()
     assert [each.token_ids for each in engine.generate([[5], [7, 2]], params)] == want
+    assert driver.calls.count("wait") == 1, "before its inputs are overwritten"
+
+
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_the_cost_of_the_host_is_measured_without_a_gpu(
+    artifact: Artifact, overlaps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks" / "gpu"))
+    host = import_module("host")
+    monkeypatch.setattr(host, "PROMPT", 20)
+    monkeypatch.setattr(host, "STEPS", 5)
+    monkeypatch.setattr(host, "SEQUENCES", (1, CHUNK))
+    for sequences in host.SEQUENCES:
+        assert 0 < host.step_seconds(artifact, sequences, overlaps) < 1
