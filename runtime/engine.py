@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -172,7 +172,8 @@ class Engine:
         fails; it has ended then, with `error`, and the others have their tokens.
         """
         start = time.perf_counter()
-        self._drop_ended()
+        if self._flights:
+            self._drop_ended()
         if self._flights:
             self._finish_flight()
             return True
@@ -189,7 +190,7 @@ class Engine:
             self._finish_flight()
         else:
             known = self._run(step, largest, logits)
-            self._accept(step, requests, known, start)
+            self._accept(step, enumerate(requests), known, start)
         return True
 
     def _start(self, step: Step, requests: list[Request], start: float) -> None:
@@ -218,7 +219,12 @@ class Engine:
             self._start_behind(front)
         known = self._overlapping.finish(front.ticket)
         self._flights.pop(0)
-        self._accept(front.step, front.requests, known, front.start)
+        step, start = front.step, max(front.start, self._last_end)
+        rows = [each for each in enumerate(front.requests) if each[1].sequence in self._requests]
+        if len(rows) < len(front.requests):  # some have ended since: their rows mean nothing
+            live = tuple(chunk for chunk in step.chunks if chunk.sequence in self._requests)
+            step = replace(step, chunks=live)
+        self._accept(step, rows, known, start)
 
     def _drop_ended(self) -> None:
         """Waits for steps in flight whose requests have all ended: nobody wants what they say."""
@@ -230,14 +236,12 @@ class Engine:
             self._flights.pop(0)
 
     def _accept(
-        self, step: Step, requests: list[Request], known: Candidates | None, start: float
-    ) -> None:
-        """Gives each request what the step says in its row, but to those that have ended since."""
-        live = tuple(chunk for chunk in step.chunks if chunk.sequence in self._requests)
+        self, step: Step, rows: Iterable[tuple[int, Request]], known: Candidates | None,
+        start: float,
+    ) -> None:  # fmt: skip
+        """Gives each request what a step says in its row; the step took from `start` to now."""
         failed: BaseException | None = None
-        for row, request in enumerate(requests):
-            if request.sequence not in self._requests:
-                continue
+        for row, request in rows:
             try:
                 request.accept(self._buffers.logits[row], known, row)
             except BaseException as error:  # noqa: BLE001  the others get their tokens first
@@ -245,11 +249,8 @@ class Engine:
                 request.error = _as_request_error(error)
             if request.finished:
                 self.cancel(request)
-        if len(live) < len(step.chunks):
-            step = replace(step, chunks=live)
-        end = time.perf_counter()
-        self.statistics.count(step, end - max(start, self._last_end))
-        self._last_end = end
+        self._last_end = time.perf_counter()
+        self.statistics.count(step, self._last_end - start)
         if failed is not None:
             raise failed
 
