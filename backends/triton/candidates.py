@@ -14,7 +14,6 @@ from typing import get_args
 from graphwright.backends.triton.chips import Chip
 from graphwright.backends.triton.cost import (
     Product,
-    few_rows_seconds,
     product_seconds,
     ranked,
     vector_seconds,
@@ -86,13 +85,20 @@ def vector_splits(product: Product, chips: Sequence[Chip]) -> list[int]:
     )
 
 
-def few_rows_shapes(product: Product, chips: Sequence[Chip]) -> list[FewRows]:
-    """For up to MOST_ROWS rows by w4 weights, the best first."""
+def few_rows_shapes(product: Product) -> list[FewRows]:
+    """For up to MOST_ROWS rows by w4 weights, the best first: for one row what was fastest on an
+    H200 for such a number of outputs (docs/performance-gpu.md). Long runs of inputs for a warp need
+    many outputs to keep all multiprocessors busy; more rows want more outputs to share them.
+    """
     assert product.rows <= MOST_ROWS and product.format.kind == "w4"
-    found = [FewRows(32, 4), FewRows(16, 8), FewRows(16, 4)]
-    if product.rows <= 8 and product.format.group == 128 and not product.format.zero:  # else spills
-        found.append(FewRows(64, 4))
-    return ranked(found, lambda each, chip: few_rows_seconds(product, each, chip), chips)
+    if product.rows > 8:
+        best = FewRows(64, 2) if product.n >= WIDE else FewRows(32, 4)
+    elif product.n >= WIDE:
+        best = FewRows(64, 2) if product.n >= 4 * WIDE and product.rows == 1 else FewRows(32, 2)
+    else:
+        best = FewRows(16, 4) if product.n > 4096 else FewRows(16, 8)
+    others = [FewRows(16, 4), FewRows(16, 8), FewRows(32, 2), FewRows(32, 4), FewRows(64, 2)]
+    return [best, *(each for each in others if each != best)]
 
 
 def pick_tiles(
@@ -110,17 +116,19 @@ def pick_splits(product: Product, chips: Sequence[Chip], picks: Picks) -> int:
     return int(picks.pick(_choice("gemv", product, texts)))
 
 
-def pick_few_rows(product: Product, chips: Sequence[Chip], picks: Picks) -> FewRows:
+def pick_few_rows(product: Product, picks: Picks) -> FewRows:
     """As pick_tiles, for few rows by w4 weights."""
-    texts = tuple(f"{e.outputs} warps={e.warps}" for e in few_rows_shapes(product, chips))
+    texts = tuple(
+        f"{e.outputs} warps={e.warps} stages={e.stages}" for e in few_rows_shapes(product)
+    )
     return few_rows_of(picks.pick(_choice("few_rows", product, texts)))
 
 
 def few_rows_of(text: str) -> FewRows:
     """What pick_few_rows asked about."""
-    found = re.fullmatch(r"(\d+) warps=(\d+)", text)
+    found = re.fullmatch(r"(\d+) warps=(\d+) stages=(\d+)", text)
     assert found, text
-    return FewRows(int(found[1]), int(found[2]))
+    return FewRows(*(int(each) for each in found.groups()))
 
 
 def product_of(choice: Choice) -> Product:

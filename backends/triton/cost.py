@@ -23,21 +23,18 @@ from typing import TypeVar
 
 from graphwright.backends.triton.chips import Chip
 from graphwright.backends.triton.dtypes import ITEM_SIZES
-from graphwright.backends.triton.kernels.few_rows import FewRows
 from graphwright.backends.triton.kernels.gemv import VectorShape
 from graphwright.backends.triton.kernels.linear import Tiles
 from graphwright.backends.triton.kernels.sizes import quotient_up
 from graphwright.backends.triton.kernels.weight_format import CHUNK, WeightFormat
 
-__all__ = ["Product", "few_rows_seconds", "product_seconds", "ranked", "vector_seconds"]
+__all__ = ["Product", "product_seconds", "ranked", "vector_seconds"]
 
 LATENCY = 0.8e-6  # seconds from a load of memory to its data
 START = 2e-6  # seconds that a launch of a captured graph takes beside its work
 STEP = 0.45e-6  # seconds of a multiprocessor that a program takes for 128 inputs, among others
 ALONE = {"dense": 0.8e-6, "w8": 0.8e-6, "w4": 0.9e-6}  # and when it has it for itself
 HANDOVER = 1.5e-6  # seconds of counting, and of loading what the other programs of a tile stored
-CLOCK = 1.5e9  # of these chips under load: a scheduler issues as many instructions a second
-ALONE_CYCLES = 2.0  # between two instructions of a warp that waits for results of its own
 L2 = 2.5  # the L2 cache's bandwidth, in that of memory
 RESIDENT = 8  # programs of a multiprocessor, whatever they need
 C = TypeVar("C")
@@ -125,28 +122,6 @@ def vector_seconds(product: Product, shape: VectorShape, splits: int, chip: Chip
     arithmetic = 2 * count * product.weight_bytes / each / chip.single
     work = max(memory, cache, arithmetic) * _unevenness(programs, chip)
     return START + work + (HANDOVER if splits > 1 else 0.0)
-
-
-def few_rows_seconds(product: Product, shape: FewRows, chip: Chip) -> float:
-    """Of `few_rows` with programs of this shape: the longest of its bytes, all its instructions,
-    and what one warp does alone. None of it was measured.
-
-    Registers and instructions are those of its loop for sm_90 (docs/triton-kernels.md): a thread
-    has as many weights of 128 inputs as there are outputs times 4, which take 6 operations an
-    output, and more for x and, perhaps, its norm's weight, which all outputs share.
-    """
-    programs = quotient_up(product.n, shape.outputs)
-    columns = quotient_up(product.rows, 8)
-    registers = 32 + (2 + columns) * shape.outputs * 3 // 4
-    room = min(RESIDENT, max(1, 65536 // (32 * shape.warps * registers)))
-    resident = min(room, math.ceil(programs / chip.multiprocessors))
-    in_flight = 1.5 * resident * shape.warps * shape.outputs * CHUNK / 2
-    memory = product.weight_bytes / _bandwidth(in_flight, programs, chip)
-    chunks = quotient_up(product.k, 2 * CHUNK * shape.warps) * 2  # of a warp
-    count = 45 + 35 * columns + (5 + columns) * shape.outputs  # instructions for one
-    issued = programs * shape.warps * chunks * count / (4 * chip.multiprocessors * CLOCK)
-    alone = LATENCY + chunks * count * ALONE_CYCLES / CLOCK
-    return START + max(memory, issued * _unevenness(programs, chip), alone)
 
 
 def ranked(

@@ -35,11 +35,6 @@ class FakeCuda:
     CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="shared")
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
 
-    CUlaunchConfig = SimpleNamespace
-    CUlaunchAttributeID = SimpleNamespace(
-        CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION="early"
-    )
-
     def __init__(
         self, cubins: Mapping[bytes, TritonKernel], capability: tuple[int, int] = (8, 0)
     ) -> None:
@@ -171,24 +166,6 @@ class FakeCuda:
         else:
             self._graph.append(run)
         return (OK,)
-
-    @staticmethod
-    def CUlaunchAttribute() -> SimpleNamespace:
-        return SimpleNamespace(id=None, value=SimpleNamespace())
-
-    def cuLaunchKernelEx(
-        self, config: SimpleNamespace, kernel: TritonKernel, parameters: int, extra: int
-    ) -> tuple[int]:
-        """With an attribute for early launches, which makes no difference here."""
-        [attribute] = config.attrs
-        assert attribute.id == "early" and config.numAttrs == 1
-        assert attribute.value.programmaticStreamSerializationAllowed == 1
-        self.calls.append("early")
-        return self.cuLaunchKernel(
-            kernel, config.gridDimX, config.gridDimY, config.gridDimZ, config.blockDimX,
-            config.blockDimY, config.blockDimZ, config.sharedMemBytes, config.hStream, parameters,
-            extra,
-        )  # fmt: skip
 
     def cuStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
         self.calls.append("capture")

@@ -13,11 +13,11 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,54 +37,45 @@ from graphwright.backends.triton.package import aligned_pointers
 __all__ = ["call", "compiled", "execute", "run_launch"]
 
 
-Change: TypeAlias = Callable[[str, list[str]], str]  # of PTX, whose parameters are those pointers
-
-
 def call(
-    kernel: TritonKernel, *tensors: torch.Tensor, spare: int = SPARE, capability: int = 80,
-    change: Change | None = None, early: frozenset[str] | None = None,
-) -> None:  # fmt: skip
-    """As triton_harness.call, but of the compiled code, every pointer aligned; change, early: as
-    `execute` has them.
-    """
+    kernel: TritonKernel, *tensors: torch.Tensor, spare: int = SPARE, capability: int = 80
+) -> None:
+    """As triton_harness.call, but of the compiled code, every pointer aligned."""
     grid = checked_grid(kernel, tensors, spare)
-    execute(kernel, grid, *tensors, capability=capability, change=change, early=early)
+    execute(kernel, grid, *tensors, capability=capability)
 
 
 def run_launch(
-    launch: Launch, size: Size, pointers: list[torch.Tensor], capability: int = 80,
-    change: Change | None = None, early: frozenset[str] | None = None,
-) -> GlobalMemory:  # fmt: skip
-    """For run_launches: alignments as in the artifact; change, early: as `execute` has them."""
+    launch: Launch, size: Size, pointers: list[torch.Tensor], capability: int = 80
+) -> None:
+    """For run_launches: alignments as in the artifact."""
     moved = {
         name: (operand.offset - _in_front(launch.kernel, name, tensor)) % BASE_ALIGNMENT
         for (name, _), operand, tensor in zip(
             launch.kernel.pointers, launch.operands, pointers, strict=True
         )
     }
-    return execute(
+    execute(
         launch.kernel, launch.kernel.grid(size), *pointers, moved=moved, capability=capability,
-        aligned=aligned_pointers(launch), change=change, early=early,
+        aligned=aligned_pointers(launch),
     )  # fmt: skip
 
 
 def execute(
     kernel: TritonKernel, grid: tuple[int, int, int], *tensors: torch.Tensor, seed: int = 0,
     moved: Mapping[str, int] | None = None, capability: int = 80,
-    aligned: frozenset[str] | None = None, change: Change | None = None,
-    early: frozenset[str] | None = None,
-) -> GlobalMemory:  # fmt: skip
-    """The memory, after programs in an order that `seed` gives; moved, early: as GlobalMemory's;
-    aligned: pointers that the code may take for multiples of 16, by default all; change: what is
-    done to the code. Raises PtxError.
+    aligned: frozenset[str] | None = None,
+) -> None:  # fmt: skip
+    """Programs in an order that `seed` gives; moved: as GlobalMemory's; aligned: pointers that the
+    code may take for multiples of 16, by default all. Raises PtxError.
     """
-    entry, shared = compiled(kernel, capability, aligned, change)
+    entry, shared = compiled(kernel, capability, aligned)
     buffers = {}
     for (name, _), tensor in zip(kernel.pointers, tensors, strict=True):
         assert tensor.is_contiguous(), name
         buffers[name] = _buffer(tensor, _in_front(kernel, name, tensor))
     constants = {name: np.frombuffer(data, np.uint8) for name, data in entry.constants.items()}
-    memory = GlobalMemory(buffers | constants, moved, early)
+    memory = GlobalMemory(buffers | constants, moved)
     addresses = [
         memory.address(name) + _in_front(kernel, name, tensor)
         for name, tensor in zip(buffers, tensors, strict=True)
@@ -93,7 +84,6 @@ def execute(
     order = [(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])]
     random.Random(seed).shuffle(order)
     run(entry, memory, shared, grid, order, dict(zip(entry.parameters, addresses, strict=True)))
-    return memory
 
 
 def _in_front(kernel: TritonKernel, name: str, tensor: torch.Tensor) -> int:
@@ -113,9 +103,8 @@ def _buffer(tensor: torch.Tensor, in_front: int) -> NDArray[np.uint8]:
 
 @cache
 def compiled(
-    kernel: TritonKernel, capability: int = 80, aligned: frozenset[str] | None = None,
-    change: Change | None = None,
-) -> tuple[Entry, int]:  # fmt: skip
+    kernel: TritonKernel, capability: int = 80, aligned: frozenset[str] | None = None
+) -> tuple[Entry, int]:
     """(the code, bytes of shared memory), of pointers as `execute` has them."""
     compiler = _compiler()
     aligned = frozenset(name for name, _ in kernel.pointers) if aligned is None else aligned
@@ -130,10 +119,7 @@ def compiled(
     compiler.stdin.flush()
     answer = json.loads(compiler.stdout.readline() or '{"error": "the compiler has ended"}')
     assert "error" not in answer, answer["error"]
-    ptx = answer["ptx"]
-    if change is not None:
-        ptx = change(ptx, [name for name, _ in kernel.pointers])
-    return parse(ptx), answer["shared"]
+    return parse(answer["ptx"]), answer["shared"]
 
 
 @cache

@@ -35,7 +35,6 @@ def run(
 
 def _run(program: Program, steps: list[Callable[[Program], None]], targets: frozenset[int]) -> None:
     code, count = program.entry.code, 0
-    program.memory.begin()
     at = np.zeros(program.threads, np.int64)
     live = np.ones(program.threads, np.bool_)
     while live.any():

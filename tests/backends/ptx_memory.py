@@ -116,27 +116,17 @@ class LocalMemory:
 
 class GlobalMemory:
     """Buffers, flat arrays of uint8 that are read and written in place. moved: bytes that buffers
-    lie behind a multiple of BASE_ALIGNMENT. early: those that a program may read before it waits
-    for launches in front of it; None: it need not wait. With early, `read_early` and `written` hold
-    where in the memory of this process programs did so.
+    lie behind a multiple of BASE_ALIGNMENT.
     """
 
     def __init__(
-        self, buffers: Mapping[str, Array], moved: Mapping[str, int] | None = None,
-        early: frozenset[str] | None = None,
-    ) -> None:  # fmt: skip
-        self.early, self.waited = early, True
-        self.read_early: set[int] = set()
-        self.written: set[int] = set()
+        self, buffers: Mapping[str, Array], moved: Mapping[str, int] | None = None
+    ) -> None:
         self.names, self.buffers = list(buffers), list(buffers.values())
         self.starts = [
             (number << _SPAN) + BASE_ALIGNMENT + (moved or {}).get(name, 0)
             for number, name in enumerate(buffers, 1)
         ]
-
-    def begin(self) -> None:
-        """A program begins."""
-        self.waited = self.early is None
 
     def address(self, name: str) -> int:
         return self.starts[self.names.index(name)]
@@ -145,25 +135,13 @@ class GlobalMemory:
         """uint8 [n, size], from n addresses that must be multiples of `size`."""
         data = np.empty((len(addresses), size), np.uint8)
         for number, which, places in self._places(addresses, size):
-            if not (self.waited or self.names[number] in (self.early or ())):
-                raise PtxError(f"'{self.names[number]}' is read before a wait")
-            if not self.waited:
-                self.read_early.update(self._real(number, places))
             data[which] = self.buffers[number][places]
         return data
 
     def write(self, addresses: Array, data: Array) -> None:
         """data: uint8 [n, size]."""
-        if not self.waited:
-            raise PtxError("something is written before a wait")
         for number, which, places in self._places(addresses, data.shape[1]):
             self.buffers[number][places] = data[which]
-            if self.early is not None:
-                self.written.update(self._real(number, places))
-
-    def _real(self, number: int, places: Array) -> list[int]:
-        found: list[int] = (self.buffers[number].ctypes.data + np.unique(places)).tolist()
-        return found
 
     def _places(self, addresses: Array, size: int) -> list[tuple[int, Array, Array]]:
         """(buffer, which of the addresses lie there, places of their bytes)."""

@@ -98,7 +98,7 @@ def compile_all(
 
     cache: Triton's, instead of that which stays for the next run. The arguments travel as JSON.
     Each result has registers, stack (bytes of spills a thread), shared (bytes), name and sha256; of
-    few_rows also how often its loops exchange data between threads.
+    products of few rows by w4 also how often their loops exchange data between threads.
     """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment.setdefault("TRITON_CACHE_DIR", str(Path.home() / ".triton" / "cache"))
@@ -117,13 +117,15 @@ def _facts(kernel: TritonKernel, made: Cubin) -> dict[str, Any]:
     return {
         "name": kernel.name, "registers": made.registers, "stack": made.stack,
         "shared": made.shared, "warps": made.warps,
-        "exchanges": _exchanges(made.code) if kernel.name.startswith("few_rows") else None,
+        "exchanges": _exchanges(made.code) if kernel.name.startswith(("one_row", "few_rows")) else None,
         "sha256": hashlib.sha256(made.code).hexdigest(),
     }  # fmt: skip
 
 
 def _exchanges(code: bytes) -> int:
-    """Shuffles, barriers and stores to shared memory in loops, by cuobjdump's listing."""
+    """Shuffles, stores to shared memory and barriers in loops, by cuobjdump's listing. Two barriers
+    are for copies from memory: in front of what is read, and of what is copied over it.
+    """
     listing = cuobjdump(code, "-sass")
     found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+ )?([A-Z]\w*)([^;]*);", listing)
     operations = [(int(at, 16), name, rest) for at, name, rest in found]
@@ -134,10 +136,9 @@ def _exchanges(code: bytes) -> int:
     ]
     loops = [(to, at) for at, to in jumps if to < at]
     assert loops, "the kernel has a loop"
-    return sum(
-        name in ("SHFL", "BAR", "STS", "STSM") and any(a <= at <= b for a, b in loops)
-        for at, name, _ in operations
-    )
+    inside = [name for at, name, _ in operations if any(a <= at <= b for a, b in loops)]
+    exchanges = sum(inside.count(name) for name in ("SHFL", "STS", "STSM"))
+    return exchanges + max(0, inside.count("BAR") - 2)
 
 
 def main() -> None:

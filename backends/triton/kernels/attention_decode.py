@@ -194,7 +194,7 @@ def decode_attention(
     those behind T mean nothing, block_table int32 [B, M],
     for splits > 1 the float32 scratch partial [T, heads, splits, value_dim], tops and totals
     [T, heads, splits] and counters int32, zero before and after, of `decode_scratch`; out
-    [T, heads, value_dim]. deep: see `is_deep`; results are the same.
+    [T, heads, value_dim]. deep: see `is_deep`; results may differ in rounding.
     """
     assert splits >= 1 and splits == next_power_of_two(splits)
     head, rest, value = shape.blocks
@@ -202,11 +202,12 @@ def decode_attention(
     packed, packs = shape.packs
     few = next_power_of_two(packed)
     single = shape.dtype == "float32"
-    keys = keys or (16 if single or wide > 1024 else 64 if wide <= 512 else 32)
+    large = deep and wide <= 512 and shape.cache != "int8"  # one tile of 128 instead of two of 64
+    keys = keys or (16 if single or wide > 1024 else 128 if large else 64 if wide <= 512 else 32)
     several = splits > 1
     # Triton's count: the table's entries are loaded a stage before the keys. With 3 a tile is asked
     # for when the one before it is done, with 5 while that one is computed
-    stages = 1 if single else 5 if deep else 2 if shape.cache == "int8" else 3
+    stages = 1 if single else 5 if deep and not large else 2 if shape.cache == "int8" else 3
     given = shape.pointers() | {
         "positions": "int64", "sequences": "int32", "block_table": "int32",
         "partial": "float32" if several else None, "tops": "float32" if several else None,
@@ -229,9 +230,10 @@ def decode_attention(
 
 
 def is_deep(shape: AttentionShape, splits: int, tokens: int, multiprocessors: int) -> bool:
-    """Are steps of so many tokens to have two tiles of keys on their way, in twice the shared
-    memory? Where programs are few, each waits for what it has asked for; where there are many,
-    they hide each other's waiting, and more of them fit without.
+    """Are steps of so many tokens to have twice as many keys on their way, in twice the shared
+    memory: tiles of 128 instead of 64, or, where these are more than registers hold, a second tile?
+    Where programs are few, each waits for what it has asked for; where there are many, they hide
+    each other's waiting, and more of them fit without.
     """
     programs = tokens * shape.kv_heads * shape.packs[1] * splits
     return shape.dtype != "float32" and programs <= 2 * multiprocessors

@@ -33,12 +33,16 @@ from graphwright.backends.triton.kernels.weight_format import WeightFormat
 __all__ = ["VectorShape", "gemv", "gemv_scratch", "most_gemv_splits", "vector_shape"]
 
 
+MANY = 16384  # outputs of which eight warps for two at a time are enough programs
+
+
 @dataclass(frozen=True)
 class VectorShape:
-    """outputs of a program; bytes of each one's row of weights in a step."""
+    """outputs of a program; bytes of each one's row of weights in a step; warps."""
 
     outputs: int
     bytes: int
+    warps: int = 4
 
 
 @triton.jit
@@ -140,9 +144,9 @@ def vector_shape(n: int, format: WeightFormat, dtype: str) -> VectorShape:
     """
     if dtype == "float32":
         return VectorShape(32, 1024)
-    if format.kind == "dense" or (format.kind == "w8" and n <= 4096):
-        return VectorShape(2, 2048)
-    return VectorShape(16, 512)
+    if format.kind == "dense":
+        return VectorShape(2, 4096, warps=8) if n >= MANY else VectorShape(4, 2048, warps=2)
+    return VectorShape(2, 2048) if n <= 4096 else VectorShape(16, 512)
 
 
 def most_gemv_splits(n: int, k: int, format: WeightFormat, dtype: str) -> int:
@@ -184,7 +188,7 @@ def gemv(
             "STEP": step, "TILE": step // (format.group or step),
         },
         grid=lambda size: (quotient_up(n, outputs), splits, 1),
-        num_warps=4,
+        num_warps=shape.warps,
     )  # fmt: skip
 
 

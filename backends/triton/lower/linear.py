@@ -12,10 +12,12 @@ from graphwright.backends.blobs import dense
 from graphwright.backends.triton.candidates import pick_few_rows, pick_splits, pick_tiles
 from graphwright.backends.triton.context import LoweringContext, arguments
 from graphwright.backends.triton.cost import Product
+from graphwright.backends.triton.dtypes import ITEM_SIZES
 from graphwright.backends.triton.kernels.few_rows import MOST_ROWS, few_rows
 from graphwright.backends.triton.kernels.gemv import gemv, gemv_scratch
 from graphwright.backends.triton.kernels.kernel import RowCount, TritonKernel, with_dtype
 from graphwright.backends.triton.kernels.linear import linear as linear_kernel
+from graphwright.backends.triton.kernels.norms import norm as norm_kernel
 from graphwright.backends.triton.kernels.quantize_rows import quantize_rows
 from graphwright.backends.triton.kernels.turned_heads import TurnedHeads
 from graphwright.backends.triton.kernels.weight_format import WeightFormat
@@ -134,14 +136,28 @@ def product(
         "turn": heads.turn if heads else None, "rows": rows,
     }  # fmt: skip
     source, extra = given["x"], []
+    bucket = context.bucket(rows)
+    several = format.kind == "w4" and not integer and 1 < bucket <= MOST_ROWS
     norm = context.fusions.norm(source)
     if norm is not None:
         normed = arguments(norm)
-        source = normed["x"]
-        options |= {"norm": dtype, "eps": float(normed["eps"])}
-        extra.append(context.weight(normed["weight"], dense_as(dtype)))
-    stride = context.view(source).row_stride
+        source, eps = normed["x"], float(normed["eps"])
+        factor = context.weight(normed["weight"], dense_as(dtype))
     x: tuple[Operand, ...] = (context.value(source),)
+    stride = context.view(source).row_stride
+    if norm is not None and several:
+        # each program would norm all rows again: they are normed once, in front
+        x = context.scratch(ITEM_SIZES[dtype] * bucket * inputs)
+        kernel = context.kernel(
+            norm_kernel, "rms_norm", inputs, x_stride=stride, weight=dtype, eps=eps, dtype=dtype,
+            rows=rows,
+        )  # fmt: skip
+        kernel = with_dtype(kernel, "x", context.dtype(source))
+        launches = (Launch(step.name, kernel, (BATCH, context.value(source), factor, *x)),)
+        stride = inputs
+    elif norm is not None:
+        options |= {"norm": dtype, "eps": eps}
+        extra.append(factor)
     if integer:
         groups = int(given["scale"].meta["val"].shape[-1])
         values, scales, launches = quantized(context, node, source, inputs, groups, rows)
@@ -154,11 +170,13 @@ def product(
         extra.append(context.value(residual))
     if heads is not None:
         extra += heads.inputs
-    bucket = context.bucket(rows)
     residual_stride = None if residual is None else context.view(residual).row_stride
+    tiled = integer or (format.kind != "w4" and bucket > 1) or bucket > MOST_ROWS
+    if format.kind == "w4" and bucket == 1:
+        tiled = tiled or x[0].offset % 4 != 0  # one_row.py loads two inputs at once
     kernel, sizes = _kernel_of(
         context, Product(bucket, outputs, inputs, format, dtype), stride, residual_stride,
-        integer, options,
+        tiled, integer, options,
     )  # fmt: skip
     if residual is not None:
         kernel = with_dtype(kernel, "residual", context.dtype(residual))
@@ -171,12 +189,12 @@ def product(
 
 def _kernel_of(
     context: LoweringContext, shape: Product, x_stride: int, residual_stride: int | None,
-    integer: bool, options: dict[str, Any],
+    tiled: bool, integer: bool, options: dict[str, Any],
 ) -> tuple[TritonKernel, tuple[int, int]]:  # fmt: skip
     """The kernel for so many rows, and the bytes of its `partial` and `counters`."""
     n, k, format = shape.n, shape.k, shape.format
     strides = {"x_stride": x_stride, "residual_stride": residual_stride}
-    if integer or (shape.rows > MOST_ROWS if format.kind == "w4" else shape.rows > 1):
+    if tiled:
         tiles = pick_tiles(shape, context.chips, context.picks, integer=integer)
         sizes = tiles.scratch_bytes(shape.rows, n)
         kernel = context.kernel(
@@ -184,7 +202,7 @@ def _kernel_of(
         )
         return kernel, sizes
     if format.kind == "w4":
-        few = pick_few_rows(shape, context.chips, context.picks)
+        few = pick_few_rows(shape, context.picks)
         return context.kernel(few_rows, n, k, format, few, shape.rows, **strides, **options), (0, 0)
     splits = pick_splits(shape, context.chips, context.picks)
     sizes = gemv_scratch(n, format, splits, shape.dtype)

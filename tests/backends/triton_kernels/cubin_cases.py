@@ -90,6 +90,7 @@ def turning(scheme: str | None, rows: int, shape: FewRows | None = None) -> Trit
     turn = TurnedHeads(32, 8, 128, 128, 128, False, 128, 16, 1 << 17, cache=HALF)
     ends: dict[str, Any] = {"norm": HALF, "eps": 1e-5, "turn": turn, "dtype": HALF}
     if shape is not None:
+        ends["norm"] = HALF if rows == 1 else None
         return few_rows(6144, 4096, format, shape, rows, x_stride=4096, **ends)
     if rows == 1:
         return gemv(6144, 4096, format, 2, **ends)
@@ -100,10 +101,11 @@ def turning(scheme: str | None, rows: int, shape: FewRows | None = None) -> Trit
 def few(
     scheme: str, rows: int, shape: FewRows, dtype: str = HALF, merged: bool = False
 ) -> TritonKernel:
-    """With a residual, or merged: the input normed, a gate and what it gates."""
+    """With a residual, or merged: a gate and what it gates, of one row with the input normed."""
     ends: dict[str, Any] = {"residual_stride": 4096}
     if merged:
-        ends = {"norm": dtype, "eps": 1e-5, "activation": "silu", "gate": (0, 14336)}
+        norm = dtype if rows == 1 else None
+        ends = {"norm": norm, "eps": 1e-5, "activation": "silu", "gate": (0, 14336)}
     n = 28672 if merged else 4096
     format = WeightFormat.of(scheme)
     return few_rows(n, 4096, format, shape, rows, x_stride=4096, dtype=dtype, **ends)
@@ -207,14 +209,17 @@ PRODUCTS: dict[str, Callable[[], TritonKernel]] = {
     "gemv": lambda: gemv(4096, 4096, WeightFormat.dense(HALF), 1, residual=True, dtype=HALF),
     "gemv w8": lambda: gemv(4096, 4096, WeightFormat.of("w8"), 1, dtype=HALF),
     "gemv, normed and gated": lambda: gated(None, 1),
-    "few_rows w4g128": lambda: few("w4g128", 1, FewRows(16, 8)),
-    "few_rows w4g128, normed and gated": lambda: few("w4g128", 1, FewRows(32, 4), merged=True),
-    "few_rows w4g128, 8 rows": lambda: few("w4g128", 8, FewRows(64, 4), merged=True),
+    "one_row w4g128": lambda: few("w4g128", 1, FewRows(16, 8)),
+    "one_row w4g128, normed and gated": lambda: few("w4g128", 1, FewRows(32, 2), merged=True),
+    "one_row w4g128, 64 outputs": lambda: few("w4g128", 1, FewRows(64, 2), merged=True),
+    "one_row w4g32z float16": lambda: few("w4g32z", 1, FewRows(16, 8), "float16"),
+    "few_rows w4g128, 8 rows": lambda: few("w4g128", 8, FewRows(32, 2), merged=True),
     "few_rows w4g128, 16 rows": lambda: few("w4g128", 16, FewRows(32, 4), merged=True),
+    "few_rows w4g128, 64 outputs": lambda: few("w4g128", 16, FewRows(64, 2), merged=True),
     "few_rows w4g32z float16": lambda: few("w4g32z", 8, FewRows(16, 8), "float16"),
     "gemv, heads that turn": lambda: turning(None, 1),
     "gemv w8, heads that turn": lambda: turning("w8", 1),
-    "few_rows w4g128, heads that turn": lambda: turning("w4g128", 1, FewRows(16, 8)),
+    "one_row w4g128, heads that turn": lambda: turning("w4g128", 1, FewRows(16, 4)),
     "few_rows w4g128, 16 rows of heads": lambda: turning("w4g128", 16, FewRows(32, 4)),
     "linear, 16 rows of heads": lambda: turning(None, 16),
     "linear, 64 rows of heads": lambda: turning(None, 64),
@@ -260,8 +265,8 @@ EVERY: dict[str, Callable[[], TritonKernel]] = {
 CASES = SMALL | RECURRENCES | ATTENTION | PRODUCTS
 HOPPER = (
     *LARGE,
-    "few_rows w4g128, normed and gated", "linear, 16 rows, normed and gated", "linear, 2048 rows",
-    "few_rows w4g128, heads that turn", "linear, 64 rows of heads",
+    "one_row w4g128, normed and gated", "linear, 16 rows, normed and gated", "linear, 2048 rows",
+    "one_row w4g128, heads that turn", "few_rows w4g128, 16 rows of heads", "linear, 64 rows of heads",
     "w4g128, 2048 rows", "routed w4g128, 16384 pairs", "decode 128", "decode 128, deep",
     "decode 576, 512",
     "prefill 128", "prefill 256",

@@ -186,7 +186,8 @@ def test_many_rows_take_weights_rounded_to_their_own_type(product: Product) -> N
         Product(2, 44, 128, "w8g32", torch.bfloat16, norm=True),
         Product(2, 44, 64, "w8", integer=True, gate=(0, 22), activation="relu"),
         Product(1, 44, 384, "w4g128", torch.bfloat16, norm=True, gate=(0, 22), few=FewRows(32, 2)),
-        Product(5, 44, 96, "w4g32z", torch.bfloat16, norm=True, gate=(22, 0), few=FewRows(16, 2)),
+        Product(1, 44, 96, "w4g32z", torch.bfloat16, norm=True, gate=(22, 0), few=FewRows(16, 2)),
+        Product(5, 44, 96, "w4g32z", torch.bfloat16, gate=(22, 0), few=FewRows(16, 2)),
         Product(1, 22, 160, "w8g32", norm=True, gate=(11, 0), vector=1, activation="silu"),
         Product(1, 12, 1400, None, torch.bfloat16, norm=True, vector=2),
     ],
@@ -201,7 +202,7 @@ def test_products_norm_what_they_read_and_gate_what_they_write(product: Product)
     st.integers(1, 16), st.integers(1, 140), st.integers(1, 12),
     st.sampled_from([name for name in SCHEMES if name.startswith("w4")]),
     st.sampled_from([torch.bfloat16, torch.float16]),
-    st.sampled_from([FewRows(16, 4), FewRows(32, 2), FewRows(64, 4)]),
+    st.sampled_from([FewRows(16, 4, 2), FewRows(32, 2), FewRows(64, 4)]),
     st.sampled_from(["none", "silu"]),
 )  # fmt: skip
 def test_few_rows_times_nibbles_are_those_times_the_dequantized_weight(

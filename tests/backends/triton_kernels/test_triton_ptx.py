@@ -62,13 +62,16 @@ BOTH = pytest.mark.parametrize("capability", [80, 90], indirect=True)
     [
         Product(1, 44, 1024, "w4g128", BF16, few=FewRows(16, 2)),
         Product(1, 44, 1024, "w4g128", BF16, few=FewRows(32, 4), norm=True, gate=(0, 22)),
-        Product(8, 140, 512, "w4g128", BF16, few=FewRows(64, 4), norm=True, gate=(70, 0)),
+        Product(8, 140, 512, "w4g128", BF16, few=FewRows(64, 4), gate=(70, 0)),
         Product(5, 44, 384, "w4g128z", BF16, few=FewRows(32, 2), activation="silu"),
-        Product(16, 44, 1152, "w4g128", BF16, few=FewRows(32, 4), norm=True, gate=(0, 22)),
+        Product(1, 44, 1152, "w4g128", BF16, few=FewRows(32, 4), norm=True, gate=(0, 22)),
+        Product(16, 44, 1152, "w4g128", BF16, few=FewRows(32, 4), gate=(0, 22)),
         Product(13, 44, 640, "w4g64", BF16, few=FewRows(32, 2)),
         Product(8, 40, 1056, "w4g32z", F16, few=FewRows(16, 8)),
         Product(1, 32, 4096, "w4g128", BF16, few=FewRows(16, 8)),
-        Product(16, 64, 4096, "w4g128", BF16, few=FewRows(64, 4), norm=True, gate=(0, 32)),
+        Product(1, 64, 4096, "w4g128", BF16, few=FewRows(64, 2), norm=True, gate=(0, 32)),
+        Product(16, 64, 4096, "w4g128", BF16, few=FewRows(64, 4), gate=(0, 32)),
+        Product(1, 40, 1056, "w4g32z", F16, few=FewRows(16, 8)),
         Product(2, 40, 96, "w4g32", F16, few=FewRows(16, 4), activation="gelu_tanh"),
     ],
     ids=str,
@@ -139,13 +142,16 @@ def test_attention(case: attention.Case) -> None:
 @BOTH
 @pytest.mark.parametrize("cache", [BF16, torch.int8], ids=str)
 def test_attention_in_parts(cache: torch.dtype) -> None:
-    """Four and three parts of two tiles, in any order of programs; `deep` changes no bit."""
+    """Four and three parts of two tiles, in any order of programs. `deep` changes no bit where it
+    has tiles as large."""
     lengths = ((300, 1), (4, 1), (430, 1))
     step = attention.Step(attention.Case(4, 1, 64, 64, dtype=BF16, cache=cache, lengths=lengths))
     step.append()
     found = [step.decode(4, deep=deep) for deep in (False, True)]
-    check_close(found[0], step.expected())
-    assert torch.equal(*found)
+    for each in found:
+        check_close(each, step.expected())
+    if cache is torch.int8:
+        assert torch.equal(*found)
 
 
 @HOPPER

@@ -146,7 +146,7 @@ CASES = [
           cache=F16, norm=True),
     Heads(1, 2, 1, 24, 8, 8, FewRows(16, 8), scheme="w4g32z", inputs=96, dtype=F16, bias=False),
     Heads(7, 2, 1, 40, 40, 40, FewRows(64, 4), scheme="w4g128", inputs=256, dtype=BF16, cache=BF16),
-    Heads(13, 1, 1, 32, 32, 16, FewRows(16, 2), scheme="w4g64", inputs=128, dtype=BF16, norm=True,
+    Heads(13, 1, 1, 32, 32, 16, FewRows(16, 2), scheme="w4g64", inputs=128, dtype=BF16,
           interleaved=True),
     Heads(5, 2, 1, 16, 24, 16, SMALL, one_angle=True),
     Heads(18, 2, 1, 24, 16, 12, Tiles(32, 32, 32, 3, num_stages=1), inputs=384, norm=True,

@@ -336,27 +336,6 @@ def test_the_plan_is_json(artifact: Artifact) -> None:
     assert json.loads(artifact.read("plan.json"))["entries"]["decode"]["buckets"][0] == 1
 
 
-def test_early_launches_are_measured_beside_usual_ones(
-    artifact: Artifact, driver: FakeCuda, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Over the stand-in, on which launches are never early."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks" / "gpu"))
-    dependent, timing = import_module("dependent"), import_module("measure")
-    monkeypatch.setattr("graphwright.runtime.cuda.driver._load", lambda: driver)
-    monkeypatch.setattr(driver, "elapsed", lambda launches: 1.0)
-    monkeypatch.setattr(dependent, "ROUNDS", 2)
-    monkeypatch.setattr(dependent, "CONTEXT", 256)
-    greedy = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
-    monkeypatch.setattr(
-        timing, "decode_seconds", lambda engine, *_: engine.generate([[1, 2, 3]], greedy)
-    )
-    rows = dependent.measure(artifact.path, [artifact.path])
-    assert [row["code"] for row in rows] == ["usual", "model, not early", "model"]
-    assert all(row["equal"] and row["ratio"] == 1 for row in rows)
-    bucket = artifact.json("gpu/launches.json")["entries"]["decode"][0]
-    assert driver.calls.count("early") == len(bucket["launches"] + bucket["largest"])
-
-
 def test_a_step_starts_on_the_other_side_while_one_runs(
     artifact: Artifact, driver: FakeCuda
 ) -> None:

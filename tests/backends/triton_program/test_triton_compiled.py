@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +18,6 @@ from test_short_convolutions import hybrid_of_transformers
 from test_triton_models import planned
 
 from graphwright.backends.triton.build import GpuOptions, lower_program
-from graphwright.backends.triton.kernels.kernel import Size
-from graphwright.backends.triton.launches import Launch
 
 # Of the logits' standard deviation, as on a GPU (tests/gpu): what rounding to these types makes.
 ERROR = {"f32": 2e-4, "bf16": 0.25, "f16": 0.03}
@@ -67,33 +63,3 @@ def test_compiled_models_against_eager(name: str, recipe: str, dtype: str, capab
         error = (got - want).abs().amax() / wants[0].std()
         print(name, recipe, dtype, float(error))
         assert error <= ERROR[dtype]
-
-
-def test_nothing_is_read_early_that_the_launch_in_front_writes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Of the code of benchmarks/gpu/dependent.py, which has places in the cache computed first of
-    all: here they are computed right in front of a product that reads them.
-    """
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks" / "gpu"))
-    waits = import_module("waits")
-    front: list[tuple[str, set[int]]] = []
-    early: list[tuple[str, str, set[int]]] = []
-
-    def run(launch: Launch, size: Size, pointers: list[torch.Tensor]) -> None:
-        own = waits.early_of(launch.kernel.name)
-        change = partial(waits.waiting, trigger=True, early=own)
-        memory = run_launch(launch, size, pointers, 90, change, own)
-        if front:
-            name, written = front[-1]
-            early.append((name, launch.kernel.name, written & memory.read_early))
-        assert memory.read_early or not launch.kernel.name.startswith(("few_rows", "decode_att"))
-        front.append((launch.kernel.name, memory.written))
-
-    compiled = InterpretedProgram(
-        lower_program(planned("llama", "w4g32"), GpuOptions("bf16")), run=run
-    )
-    compiled.step([(0, [5])])
-    compiled.step([(0, [7])])
-    found = [(name.split("_")[0], behind.split("_")[0]) for name, behind, both in early if both]
-    assert found == [("token", "few")] * 2

@@ -1,0 +1,105 @@
+"""What products of one row and of a few rows by w4 weights share.
+
+The weights are the left operand of m16n8k16, whose floats are made in the registers of the thread
+that has the words (nibbles.py), the rows are its narrow side. Weights stay 1 + q / 16; the sum of
+x, by one more product, takes out what that adds:
+
+    Σ x (q - zero) = 16 (Σ x (1 + q / 16) - 1.5 Σ x) + (8 - zero) Σ x
+
+Scales multiply sums of a group. The warps of a program take chunks of 128 inputs in turn, a part
+for each, of all the program's outputs, and are added up at the end.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from graphwright.backends.triton.kernels.direct_loads import load_bytes, load_halves
+from graphwright.backends.triton.kernels.epilogue import weight_row
+
+__all__ = ["known_row", "left_operand", "of_outputs", "scales_of", "with_group"]
+
+
+@triton.jit
+def left_operand(values, PARTS: tl.constexpr, OUTPUTS: tl.constexpr):
+    """[outputs / 8 * parts * 8, words], made of one nibble: [PARTS, outputs, 16 inputs]."""
+    by_lane = tl.reshape(values, (OUTPUTS // 8, PARTS, 8, 4, 2, 2))
+    return tl.reshape(tl.permute(by_lane, (1, 0, 2, 4, 3, 5)), (PARTS, OUTPUTS, 16))
+
+
+@triton.jit
+def known_row(i, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr, TURN: tl.constexpr):
+    """epilogue.weight_row; of sums beyond N that of the last one: what nobody stores may be
+    anything.
+    """
+    return weight_row(tl.minimum(i, N - 1), GATE, UP, TURN)
+
+
+@triton.jit
+def of_outputs(
+    values, group, first, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
+    TURN: tl.constexpr, GROUPS: tl.constexpr, OUTPUTS: tl.constexpr,
+):  # fmt: skip
+    """Scales (float16) or zero points of a program's outputs, a group for each part, of groups
+    there are: float32 [parts, OUTPUTS]. Sixteen outputs at a time are so few that Triton lets those
+    threads load them that need them.
+    """
+    if OUTPUTS == 16:
+        n = known_row(first + tl.arange(0, 16), N, GATE, UP, TURN)
+        at = values + n[None, :] * GROUPS + group[:, None]
+        if values.dtype.element_ty == tl.float16:
+            found = load_halves(at)
+        else:
+            found = load_bytes(at)
+    else:
+        HALF: tl.constexpr = OUTPUTS // 2
+        low = of_outputs(values, group, first, N, GATE, UP, TURN, GROUPS, HALF)
+        high = of_outputs(values, group, first + HALF, N, GATE, UP, TURN, GROUPS, HALF)
+        both = tl.permute(tl.join(low, high), (0, 2, 1))
+        found = tl.reshape(both, (low.shape[0], OUTPUTS))
+    return found
+
+
+@triton.jit
+def scales_of(
+    scale, chunk, first, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
+    TURN: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, OUTPUTS: tl.constexpr,
+):  # fmt: skip
+    """of_outputs of the one, two or four groups of a chunk for each part: a tuple."""
+    SHARE: tl.constexpr = 128 // GROUP
+    LAST: tl.constexpr = GROUPS - 1
+    group = chunk * SHARE
+    one = of_outputs(scale, tl.minimum(group, LAST), first, N, GATE, UP, TURN, GROUPS, OUTPUTS)
+    if SHARE == 1:
+        return (one,)
+    two = of_outputs(scale, tl.minimum(group + 1, LAST), first, N, GATE, UP, TURN, GROUPS, OUTPUTS)
+    if SHARE == 2:
+        return (one, two)
+    three = of_outputs(
+        scale, tl.minimum(group + 2, LAST), first, N, GATE, UP, TURN, GROUPS, OUTPUTS
+    )
+    four = of_outputs(scale, tl.minimum(group + 3, LAST), first, N, GATE, UP, TURN, GROUPS, OUTPUTS)
+    return (one, two, three, four)
+
+
+@triton.jit
+def with_group(
+    total, sums, offset, factor, zero, group, first, N: tl.constexpr, GATE: tl.constexpr,
+    UP: tl.constexpr, TURN: tl.constexpr, GROUPS: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """total [parts, outputs, rows] + what a group for each part adds: sums, offset [parts, 16,
+    rows] of -1.5 x, factor its scales [parts, outputs]. A sixteenth of it, as `sums` are.
+    """
+    PARTS: tl.constexpr = sums.shape[0]
+    OUTPUTS: tl.constexpr = sums.shape[1]
+    ROWS: tl.constexpr = sums.shape[2]
+    if not WHOLE:
+        factor = tl.where((group < GROUPS)[:, None], factor, 0.0)
+    offsets = tl.broadcast_to(offset[:, None, :, :], (PARTS, OUTPUTS // 16, 16, ROWS))
+    offsets = tl.reshape(offsets, (PARTS, OUTPUTS, ROWS))
+    if zero is not None:
+        known = tl.minimum(group, GROUPS - 1)
+        point = of_outputs(zero, known, first, N, GATE, UP, TURN, GROUPS, OUTPUTS)
+        offsets *= (point / 24.0 + (2.0 / 3.0))[:, :, None]
+    return total + (sums + offsets) * factor[:, :, None]
