@@ -86,18 +86,18 @@ def vector_splits(product: Product, chips: Sequence[Chip]) -> list[int]:
 
 
 def few_rows_shapes(product: Product) -> list[FewRows]:
-    """For up to MOST_ROWS rows by w4 weights, the best first: for one row what was fastest on an
-    H200 for such a number of outputs (docs/performance-gpu.md). Long runs of inputs for a warp need
-    many outputs to keep all multiprocessors busy; more rows want more outputs to share them.
+    """For up to MOST_ROWS rows by w4 weights, the best first: what was fastest on an H200 for so
+    many outputs of 1 and of 16 rows (docs/performance-gpu.md); of 2 to 8 rows those of one.
     """
     assert product.rows <= MOST_ROWS and product.format.kind == "w4"
     if product.rows > 8:
-        best = FewRows(64, 2) if product.n >= WIDE else FewRows(32, 4)
+        narrow = FewRows(16, 4) if product.n > 4096 else FewRows(32, 8)
+        best = FewRows(64, 2) if product.n >= WIDE else narrow
     elif product.n >= WIDE:
         best = FewRows(64, 2) if product.n >= 4 * WIDE and product.rows == 1 else FewRows(32, 2)
     else:
         best = FewRows(16, 4) if product.n > 4096 else FewRows(16, 8)
-    others = [FewRows(16, 4), FewRows(16, 8), FewRows(32, 2), FewRows(32, 4), FewRows(64, 2)]
+    others = [FewRows(16, 4), FewRows(16, 8), FewRows(32, 2), FewRows(32, 8), FewRows(64, 2)]
     return [best, *(each for each in others if each != best)]
 
 
