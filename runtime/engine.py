@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphwright.runtime.artifact import Artifact
-from graphwright.runtime.candidates import Candidates
+from graphwright.runtime.buffers import allocate_buffers, load_weights, planned_bytes
 from graphwright.runtime.cuda.program import LAUNCHES
 from graphwright.runtime.dlpack import DeviceTensor, Exporter, is_on_gpu
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.kv_cache import BlockPool
 from graphwright.runtime.library import (
     NativeLibrary,
-    OverlappingLibrary,
-    StepBuffers,
     StepLibrary,
 )
 from graphwright.runtime.memory import Memory
 from graphwright.runtime.plan import Plan
 from graphwright.runtime.request import Output, Piece, Request
 from graphwright.runtime.sampling_params import SamplingParams
-from graphwright.runtime.scheduler import Scheduler, Step
+from graphwright.runtime.scheduler import Scheduler
 from graphwright.runtime.scheduler import Sequence as TokenSequence
-from graphwright.runtime.statistics import Statistics
+from graphwright.runtime.stepper import Stepper
 from graphwright.runtime.threads import choose_affinity, choose_threads
 from graphwright.runtime.tokenizer import Tokenizer, read_tokenizer
 
@@ -37,18 +34,6 @@ __all__ = ["DEFAULT_CONTEXT", "Engine"]
 
 DEFAULT_CONTEXT = 2048
 Prompt = str | Sequence[int] | Exporter
-
-
-@dataclass(frozen=True)
-class _Flight:
-    """A step that was started and not looked at yet. requests: one a sampled row, all greedy.
-    start: when it may have begun, if the step in front had ended by then.
-    """
-
-    step: Step
-    requests: list[Request]
-    ticket: Any
-    start: float
 
 
 class Engine:
@@ -89,20 +74,18 @@ class Engine:
         if not 1 <= max_sequences <= most:
             raise RequestError(f"max_sequences must be from 1 to {most}, not {max_sequences}.")
         blocks_each = -(-self.context // self.plan.block_size)
-        self.memory = Memory(_planned(self.plan, max_sequences, blocks_each))
-        weights = _weights(artifact, self.memory, mmap or LAUNCHES in artifact)
-        self._buffers = _allocate(self.plan, self.memory, weights, max_sequences, blocks_each)
-        self._blocks_each = blocks_each
+        self.memory = Memory(planned_bytes(self.plan, max_sequences, blocks_each))
+        weights = load_weights(artifact, self.memory, mmap or LAUNCHES in artifact)
+        self._buffers = allocate_buffers(
+            self.plan, self.memory, weights, max_sequences, blocks_each
+        )
         self._pool = BlockPool(max_sequences * blocks_each, max_sequences)
         self._scheduler = Scheduler(
             self.plan.entries, self._pool, self.plan.block_size, blocks_each, max_sequences
         )
         self._library = library or _library_of(artifact, self.plan, self.threads, pinned)
-        self._overlapping = cast(OverlappingLibrary, self._library)  # used if it is one
-        self._requests: dict[TokenSequence, Request] = {}
-        self._flights: list[_Flight] = []  # in their order, at most two
-        self._last_end = 0.0  # when the last step ended
-        self.statistics = Statistics()
+        self._stepper = Stepper(self._library, self._scheduler, self._buffers, blocks_each)
+        self.statistics = self._stepper.statistics
         self.load_seconds = time.perf_counter() - start
 
     def generate(
@@ -127,7 +110,7 @@ class Engine:
         ]
         try:
             for request in requests:
-                self._enqueue(request)
+                self._stepper.add(request)
             while not all(request.finished for request in requests):
                 self.step()
                 for number, request in enumerate(requests):
@@ -156,103 +139,20 @@ class Engine:
     def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> Request:
         """Queues a prompt; `step` moves it on. Raises RequestError for a prompt that cannot run."""
         request = self._request(prompt, params, keep_logits=False)
-        self._enqueue(request)
+        self._stepper.add(request)
         return request
 
     def cancel(self, request: Request) -> None:
         """Ends a request now and frees its cache; nothing happens when it is finished."""
-        self._scheduler.remove(request.sequence)
-        self._requests.pop(request.sequence, None)
+        self._stepper.remove(request)
 
     def step(self) -> bool:
         """One native step over everything that is ready. False: there was nothing to do.
 
-        Where steps overlap, the one behind it has been started on return, if tokens that nobody
-        has seen yet can change nothing of it but who has ended. Raises RequestError when a request
-        fails; it has ended then, with `error`, and the others have their tokens.
+        Where steps overlap, the one behind it has been started on return. Raises RequestError when
+        a request fails; it has ended then, with `error`, and the others have their tokens.
         """
-        start = time.perf_counter()
-        if self._flights:
-            self._drop_ended()
-        if self._flights:
-            self._finish_flight()
-            return True
-        step = self._scheduler.next_step()
-        if step is None:
-            return False
-        requests = [self._requests[chunk.sequence] for chunk in step.chunks if chunk.rows]
-        most = self._library.candidates
-        wanted = [request.candidates(most) for request in requests]
-        logits = 0 in wanted or any(request.keeps_logits for request in requests)
-        largest = max(wanted, default=0)
-        if self._library.overlaps and largest == 1 and not logits:
-            self._start(step, requests, start)
-            self._finish_flight()
-        else:
-            known = self._run(step, largest, logits)
-            self._accept(step, enumerate(requests), known, start)
-        return True
-
-    def _start(self, step: Step, requests: list[Request], start: float) -> None:
-        _describe(step, self._buffers, self._blocks_each)
-        ticket = self._overlapping.start(step.entry, self._buffers, 1, False)
-        self._flights.append(_Flight(step, requests, ticket, start))
-        for chunk in step.chunks:
-            chunk.sequence.computed += chunk.count
-
-    def _start_behind(self, front: _Flight) -> None:
-        """Starts the step behind `front`, unless it depends on what that one will say."""
-        going = {
-            request.sequence: row
-            for row, request in enumerate(front.requests)
-            if request.sequence in self._requests and not request.ends_next
-        }
-        step = self._scheduler.step_behind(going)
-        if step is not None:
-            requests = [self._requests[sequence] for sequence in going]
-            self._start(step, requests, front.start)
-
-    def _finish_flight(self) -> None:
-        """Starts the step behind the first in flight, if that can be, then waits for the first."""
-        front = self._flights[0]
-        if len(self._flights) == 1:
-            self._start_behind(front)
-        known = self._overlapping.finish(front.ticket)
-        self._flights.pop(0)
-        step, start = front.step, max(front.start, self._last_end)
-        rows = [each for each in enumerate(front.requests) if each[1].sequence in self._requests]
-        if len(rows) < len(front.requests):  # some have ended since: their rows mean nothing
-            live = tuple(chunk for chunk in step.chunks if chunk.sequence in self._requests)
-            step = replace(step, chunks=live)
-        self._accept(step, rows, known, start)
-
-    def _drop_ended(self) -> None:
-        """Waits for steps in flight whose requests have all ended: nobody wants what they say."""
-        while self._flights:
-            front = self._flights[0]
-            if any(request.sequence in self._requests for request in front.requests):
-                return
-            self._overlapping.finish(front.ticket)
-            self._flights.pop(0)
-
-    def _accept(
-        self, step: Step, rows: Iterable[tuple[int, Request]], known: Candidates | None,
-        start: float,
-    ) -> None:  # fmt: skip
-        """Gives each request what a step says in its row; the step took from `start` to now."""
-        failed: BaseException | None = None
-        for row, request in rows:
-            try:
-                request.accept(self._buffers.logits[row], known, row)
-            except BaseException as error:  # noqa: BLE001  the others get their tokens first
-                failed = error
-                request.error = _as_request_error(error)
-            if request.finished:
-                self.cancel(request)
-        self._last_end = time.perf_counter()
-        self.statistics.count(step, self._last_end - start)
-        if failed is not None:
-            raise failed
+        return self._stepper.step()
 
     @property
     def library(self) -> StepLibrary:
@@ -268,12 +168,12 @@ class Engine:
         `fetch` a GPU's rows stay where they are.
         """
         sequence = TokenSequence(self._checked(token_ids, room=0), every_row=True)
-        self._drop_ended()
+        self._stepper.drop_ended()
         assert not self._scheduler.running, "prefill_logits while other requests are running"
         self._scheduler.add(sequence)
         try:
             while (step := self._scheduler.next_step()) is not None:
-                self._run(step, logits=fetch)
+                self._stepper.run(step, logits=fetch)
                 (chunk,) = step.chunks
                 yield chunk.start, self._buffers.logits[: chunk.count]
         finally:
@@ -298,17 +198,6 @@ class Engine:
         if not hasattr(self._library, "token_ids"):
             raise RequestError("token ids on a GPU need an artifact for GPUs; this one is not.")
         return self._library
-
-    def _run(self, step: Step, largest: int = 0, logits: bool = True) -> Candidates | None:
-        _describe(step, self._buffers, self._blocks_each)
-        found = self._library.run(step.entry, self._buffers, largest, logits)
-        for chunk in step.chunks:
-            chunk.sequence.computed += chunk.count
-        return found
-
-    def _enqueue(self, request: Request) -> None:
-        self._requests[request.sequence] = request
-        self._scheduler.add(request.sequence)
 
     def _request(self, prompt: Prompt, params: SamplingParams | None, keep_logits: bool) -> Request:
         sampling = (params or SamplingParams()).resolve(self.generation_config)
@@ -346,83 +235,6 @@ class Engine:
                 f"longer context (the model's limit: {self.plan.max_context or 'none'})."
             )
         return ids
-
-
-def _as_request_error(error: BaseException) -> RequestError:
-    if isinstance(error, RequestError):
-        return error
-    return RequestError(f"the request ended with an error of the engine: {error!r}.")
-
-
-def _describe(step: Step, buffers: StepBuffers, blocks_each: int) -> None:
-    """Writes a step's batch into the buffers the compiled code reads."""
-    token = row = 0
-    for number, chunk in enumerate(step.chunks):
-        sequence, end = chunk.sequence, token + chunk.count
-        if chunk.count == 1:  # numbers one by one take a tenth of the time of slices
-            known, front = sequence.tokens, chunk.front
-            buffers.tokens[token] = known[chunk.start] if front is None else -1 - front
-            buffers.positions[token] = chunk.start
-        else:
-            stop = chunk.start + chunk.count
-            buffers.tokens[token:end] = sequence.tokens[chunk.start : stop]
-            buffers.positions[token:end] = np.arange(chunk.start, stop)
-        buffers.query_start[number] = token
-        assert sequence.table is not None
-        blocks = sequence.table.blocks
-        buffers.block_table[number * blocks_each : number * blocks_each + len(blocks)] = blocks
-        if chunk.rows == 1:
-            buffers.sample_rows[row] = end - 1
-        else:
-            buffers.sample_rows[row : row + chunk.rows] = np.arange(end - chunk.rows, end)
-        token, row = end, row + chunk.rows
-    count = len(step.chunks)
-    buffers.query_start[count] = token
-    buffers.batch[:4] = (token, count, blocks_each, row)
-
-
-def _planned(plan: Plan, max_sequences: int, blocks_each: int) -> dict[str, int]:
-    tokens = max(entry.max_tokens for entry in plan.entries.values())
-    rows = max(entry.max_rows for entry in plan.entries.values())
-    return {
-        "weights": plan.weights_bytes,
-        "arena": plan.arena_bytes,
-        "kv": sum(plan.kv_bytes(max_sequences, max_sequences * blocks_each)),
-        "logits": rows * plan.vocab_size * 4,
-        "batch": 32 + 16 * tokens + 4 * (max_sequences + 1 + max_sequences * blocks_each + rows),
-    }
-
-
-def _weights(artifact: Artifact, memory: Memory, mapped: bool) -> NDArray[np.uint8]:
-    """The weights region where the file is mapped, or a copy of it."""
-    weights = np.frombuffer(artifact.view("weights.bin"), np.uint8)
-    artifact.will_need("weights.bin")
-    if mapped:
-        memory.count("weights", weights.nbytes)
-        return weights
-    copy = memory.allocate("weights", weights.nbytes)
-    artifact.copy("weights.bin", copy.data)
-    return copy
-
-
-def _allocate(
-    plan: Plan, memory: Memory, weights: NDArray[np.uint8], max_sequences: int, blocks_each: int
-) -> StepBuffers:
-    tokens = max(entry.max_tokens for entry in plan.entries.values())
-    rows = max(entry.max_rows for entry in plan.entries.values())
-    slots, blocks = plan.kv_bytes(max_sequences, max_sequences * blocks_each)
-    return StepBuffers(
-        batch=memory.allocate("batch", 8, np.int32),
-        tokens=memory.allocate("batch", tokens, np.int64),
-        positions=memory.allocate("batch", tokens, np.int64),
-        query_start=memory.allocate("batch", max_sequences + 1, np.int32),
-        block_table=memory.allocate("batch", max_sequences * blocks_each, np.int32),
-        sample_rows=memory.allocate("batch", rows, np.int32),
-        logits=memory.allocate("logits", rows * plan.vocab_size, np.float32).reshape(rows, -1),
-        arena=memory.allocate("arena", plan.arena_bytes),
-        weights=weights,
-        kv=memory.allocate("kv", slots + blocks)[slots:],
-    )
 
 
 def _library_of(artifact: Artifact, plan: Plan, threads: int, pinned: bool) -> StepLibrary:

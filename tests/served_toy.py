@@ -113,7 +113,7 @@ class Served:
         pool = self.engine._pool
         return (
             self.engine._scheduler.running == 0
-            and not self.engine._requests
+            and not self.engine._stepper.requests
             and pool.free == pool.blocks
         )
 

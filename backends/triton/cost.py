@@ -118,7 +118,7 @@ def vector_seconds(product: Product, shape: VectorShape, splits: int, chip: Chip
         L2 * chip.bandwidth
     )
     # instructions a weight: docs/triton-kernels.md; an FMA counts as two operations
-    count = {"dense": 3.6, "w8": 3.5}[product.format.kind]
+    count = {"dense": 3.9, "w8": 3.5}[product.format.kind]
     arithmetic = 2 * count * product.weight_bytes / each / chip.single
     work = max(memory, cache, arithmetic) * _unevenness(programs, chip)
     return START + work + (HANDOVER if splits > 1 else 0.0)

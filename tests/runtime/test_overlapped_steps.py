@@ -191,7 +191,7 @@ def test_seconds_of_steps_add_up_to_those_that_passed(
     engine, library = late_engine(tmp_path)
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(
-        "graphwright.runtime.engine.time", SimpleNamespace(perf_counter=lambda: clock.now)
+        "graphwright.runtime.stepper.time", SimpleNamespace(perf_counter=lambda: clock.now)
     )
     start, finish = library.start, library.finish
 
@@ -291,5 +291,5 @@ def test_every_request_says_what_it_says_alone(events: list[Any]) -> None:
             continue
         output = request.output()
         assert (output.token_ids, output.text, output.finish_reason) == (tokens, text, reason)
-    assert not engine._requests and engine._pool.free == engine._pool.blocks
+    assert not engine._stepper.requests and engine._pool.free == engine._pool.blocks
     assert engine.step() is False and not library.open

@@ -1,0 +1,163 @@
+"""What moves requests on: steps of an engine's library, one after the other or overlapping."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from graphwright.runtime.buffers import describe
+from graphwright.runtime.candidates import Candidates
+from graphwright.runtime.errors import RequestError
+from graphwright.runtime.library import OverlappingLibrary, StepBuffers, StepLibrary
+from graphwright.runtime.request import Request
+from graphwright.runtime.scheduler import Scheduler, Step
+from graphwright.runtime.scheduler import Sequence as TokenSequence
+from graphwright.runtime.statistics import Statistics
+
+__all__ = ["Stepper"]
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A step that was started and not looked at yet. requests: one a sampled row, all greedy.
+    start: when it may have begun, if the step in front had ended by then.
+    """
+
+    step: Step
+    requests: list[Request]
+    ticket: Any
+    start: float
+
+
+class Stepper:
+    """Runs what `scheduler` says by `library` and hands its rows to the requests of the sequences.
+
+    buffers: where steps are described, `blocks_each` entries of the block table a sequence.
+    """
+
+    def __init__(
+        self, library: StepLibrary, scheduler: Scheduler, buffers: StepBuffers, blocks_each: int
+    ) -> None:
+        self.requests: dict[TokenSequence, Request] = {}
+        self.statistics = Statistics()
+        self._library, self._scheduler = library, scheduler
+        self._overlapping = cast(OverlappingLibrary, library)  # used if it is one
+        self._buffers, self._blocks_each = buffers, blocks_each
+        self._flights: list[Flight] = []  # in their order, at most two
+        self._last_end = 0.0  # when the last step ended
+
+    def add(self, request: Request) -> None:
+        """Queues a request."""
+        self.requests[request.sequence] = request
+        self._scheduler.add(request.sequence)
+
+    def remove(self, request: Request) -> None:
+        """Forgets a request and frees its cache; nothing happens when it is unknown."""
+        self._scheduler.remove(request.sequence)
+        self.requests.pop(request.sequence, None)
+
+    def step(self) -> bool:
+        """One native step over everything that is ready. False: there was nothing to do.
+
+        Where steps overlap, the one behind it has been started on return, if tokens that nobody
+        has seen yet can change nothing of it but who has ended. Raises RequestError when a request
+        fails; it has ended then, with `error`, and the others have their tokens.
+        """
+        start = time.perf_counter()
+        if self._flights:
+            self.drop_ended()
+        if self._flights:
+            self._finish_flight()
+            return True
+        step = self._scheduler.next_step()
+        if step is None:
+            return False
+        requests = [self.requests[chunk.sequence] for chunk in step.chunks if chunk.rows]
+        most = self._library.candidates
+        wanted = [request.candidates(most) for request in requests]
+        logits = 0 in wanted or any(request.keeps_logits for request in requests)
+        largest = max(wanted, default=0)
+        if self._library.overlaps and largest == 1 and not logits:
+            self._start(step, requests, start)
+            self._finish_flight()
+        else:
+            known = self.run(step, largest, logits)
+            self._accept(step, enumerate(requests), known, start)
+        return True
+
+    def _start(self, step: Step, requests: list[Request], start: float) -> None:
+        describe(step, self._buffers, self._blocks_each)
+        ticket = self._overlapping.start(step.entry, self._buffers, 1, False)
+        self._flights.append(Flight(step, requests, ticket, start))
+        for chunk in step.chunks:
+            chunk.sequence.computed += chunk.count
+
+    def _start_behind(self, front: Flight) -> None:
+        """Starts the step behind `front`, unless it depends on what that one will say."""
+        going = {
+            request.sequence: row
+            for row, request in enumerate(front.requests)
+            if request.sequence in self.requests and not request.ends_next
+        }
+        step = self._scheduler.step_behind(going)
+        if step is not None:
+            requests = [self.requests[sequence] for sequence in going]
+            self._start(step, requests, front.start)
+
+    def _finish_flight(self) -> None:
+        """Starts the step behind the first in flight, if that can be, then waits for the first."""
+        front = self._flights[0]
+        if len(self._flights) == 1:
+            self._start_behind(front)
+        known = self._overlapping.finish(front.ticket)
+        self._flights.pop(0)
+        step, start = front.step, max(front.start, self._last_end)
+        rows = [each for each in enumerate(front.requests) if each[1].sequence in self.requests]
+        if len(rows) < len(front.requests):  # some have ended since: their rows mean nothing
+            live = tuple(chunk for chunk in step.chunks if chunk.sequence in self.requests)
+            step = replace(step, chunks=live)
+        self._accept(step, rows, known, start)
+
+    def drop_ended(self) -> None:
+        """Waits for steps in flight whose requests have all ended: nobody wants what they say."""
+        while self._flights:
+            front = self._flights[0]
+            if any(request.sequence in self.requests for request in front.requests):
+                return
+            self._overlapping.finish(front.ticket)
+            self._flights.pop(0)
+
+    def _accept(
+        self, step: Step, rows: Iterable[tuple[int, Request]], known: Candidates | None,
+        start: float,
+    ) -> None:  # fmt: skip
+        """Gives each request what a step says in its row; the step took from `start` to now."""
+        failed: BaseException | None = None
+        for row, request in rows:
+            try:
+                request.accept(self._buffers.logits[row], known, row)
+            except BaseException as error:  # noqa: BLE001  the others get their tokens first
+                failed = error
+                request.error = _as_request_error(error)
+            if request.finished:
+                self.remove(request)
+        self._last_end = time.perf_counter()
+        self.statistics.count(step, self._last_end - start)
+        if failed is not None:
+            raise failed
+
+    def run(self, step: Step, largest: int = 0, logits: bool = True) -> Candidates | None:
+        """A step from its start to its end, as StepLibrary.run; nobody accepts its tokens."""
+        describe(step, self._buffers, self._blocks_each)
+        found = self._library.run(step.entry, self._buffers, largest, logits)
+        for chunk in step.chunks:
+            chunk.sequence.computed += chunk.count
+        return found
+
+
+def _as_request_error(error: BaseException) -> RequestError:
+    if isinstance(error, RequestError):
+        return error
+    return RequestError(f"the request ended with an error of the engine: {error!r}.")
