@@ -22,6 +22,7 @@ from graphwright.runtime.library import (
 )
 from graphwright.runtime.memory import Memory
 from graphwright.runtime.plan import Plan
+from graphwright.runtime.prefix_cache import PrefixCache
 from graphwright.runtime.request import Output, Piece, Request
 from graphwright.runtime.sampling_params import SamplingParams
 from graphwright.runtime.scheduler import Scheduler
@@ -42,8 +43,10 @@ class Engine:
     context: default the model's own, at most 2048. threads, affinity: see runtime/threads.py.
     verify: check every byte of the file first, unless that was done since it was written. mmap:
     read weights where the file is mapped; else, on CPUs, from a copy in memory of its own, which
-    takes longer to load and may be faster to read. library: instead of the artifact's compiled code
-    (tests).
+    takes longer to load and may be faster to read. prefix_cache: use the keys and values of earlier
+    prompts that begin alike (runtime/prefix_cache.py), which may round otherwise than computing
+    them again; models with states of one sequence cannot. library: instead of the artifact's
+    compiled code (tests).
     Not for several threads at once. Raises ArtifactError, RequestError.
     """
 
@@ -57,6 +60,7 @@ class Engine:
         affinity: str | None = None,
         verify: bool = True,
         mmap: bool = True,
+        prefix_cache: bool = False,
         library: StepLibrary | None = None,
     ) -> None:
         start = time.perf_counter()
@@ -79,9 +83,16 @@ class Engine:
         self._buffers = allocate_buffers(
             self.plan, self.memory, weights, max_sequences, blocks_each
         )
-        self._pool = BlockPool(max_sequences * blocks_each, max_sequences)
+        shares = prefix_cache and self.plan.shares_blocks
+        self._pool = BlockPool(max_sequences * blocks_each, 0 if shares else max_sequences)
+        prefixes = PrefixCache(self._pool, self.plan.block_size) if shares else None
         self._scheduler = Scheduler(
-            self.plan.entries, self._pool, self.plan.block_size, blocks_each, max_sequences
+            self.plan.entries,
+            self._pool,
+            self.plan.block_size,
+            blocks_each,
+            max_sequences,
+            prefixes,
         )
         self._library = library or _library_of(artifact, self.plan, self.threads, pinned)
         self._stepper = Stepper(self._library, self._scheduler, self._buffers, blocks_each)

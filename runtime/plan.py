@@ -25,7 +25,7 @@ class Plan:
     """Sizes of everything that the engine allocates. `max_context`: None when there is no limit.
 
     alone_rows: tokens of a step up to which each thread needs an arena of its own. slot_bytes: of
-    the recurrent states of one sequence.
+    the recurrent states of one sequence. rolling: do its blocks hold states of one sequence, too?
     """
 
     entries: dict[str, EntryPlan]
@@ -37,6 +37,12 @@ class Plan:
     max_context: int | None
     alone_rows: int = 0
     slot_bytes: int = 0
+    rolling: bool = False
+
+    @property
+    def shares_blocks(self) -> bool:
+        """May sequences that begin alike use the same blocks?"""
+        return not self.rolling and self.slot_bytes == 0
 
     @property
     def rows(self) -> int:
@@ -76,6 +82,7 @@ class Plan:
                 None if context is None else int(context),
                 int(found.get("alone_rows", 0)),
                 int(found["kv"].get("slot_bytes", 0)),
+                bool(found["kv"].get("rolling")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"the artifact's plan.json is incomplete: {error!r}.") from error

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from graphwright.runtime.kv_cache import BlockPool, BlockTable
 from graphwright.runtime.plan import EntryPlan
+from graphwright.runtime.prefix_cache import PrefixCache
 
 __all__ = ["Chunk", "Scheduler", "Sequence", "Step"]
 
@@ -18,12 +19,14 @@ class Sequence:
     """Token ids known so far, and how many positions the cache holds, or will when the steps that
     were started are done.
 
-    every_row: logits are wanted at every position, not only at the newest.
+    every_row: logits are wanted at every position, not only at the newest. reused: tokens of the
+    prompt that need not be computed, as blocks of an earlier one are used.
     """
 
     tokens: list[int]
     every_row: bool = False
     computed: int = 0
+    reused: int = 0
     table: BlockTable | None = None
     prompt_length: int = field(init=False)
 
@@ -68,7 +71,8 @@ class Scheduler:
     """Admits waiting sequences in order and shares each step's token and row budget.
 
     Decoding sequences come first, one token each; the rest of the budget prefills, oldest first.
-    `pool` has blocks for `max_sequences` sequences of `max_blocks` blocks each.
+    `pool` has blocks for `max_sequences` sequences of `max_blocks` blocks each. prefixes: where
+    sequences look for what an earlier one has computed.
     """
 
     def __init__(
@@ -78,12 +82,14 @@ class Scheduler:
         block_size: int,
         max_blocks: int,
         max_sequences: int,
+        prefixes: PrefixCache | None = None,
     ) -> None:
         self._decode, self._prefill = entries["decode"], entries["prefill"]
         self._pool = pool
         self._block_size = block_size
         self._max_blocks = max_blocks
         self._max_sequences = max_sequences
+        self._prefixes = prefixes
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
 
@@ -101,16 +107,15 @@ class Scheduler:
         if sequence in self._running:
             self._running.remove(sequence)
             assert sequence.table is not None
+            self._keep(sequence)
             sequence.table.release()
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
 
     def next_step(self) -> Step | None:
         """The next step; None when no sequence has a pending token. Takes the blocks it needs."""
-        while self._waiting and len(self._running) < self._max_sequences:
-            sequence = self._waiting.popleft()
-            sequence.table = BlockTable(self._pool, self._block_size, self._max_blocks)
-            self._running.append(sequence)
+        if self._waiting and len(self._running) < self._max_sequences:
+            self._admit()
         tokens, rows = self._prefill.max_tokens, self._prefill.max_rows
         chunks: list[Chunk] = []
         for sequence in sorted(self._running, key=lambda each: each.pending != 1):
@@ -122,6 +127,21 @@ class Scheduler:
         if not chunks:
             return None
         return self._step(chunks, self._prefill.max_tokens - tokens, self._prefill.max_rows - rows)
+
+    def _admit(self) -> None:
+        for sequence in self._running:
+            self._keep(sequence)
+        while self._waiting and len(self._running) < self._max_sequences:
+            sequence = self._waiting.popleft()
+            sequence.table = BlockTable(self._pool, self._block_size, self._max_blocks)
+            if self._prefixes is not None and not sequence.every_row:
+                sequence.reused = self._prefixes.adopt(sequence.table, sequence.tokens)
+                sequence.computed = sequence.reused
+            self._running.append(sequence)
+
+    def _keep(self, sequence: Sequence) -> None:
+        if self._prefixes is not None and sequence.table is not None:
+            self._prefixes.keep(sequence.table, sequence.tokens, sequence.computed)
 
     def step_behind(self, rows: Mapping[Sequence, int]) -> Step | None:
         """The step behind one that runs, before anybody knows what that one chooses. Takes blocks.

@@ -151,10 +151,14 @@ def served(engine: Engine, **options: Any) -> Iterator[Served]:
 
 @contextmanager
 def served_toy(
-    folder: Path, library: ToyLibrary | None = None, max_sequences: int = 4, **options: Any
-) -> Iterator[Served]:
+    folder: Path, library: ToyLibrary | None = None, max_sequences: int = 4, *,
+    prefix_cache: bool = False, **options: Any,
+) -> Iterator[Served]:  # fmt: skip
     """Serves the toy with its chat template."""
     path = chat_toy(folder / "toy.gw")
-    engine = Engine(path, library=library or ToyLibrary(), max_sequences=max_sequences)
+    engine = Engine(
+        path, library=library or ToyLibrary(), max_sequences=max_sequences,
+        prefix_cache=prefix_cache,
+    )  # fmt: skip
     with served(engine, **options) as found:
         yield found

@@ -31,10 +31,13 @@ class Interrupting(ToyLibrary):
 
 
 @pytest.fixture
-def library(monkeypatch: pytest.MonkeyPatch) -> Interrupting:
+def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[Interrupting]:
+    """Ctrl-C is what it is in a terminal, also where a shell started this in the background."""
     found = Interrupting()
     monkeypatch.setattr("graphwright.runtime.engine.NativeLibrary", lambda *_, **__: found)
-    return found
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield found
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def command(
             f"the model in {artifact} came without a chat template; "
             f"complete texts with it instead: graphwright run {artifact} --prompt TEXT."
         )
-    engine = Engine(opened, max_sequences=1, **options)
+    engine = Engine(opened, max_sequences=1, prefix_cache=True, **options)
     _talk(engine, Conversation(engine, template, params, system))
 
 

@@ -28,6 +28,8 @@ __all__ = ["command"]
               help="Sequences that may wait; more are answered by 503.")  # fmt: skip
 @click.option("--grace", default=30, show_default=True, type=click.IntRange(1),
               help="Seconds that running requests have to end after a signal.")  # fmt: skip
+@click.option("--prefix-cache/--no-prefix-cache", default=True, show_default=True,
+              help="Reuse what was computed of prompts that begin alike.")  # fmt: skip
 @engine_options
 def command(
     artifact: str,
@@ -38,6 +40,7 @@ def command(
     max_sequences: int,
     queue: int,
     grace: int,
+    prefix_cache: bool,
     options: dict[str, Any],
 ) -> None:
     """Serve the compiled model ARTIFACT over HTTP until SIGINT or SIGTERM; see docs/server.md.
@@ -55,7 +58,9 @@ def command(
     with bind(host, port) as listener:
         name = served_model_name or Path(artifact).stem
         app, engine = make_app(
-            lambda: Engine(artifact, max_sequences=max_sequences, **options),
+            lambda: Engine(
+                artifact, max_sequences=max_sequences, prefix_cache=prefix_cache, **options
+            ),
             name=name,
             queue=queue,
             api_key=api_key,

@@ -32,11 +32,14 @@ _LONGEST_SILENCE = 0.1  # seconds between reports to /metrics when nobody waits 
 
 @dataclass
 class _Report:
-    """What happened since the last one. ended: sequences that left the engine, by reason."""
+    """What happened since the last one. ended: sequences that left the engine, by reason. reused:
+    tokens of their prompts that were not computed.
+    """
 
     events: list[tuple[Job, Event]] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
     tokens: int = 0
+    reused: int = 0
     step_seconds: list[float] = field(default_factory=list)
     first_token_seconds: list[float] = field(default_factory=list)
     failure: str | None = None
@@ -128,6 +131,7 @@ class EngineThread:
         self._live -= len(report.ended)
         self.failure = report.failure or self.failure
         self.metrics.count(report.ended, report.tokens)
+        self.metrics.reused_tokens += report.reused
         for seconds in report.step_seconds:
             self.metrics.step_seconds.observe(seconds)
         for seconds in report.first_token_seconds:
@@ -206,6 +210,7 @@ class EngineThread:
             live.pieces += ((number, piece) for piece in request.take_pieces())
             if request.finish_reason is not None:
                 self._report.ended.append(request.finish_reason)
+                self._report.reused += request.sequence.reused
                 live.requests[number] = None
         new = live.pieces[before:]
         self._report.tokens += sum(len(piece.token_ids) for _, piece in new)

@@ -41,6 +41,7 @@ class Metrics:
     def __init__(self) -> None:
         self.prompt_tokens = 0
         self.generated_tokens = 0
+        self.reused_tokens = 0
         self.step_seconds = Histogram(_STEP_BOUNDS)
         self.first_token_seconds = Histogram(_FIRST_TOKEN_BOUNDS)
         self._answers: Counter[tuple[str, int]] = Counter()
@@ -71,6 +72,8 @@ class Metrics:
             ("prompt_tokens_total", "counter", "Prompt tokens of accepted sequences.",
              self.prompt_tokens),
             ("generated_tokens_total", "counter", "Tokens generated.", self.generated_tokens),
+            ("reused_tokens_total", "counter", "Prompt tokens of ended sequences not computed.",
+             self.reused_tokens),
             ("sequences_running", "gauge", "Sequences in the batch.", running),
             ("sequences_waiting", "gauge", "Sequences that wait for a place in it.", waiting),
             ("engine_failed", "gauge", "1 when the engine stopped working.", int(failed)),

@@ -288,6 +288,7 @@ def test_metrics_count(tmp_path: Path) -> None:
             'sequences_ended_total{reason="refused"}': 1,
             "prompt_tokens_total": 5,
             "generated_tokens_total": 11,
+            "reused_tokens_total": 0,
             "sequences_running": 0,
             "sequences_waiting": 0,
             "engine_failed": 0,
@@ -298,8 +299,20 @@ def test_metrics_count(tmp_path: Path) -> None:
         assert toy.metric("graphwright_step_seconds_count") == steps == 4 + 3
         assert toy.metric('graphwright_step_seconds_bucket{le="+Inf"}') == steps
         kinds = [line.split()[2:] for line in text.splitlines() if line.startswith("# TYPE")]
-        assert len({name for name, _ in kinds}) == len(kinds) == 9
+        assert len({name for name, _ in kinds}) == len(kinds) == 10
         assert toy.client.get("/version").json() == {"version": "0.1.0"}
+
+
+def test_prompts_that_begin_alike_are_computed_once(tmp_path: Path) -> None:
+    prompt = list(range(5, 5 + 11))  # two whole blocks of four, and three tokens
+    with served_toy(tmp_path, prefix_cache=True) as toy:
+        said = [
+            toy.complete([*prompt, 7], max_tokens=3, **GREEDY)["choices"][0]["text"]
+            for _ in range(2)
+        ]
+        assert said[0] == said[1]
+        toy.wait_for(0, 0)
+        assert toy.metric("graphwright_reused_tokens_total") == 8
 
 
 def test_tokenize_and_back(tmp_path: Path) -> None:

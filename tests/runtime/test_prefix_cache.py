@@ -1,0 +1,184 @@
+"""Blocks of an earlier prompt that begins alike are used again, and nothing else is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_model import BLOCK, ToyLibrary, toy_engine, toy_greedy, write_toy
+
+from graphwright.runtime.engine import Engine
+from graphwright.runtime.kv_cache import BlockPool, BlockTable
+from graphwright.runtime.prefix_cache import PrefixCache
+from graphwright.runtime.sampling_params import SamplingParams
+
+FIRST = list(range(3, 3 + 3 * BLOCK))  # three whole blocks
+
+
+def greedy(tokens: int = 2) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=tokens)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return Engine(
+        write_toy(tmp_path / "toy.gw"), library=ToyLibrary(), max_sequences=2, prefix_cache=True
+    )
+
+
+def reused(engine: Engine, prompt: list[int], tokens: int = 2) -> int:
+    """Positions that were not computed again; what is said must be right."""
+    request = engine.submit(prompt, greedy(tokens))
+    while not request.finished:
+        engine.step()
+    assert request.generated == toy_greedy(prompt, tokens)
+    return request.sequence.reused
+
+
+def test_whole_blocks_are_used_again_but_the_last_token_is_computed(engine: Engine) -> None:
+    assert reused(engine, FIRST) == 0
+    assert reused(engine, FIRST) == 2 * BLOCK
+    assert reused(engine, [*FIRST, 1]) == 3 * BLOCK
+    assert reused(engine, FIRST[: BLOCK + 1]) == BLOCK
+    assert reused(engine, [*FIRST[:BLOCK], 90, *FIRST[BLOCK:]]) == BLOCK
+    assert reused(engine, FIRST[1:]) == 0
+    assert reused(engine, FIRST[BLOCK:]) == 0, "the same tokens at other positions"
+
+
+def test_a_turn_goes_on_behind_the_answer_before_it(engine: Engine) -> None:
+    assert reused(engine, FIRST, tokens=6) == 0
+    said = toy_greedy(FIRST, 6)
+    # of the last token that was said no keys were computed
+    assert reused(engine, [*FIRST, *said, 7, 8]) == (len(FIRST) + 5) // BLOCK * BLOCK
+
+
+def test_running_requests_share_and_the_shared_outlives_its_first_holder(engine: Engine) -> None:
+    first = engine.submit(FIRST, greedy(9))
+    engine.step()
+    engine.step()
+    second = engine.submit([*FIRST, 5], greedy(9))
+    engine.step()
+    assert second.sequence.reused == 3 * BLOCK
+    engine.cancel(first)
+    third = engine.submit([*FIRST, 6], greedy(9))
+    while not (second.finished and third.finished):
+        engine.step()
+    assert second.generated == toy_greedy([*FIRST, 5], 9)
+    assert third.generated == toy_greedy([*FIRST, 6], 9)
+    assert engine._pool.free == engine._pool.blocks
+
+
+def test_what_was_free_the_longest_is_forgotten_first_from_its_end(tmp_path: Path) -> None:
+    """Five blocks for one sequence: the second prompt needs two of them beside the three kept."""
+    path = write_toy(tmp_path / "toy.gw", max_context=5 * BLOCK)
+    engine = Engine(path, library=ToyLibrary(), max_sequences=1, prefix_cache=True)
+    assert engine._pool.blocks == 5
+    assert reused(engine, [*FIRST, 1]) == 0
+    assert reused(engine, [50 + i for i in range(3 * BLOCK)], tokens=1) == 0
+    assert reused(engine, [*FIRST, 1]) == 2 * BLOCK
+
+
+def test_all_rows_of_a_prompt_are_computed(engine: Engine) -> None:
+    before = engine.logits([*FIRST, 1])
+    assert (engine.logits([*FIRST, 1]) == before).all() and len(before) == len(FIRST) + 1
+    assert reused(engine, [*FIRST, 1]) == 3 * BLOCK, "they are kept, though"
+
+
+@pytest.mark.parametrize("kv", [{"slot_bytes": 64}, {"rolling": ["conv"]}], ids=str)
+def test_states_of_one_sequence_are_not_shared(tmp_path: Path, kv: dict[str, Any]) -> None:
+    sizes = {"block_size": BLOCK, "block_bytes": BLOCK * 16, "states": []}
+    path = write_toy(tmp_path / "toy.gw", kv={**sizes, **kv})
+    engine = Engine(path, library=ToyLibrary(), max_sequences=2, prefix_cache=True)
+    assert [reused(engine, FIRST) for _ in range(2)] == [0, 0]
+
+
+def test_without_it_nothing_is_reused(tmp_path: Path) -> None:
+    engine, _ = toy_engine(tmp_path)
+    assert [reused(engine, FIRST) for _ in range(2)] == [0, 0]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.lists(st.integers(0, 1), max_size=9), st.booleans()),
+        max_size=40,
+    )
+)
+def test_shared_blocks_are_what_they_are_taken_for_and_nobody_writes_them(
+    events: list[tuple[int, list[int], bool]],
+) -> None:
+    """Three tables of up to five blocks in a pool for just that: (table, tokens that follow,
+    does it end?). Content is what was written last.
+    """
+    pool = BlockPool(15, 0)
+    cache = PrefixCache(pool, 2)
+    content: dict[int, list[int]] = {}
+    tables: dict[int, tuple[BlockTable, list[int]]] = {}
+    for number, more, ends in events:
+        if number not in tables:
+            tables[number] = BlockTable(pool, 2, 5), []
+            table, tokens = tables[number]
+            computed = cache.adopt(table, more)
+            assert computed == 0 or computed < len(more)
+        else:
+            table, tokens = tables[number]
+            computed = len(tokens)
+        tokens += more[: 10 - len(tokens)]
+        table.grow(len(tokens))
+        for position in range(computed, len(tokens)):
+            block = int(table.blocks[position // 2])
+            others = [each for n, (each, _) in tables.items() if n != number]
+            assert not any(block in other.blocks for other in others), "it is written while shared"
+            before = content.get(block, []) if position % 2 else []
+            content[block] = [*before, tokens[position]]
+        for each, own in tables.values():
+            for i, block in enumerate(each.blocks):
+                assert content[int(block)] == own[2 * i : 2 * i + 2]
+        held = {int(block) for each, _ in tables.values() for block in each.blocks}
+        assert pool.free == 15 - len(held)
+        if ends:
+            cache.keep(table, tokens, len(tokens))
+            table.release()
+            del tables[number]
+        elif len(tokens) % 3 == 0:
+            cache.keep(table, tokens, len(tokens))
+
+
+def test_blocks_with_tokens_that_nobody_knows_yet_are_not_kept() -> None:
+    """A step that runs ahead computes one that is not known."""
+    pool = BlockPool(4, 0)
+    cache = PrefixCache(pool, 2)
+    table = BlockTable(pool, 2, 4)
+    table.grow(4)
+    cache.keep(table, [1, 2, 3], 4)
+    assert table.known == 1
+    cache.keep(table, [1, 2, 3, 4], 3)
+    assert table.known == 1
+    cache.keep(table, [1, 2, 3, 4], 4)
+    assert table.known == 2
+
+
+def test_a_prefix_that_was_forgotten_is_not_found_through_what_follows_it() -> None:
+    pool = BlockPool(3, 0)
+    cache = PrefixCache(pool, 1)
+
+    def run(tokens: list[int]) -> tuple[int, list[int]]:
+        table = BlockTable(pool, 1, 3)
+        found = cache.adopt(table, tokens)
+        table.grow(len(tokens))
+        cache.keep(table, tokens, len(tokens))
+        blocks = [int(each) for each in table.blocks]
+        table.release()
+        return found, blocks
+
+    assert run([1, 2, 3])[0] == 0
+    found, kept = run([1, 2, 9])
+    assert found == 2
+    assert run([4]) == (0, [kept[2]]), "the end of what is kept goes first"
+    assert run([1, 2, 9])[0] == 2
+    assert run([7, 7, 7])[0] == 0
+    assert run([1, 2, 9])[0] == 0
+    assert pool.free == 3
