@@ -27,7 +27,7 @@ def load_runs(at, start, k, K: tl.constexpr, WHOLE: tl.constexpr):
     """
     if COMPILED and WHOLE:
         return tl.inline_asm_elementwise(
-            RUNS, "=r,=r,=r,=r,=r,=r,=r,=r,l", [(at + start).to(tl.int64)],
+            RUNS, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,l", [(at + start).to(tl.int64)],
             (tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32),
             False, 1,
         )  # fmt: skip

@@ -18,7 +18,7 @@ import triton.language as tl
 from graphwright.backends.triton.kernels.direct_loads import load_bytes, load_halves
 from graphwright.backends.triton.kernels.epilogue import weight_row
 
-__all__ = ["known_row", "left_operand", "of_outputs", "scales_of", "with_group"]
+__all__ = ["known_row", "left_operand", "scale_of", "scales_of", "with_group"]
 
 
 @triton.jit
@@ -62,25 +62,37 @@ def of_outputs(
 
 
 @triton.jit
+def scale_of(
+    scale, group, first, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
+    TURN: tl.constexpr, GROUPS: tl.constexpr, OUTPUTS: tl.constexpr,
+):  # fmt: skip
+    """of_outputs of a group for each part; behind the last group, of that one."""
+    return of_outputs(
+        scale, tl.minimum(group, GROUPS - 1), first, N, GATE, UP, TURN, GROUPS, OUTPUTS
+    )
+
+
+@triton.jit
 def scales_of(
     scale, chunk, first, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
     TURN: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
-    """of_outputs of the one, two or four groups of a chunk for each part: a tuple."""
-    SHARE: tl.constexpr = 128 // GROUP
-    LAST: tl.constexpr = GROUPS - 1
-    group = chunk * SHARE
-    one = of_outputs(scale, tl.minimum(group, LAST), first, N, GATE, UP, TURN, GROUPS, OUTPUTS)
-    if SHARE == 1:
-        return (one,)
-    two = of_outputs(scale, tl.minimum(group + 1, LAST), first, N, GATE, UP, TURN, GROUPS, OUTPUTS)
-    if SHARE == 2:
-        return (one, two)
-    three = of_outputs(
-        scale, tl.minimum(group + 2, LAST), first, N, GATE, UP, TURN, GROUPS, OUTPUTS
-    )
-    four = of_outputs(scale, tl.minimum(group + 3, LAST), first, N, GATE, UP, TURN, GROUPS, OUTPUTS)
-    return (one, two, three, four)
+    """scale_of the one, two or four groups of a chunk for each part: a tuple."""
+    group = chunk * (128 // GROUP)
+    if GROUP == 128:
+        return (scale_of(scale, group, first, N, GATE, UP, TURN, GROUPS, OUTPUTS),)
+    elif GROUP == 64:
+        return (
+            scale_of(scale, group, first, N, GATE, UP, TURN, GROUPS, OUTPUTS),
+            scale_of(scale, group + 1, first, N, GATE, UP, TURN, GROUPS, OUTPUTS),
+        )
+    else:
+        return (
+            scale_of(scale, group, first, N, GATE, UP, TURN, GROUPS, OUTPUTS),
+            scale_of(scale, group + 1, first, N, GATE, UP, TURN, GROUPS, OUTPUTS),
+            scale_of(scale, group + 2, first, N, GATE, UP, TURN, GROUPS, OUTPUTS),
+            scale_of(scale, group + 3, first, N, GATE, UP, TURN, GROUPS, OUTPUTS),
+        )
 
 
 @triton.jit
@@ -99,7 +111,6 @@ def with_group(
     offsets = tl.broadcast_to(offset[:, None, :, :], (PARTS, OUTPUTS // 16, 16, ROWS))
     offsets = tl.reshape(offsets, (PARTS, OUTPUTS, ROWS))
     if zero is not None:
-        known = tl.minimum(group, GROUPS - 1)
-        point = of_outputs(zero, known, first, N, GATE, UP, TURN, GROUPS, OUTPUTS)
+        point = scale_of(zero, group, first, N, GATE, UP, TURN, GROUPS, OUTPUTS)
         offsets *= (point / 24.0 + (2.0 / 3.0))[:, :, None]
     return total + (sums + offsets) * factor[:, :, None]

@@ -18,7 +18,7 @@ from graphwright.backends.triton.kernels.epilogue import early_inputs, finish
 from graphwright.backends.triton.kernels.nibble_rows import (
     known_row,
     left_operand,
-    of_outputs,
+    scale_of,
     scales_of,
     with_group,
 )
@@ -85,14 +85,12 @@ def one_row_kernel(
     if norm is not None:
         next_norm = load_runs(norm_at, 0, k, K, WHOLE)
     if GROUP == 128:
-        group = tl.minimum(part, GROUPS - 1)
-        next_scale = of_outputs(scale, group, first, N, GATE, UP, TURN, GROUPS, OUTPUTS)
+        next_scale = scale_of(scale, part, first, N, GATE, UP, TURN, GROUPS, OUTPUTS)
     for start in tl.range(0, CHUNKS, PARTS, num_stages=STAGES):
         chunk = start + part
         if GROUP == 128:
             scales = (next_scale,)
-            group = tl.minimum(chunk + PARTS, GROUPS - 1)
-            next_scale = of_outputs(scale, group, first, N, GATE, UP, TURN, GROUPS, OUTPUTS)
+            next_scale = scale_of(scale, chunk + PARTS, first, N, GATE, UP, TURN, GROUPS, OUTPUTS)
         runs = next_x
         ahead = (start + PARTS) * 128
         if WHOLE:
