@@ -11,13 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeAlias
 
 from graphwright.backends.triton.chips import Chip
 from graphwright.backends.triton.kernels.kernel import DTYPES, TritonKernel
 from graphwright.ir.errors import BackendError
 
-__all__ = ["Cubin", "Source", "compile_cubin", "compile_cubins", "cuobjdump", "triton_code"]
+__all__ = ["Cubin", "Source", "compile_cubin", "compile_cubins", "cuobjdump", "in_turn",
+           "triton_code"]  # fmt: skip
 
 ALIGNMENT = 16  # bytes: what the widest load of a thread needs
 
@@ -125,14 +127,32 @@ _CACHE: list[tempfile.TemporaryDirectory[str]] = []
 @contextmanager
 def _reproducible(triton: Any) -> Iterator[None]:
     """Code without the places of source files in it, and Triton's cache where it is removed: for
-    all threads, so that one of them must do this.
+    all threads, so that one of them must do this. Kernels are parsed in turn: in CPython 3.11
+    ast.parse fails where that of another thread comes in between (gh-106905).
     """
     if not _CACHE:
         _CACHE.append(tempfile.TemporaryDirectory(prefix="graphwright-triton-"))
-    with triton.knobs.compilation.scope(), triton.knobs.cache.scope():
+    parsing = in_turn(triton.runtime.jit.JITCallable, "parse")
+    with triton.knobs.compilation.scope(), triton.knobs.cache.scope(), parsing:
         triton.knobs.compilation.disable_line_info = True
         triton.knobs.cache.dir = os.environ.get("TRITON_CACHE_DIR", _CACHE[0].name)
         yield
+
+
+@contextmanager
+def in_turn(owner: type, method: str) -> Iterator[None]:
+    """While open, threads that call this method of any object wait for each other."""
+    lock, call = Lock(), getattr(owner, method)
+
+    def waiting(*arguments: Any) -> Any:
+        with lock:
+            return call(*arguments)
+
+    setattr(owner, method, waiting)
+    try:
+        yield
+    finally:
+        setattr(owner, method, call)
 
 
 def _parameters(ptx: str, symbol: str) -> int:

@@ -7,6 +7,8 @@ sm_90, and all for sm_100, are slow tests.
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ triton = pytest.importorskip("triton")
 
 from cubin_cases import CASES, EVERY, HOPPER  # noqa: E402
 from triton_harness import compile_all  # noqa: E402
+
+from graphwright.backends.triton.cubin import in_turn  # noqa: E402
 
 SHARED = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes: sm_86 and sm_89 have no more
 # mLSTM: of a matrix that is not cut, the largest that there may be.
@@ -60,6 +64,29 @@ def test_code_is_the_same_however_many_compile_at_once(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert runs[0] == runs[1]
     assert len({made["sha256"] for made in runs[0]}) == len(names)
+
+
+def test_a_method_is_called_in_turn() -> None:
+    class Parser:
+        inside = 0
+
+        def parse(self, number: int) -> int:
+            Parser.inside += 1
+            time.sleep(0.002)
+            alone = Parser.inside == 1
+            Parser.inside -= 1
+            if number == 3:
+                raise ValueError(number)
+            return number if alone else -1
+
+    plain = Parser.parse
+    with in_turn(Parser, "parse"), ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(Parser().parse, number) for number in range(8)]
+        said = [each.result() for number, each in enumerate(asked) if number != 3]
+        assert said == [0, 1, 2, 4, 5, 6, 7]
+        with pytest.raises(ValueError, match="3"):
+            asked[3].result()
+    assert Parser.parse is plain
 
 
 @pytest.mark.slow
