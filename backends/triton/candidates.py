@@ -87,7 +87,7 @@ def vector_splits(product: Product, chips: Sequence[Chip]) -> list[int]:
 
 def few_rows_shapes(product: Product) -> list[FewRows]:
     """For up to MOST_ROWS rows by w4 weights, the best first: what was fastest on an H200 for so
-    many outputs of 1 and of 16 rows (docs/performance-gpu.md); of 2 to 8 rows those of one.
+    many outputs of 1 and of 16 rows (docs/performance-gpu.md); 2 to 8 rows were not measured.
     """
     assert product.rows <= MOST_ROWS and product.format.kind == "w4"
     if product.rows > 8:

@@ -157,16 +157,11 @@ class Driver:
         addresses = (ctypes.c_void_p * len(pointers))(
             *(ctypes.addressof(values) + size * i for i in range(len(pointers)))
         )
-        self._start(function, grid, threads, shared, ctypes.addressof(addresses))
-
-    def _start(
-        self, function: Any, grid: Sequence[int], threads: int, shared: int, parameters: int
-    ) -> None:
-        """parameters: where the addresses of the pointers lie."""
         x, y, z = grid
         self._call(
-            "cuLaunchKernel", function, x, y, z, threads, 1, 1, shared, self._stream, parameters, 0
-        )
+            "cuLaunchKernel", function, x, y, z, threads, 1, 1, shared, self._stream,
+            ctypes.addressof(addresses), 0,
+        )  # fmt: skip
 
     def capture(self) -> None:
         """What is launched from here on is recorded instead of run."""

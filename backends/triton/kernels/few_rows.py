@@ -16,10 +16,10 @@ import triton.language as tl
 from graphwright.backends.triton.kernels.epilogue import early_inputs, finish, finish_constants
 from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.nibble_rows import (
-    known_row,
     left_operand,
     scales_of,
     with_group,
+    words_of,
 )
 from graphwright.backends.triton.kernels.nibbles import nibble_floats
 from graphwright.backends.triton.kernels.one_row import one_row_kernel
@@ -81,13 +81,7 @@ def few_rows_kernel(
     kind: tl.constexpr = x.dtype.element_ty
     first = tl.program_id(0) * OUTPUTS
     part = tl.arange(0, PARTS)
-    # How Triton lays loads out follows from these shapes: 8 rows of 4 threads in a warp, a part for
-    # each warp, and what is left, outputs by eights, in registers
-    i = tl.arange(0, OUTPUTS * PARTS)
-    own = i // 8 % PARTS
-    n = known_row(first + i // (8 * PARTS) * 8 + i % 8, N, GATE, UP, TURN)
-    words_at = weight.to(tl.pointer_type(tl.int32), bitcast=True)
-    words_at += (n * (ROW // 4))[:, None] + tl.arange(0, 16)[None, :]
+    own, words_at = words_of(weight, first, N, ROW, GATE, UP, TURN, OUTPUTS, PARTS)
     row = tl.minimum(tl.arange(0, ROWS), rows - 1)  # columns beyond are not stored
     k = (part * 128)[:, None, None] + tl.arange(0, GROUP)[None, None, :]
     x_at = x + (row * X_STRIDE)[None, :, None] + k

@@ -18,7 +18,7 @@ import triton.language as tl
 from graphwright.backends.triton.kernels.direct_loads import load_bytes, load_halves
 from graphwright.backends.triton.kernels.epilogue import weight_row
 
-__all__ = ["known_row", "left_operand", "scale_of", "scales_of", "with_group"]
+__all__ = ["known_row", "left_operand", "scale_of", "scales_of", "with_group", "words_of"]
 
 
 @triton.jit
@@ -34,6 +34,22 @@ def known_row(i, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr, TURN: tl
     anything.
     """
     return weight_row(tl.minimum(i, N - 1), GATE, UP, TURN)
+
+
+@triton.jit
+def words_of(
+    weight, first, N: tl.constexpr, ROW: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
+    TURN: tl.constexpr, OUTPUTS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """(part of each line, pointers to int32 [outputs / 8 * parts * 8, 16]: its row's first chunk).
+
+    How Triton lays loads out follows from these shapes: 8 rows of 4 threads in a warp, a part for
+    each warp, and what is left, outputs by eights, in registers.
+    """
+    i = tl.arange(0, OUTPUTS * PARTS)
+    n = known_row(first + i // (8 * PARTS) * 8 + i % 8, N, GATE, UP, TURN)
+    at = weight.to(tl.pointer_type(tl.int32), bitcast=True) + (n * (ROW // 4))[:, None]
+    return i // 8 % PARTS, at + tl.arange(0, 16)[None, :]
 
 
 @triton.jit

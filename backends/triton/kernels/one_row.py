@@ -21,6 +21,7 @@ from graphwright.backends.triton.kernels.nibble_rows import (
     scale_of,
     scales_of,
     with_group,
+    words_of,
 )
 from graphwright.backends.triton.kernels.nibbles import nibble_floats, rounded_product
 
@@ -54,13 +55,7 @@ def one_row_kernel(
     kind: tl.constexpr = x.dtype.element_ty
     first = tl.program_id(0) * OUTPUTS
     part = tl.arange(0, PARTS)
-    # How Triton lays loads out follows from these shapes: 8 rows of 4 threads in a warp, a part for
-    # each warp, and what is left, outputs by eights, in registers
-    i = tl.arange(0, OUTPUTS * PARTS)
-    own = i // 8 % PARTS
-    n = known_row(first + i // (8 * PARTS) * 8 + i % 8, N, GATE, UP, TURN)
-    words_at = weight.to(tl.pointer_type(tl.int32), bitcast=True)
-    words_at += (n * (ROW // 4))[:, None] + tl.arange(0, 16)[None, :]
+    own, words_at = words_of(weight, first, N, ROW, GATE, UP, TURN, OUTPUTS, PARTS)
     # 16 inputs as the right operand's columns lie in a warp, two to a thread, all columns alike:
     # input / 8 * parts * 8 columns * input / 2 % 4
     i = tl.arange(0, PARTS * 64)
