@@ -145,7 +145,7 @@ def _sizes(kernel: TritonKernel, product: Product) -> dict[str, int]:
     groups = product.k // product.format.group if product.format.group else 1
     counts = {
         "batch": 8, "x": product.rows * product.k, "x_scales": product.rows * groups,
-        "weight": product.n * product.format.row_bytes(product.k), "scale": product.n * groups,
+        "weight": product.format.weight_bytes(product.n, product.k), "scale": product.n * groups,
         "zero": product.n * groups, "out": product.rows * product.n,
     }  # fmt: skip
     return {name: counts[name] * items[name] for name in items if name in counts}

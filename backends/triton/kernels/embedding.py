@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from graphwright.backends.triton.kernels.kernel import TritonKernel, define
+from graphwright.backends.triton.kernels.nibbles import place_of_row
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 from graphwright.backends.triton.kernels.weight_format import WeightFormat
 
@@ -28,9 +29,9 @@ def embedding_kernel(
     inside = column < K
     if KIND == "w4":
         run, inner = column % 128 // 16, column % 16  # as weight_format.py says
-        word = inner // 2 % 4 * 4 + inner // 8 * 2 + inner % 2
-        at = weight + row * ROW + column // 128 * 64 + word * 4 + run // 2
-        packed = tl.load(at, mask=inside, other=0)
+        word = inner // 2 % 4 * 4 + inner // 8 * 2 + run // 4
+        at = weight + place_of_row(row, ROW) + column // 128 * 512
+        packed = tl.load(at + word * 4 + inner % 2 * 2 + run % 4 // 2, mask=inside, other=0)
         value = (packed.to(tl.int32) >> (run % 2 * 4)) & 15
     else:
         value = tl.load(weight + row * ROW + column, mask=inside, other=0)

@@ -17,6 +17,8 @@ from graphwright.backends.triton.kernels.epilogue import early_inputs, finish, f
 from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.nibble_rows import (
     left_operand,
+    minus_zero,
+    result_of,
     scales_of,
     with_group,
     words_of,
@@ -85,14 +87,14 @@ def few_rows_kernel(
     row = tl.minimum(tl.arange(0, ROWS), rows - 1)  # columns beyond are not stored
     k = (part * 128)[:, None, None] + tl.arange(0, GROUP)[None, None, :]
     x_at = x + (row * X_STRIDE)[None, :, None] + k
-    minus = tl.full((PARTS, 16, GROUP), -1.5, kind)
+    minus = minus_zero(PARTS, GROUP, kind)
     total = tl.zeros((PARTS, OUTPUTS, ROWS), tl.float32)
     r = tl.arange(0, ROWS).to(tl.int64)
     for start in tl.range(0, CHUNKS, PARTS, num_stages=STAGES):
         chunk = start + part
         scales = scales_of(scale, chunk, first, N, GATE, UP, TURN, GROUP, GROUPS, OUTPUTS)
         # of chunks behind the last the words are any, and the scales are zero
-        words = tl.load(words_at + (tl.minimum(start + own, CHUNKS - 1) * 16)[:, None])
+        words = tl.load(words_at + (tl.minimum(start + own, CHUNKS - 1) * 128)[:, None])
         floats = nibble_floats(words, kind, False)
         for share in tl.static_range(128 // GROUP):
             shift = start * 128 + share * GROUP
@@ -106,9 +108,9 @@ def few_rows_kernel(
             group = chunk * (128 // GROUP) + share
             total = with_group(
                 total, sums, offset, scales[share], zero, group, first, N, GATE, UP, TURN, GROUPS,
-                WHOLE,
+                WHOLE, kind,
             )  # fmt: skip
-    result = tl.trans(tl.sum(total, axis=0) * 16.0)
+    result = result_of(total, GATE, UP, TURN, kind)
     early = early_inputs(
         r, r < rows, first, bias, residual, cos, sin, slots, N, RESIDUAL_STRIDE, GATE, UP, TURN,
         OUTPUTS, False,
@@ -134,7 +136,7 @@ def few_rows(
     `turn` cos, sin, slots), out [rows, N], (of `turn` k_cache, v_cache).
     """
     assert format.kind == "w4" and most <= MOST_ROWS and (norm is None or most == 1)
-    assert x_stride >= k and n * format.row_bytes(k) < 2**31
+    assert x_stride >= k and format.weight_bytes(n, k) < 2**31
     given = {
         "batch": "int32", "x": dtype, **format.pointers(), "norm": norm, "bias": bias,
         "residual": None if residual_stride is None else dtype, **turn_inputs(turn),

@@ -154,7 +154,7 @@ def linear(
     tiles.splits > 1, before out: partial float32, and counters int32 that are zero before and
     after; `Tiles.scratch_bytes` says how large.
     """
-    assert x_stride >= k and n * format.row_bytes(k) < 2**31
+    assert x_stride >= k and format.weight_bytes(n, k) < 2**31
     assert not integer or (format.kind != "dense" and norm is None)
     assert format.kind != "w8" or format.group % tiles.step == 0, "one scale for a step's inputs"
     several = tiles.splits > 1

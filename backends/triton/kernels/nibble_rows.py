@@ -1,13 +1,15 @@
 """What products of one row and of a few rows by w4 weights share.
 
 The weights are the left operand of m16n8k16, whose floats are made in the registers of the thread
-that has the words (nibbles.py), the rows are its narrow side. Weights stay 1 + q / 16; the sum of
-x, by one more product, takes out what that adds:
+that has the words (nibbles.py), the rows are its narrow side. Weights stay w = BASE + UNIT q, in
+bfloat16 128 + q, in float16 1 + q / 16; the sum of x, by one more product, takes out what that
+adds:
 
-    Σ x (q - zero) = 16 (Σ x (1 + q / 16) - 1.5 Σ x) + (8 - zero) Σ x
+    Σ x (q - zero) = (Σ x w - (BASE + 8 UNIT) Σ x) / UNIT + (8 - zero) Σ x
 
 Scales multiply sums of a group. The warps of a program take chunks of 128 inputs in turn, a part
-for each, of all the program's outputs, and are added up at the end.
+for each, of all the program's outputs, and are added up at the end. Rows of a tile are sums in
+the order of `sum_of` until then.
 """
 
 from __future__ import annotations
@@ -17,13 +19,16 @@ import triton.language as tl
 
 from graphwright.backends.triton.kernels.direct_loads import load_bytes, load_halves
 from graphwright.backends.triton.kernels.epilogue import weight_row
+from graphwright.backends.triton.kernels.nibbles import place_of_row
+from graphwright.backends.triton.kernels.turned_heads import INTERLEAVED
 
-__all__ = ["known_row", "left_operand", "scale_of", "scales_of", "with_group", "words_of"]
+__all__ = ["known_row", "left_operand", "minus_zero", "result_of", "scale_of", "scales_of",
+           "with_group", "words_of"]  # fmt: skip
 
 
 @triton.jit
 def left_operand(values, PARTS: tl.constexpr, OUTPUTS: tl.constexpr):
-    """[outputs / 8 * parts * 8, words], made of one nibble: [PARTS, outputs, 16 inputs]."""
+    """[outputs / 8 * parts * 8, 16], a run of nibble_floats: [PARTS, outputs, 16 inputs]."""
     by_lane = tl.reshape(values, (OUTPUTS // 8, PARTS, 8, 4, 2, 2))
     return tl.reshape(tl.permute(by_lane, (1, 0, 2, 4, 3, 5)), (PARTS, OUTPUTS, 16))
 
@@ -37,6 +42,26 @@ def known_row(i, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr, TURN: tl
 
 
 @triton.jit
+def in_turn(GATE: tl.constexpr, UP: tl.constexpr, TURN: tl.constexpr):
+    """Are the rows of sums that belong in pairs far apart in the weight?"""
+    if TURN is None:
+        return GATE != UP
+    else:
+        return not TURN[INTERLEAVED]
+
+
+@triton.jit
+def sum_of(r, GATE: tl.constexpr, UP: tl.constexpr, TURN: tl.constexpr):
+    """The sum that row r of a tile holds, so that eight rows are an octet of the weight: where its
+    rows come in turn, of sixteen sums the even ones first.
+    """
+    i = r
+    if in_turn(GATE, UP, TURN):
+        i = r // 16 * 16 + r % 8 * 2 + r // 8 % 2
+    return i
+
+
+@triton.jit
 def words_of(
     weight, first, N: tl.constexpr, ROW: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
     TURN: tl.constexpr, OUTPUTS: tl.constexpr, PARTS: tl.constexpr,
@@ -47,8 +72,9 @@ def words_of(
     each warp, and what is left, outputs by eights, in registers.
     """
     i = tl.arange(0, OUTPUTS * PARTS)
-    n = known_row(first + i // (8 * PARTS) * 8 + i % 8, N, GATE, UP, TURN)
-    at = weight.to(tl.pointer_type(tl.int32), bitcast=True) + (n * (ROW // 4))[:, None]
+    r = sum_of(i // (8 * PARTS) * 8 + i % 8, GATE, UP, TURN)
+    n = known_row(first + r, N, GATE, UP, TURN)
+    at = (weight + place_of_row(n, ROW)).to(tl.pointer_type(tl.int32), bitcast=True)[:, None]
     return i // 8 % PARTS, at + tl.arange(0, 16)[None, :]
 
 
@@ -62,7 +88,7 @@ def of_outputs(
     threads load them that need them.
     """
     if OUTPUTS == 16:
-        n = known_row(first + tl.arange(0, 16), N, GATE, UP, TURN)
+        n = known_row(first + sum_of(tl.arange(0, 16), GATE, UP, TURN), N, GATE, UP, TURN)
         at = values + n[None, :] * GROUPS + group[:, None]
         if values.dtype.element_ty == tl.float16:
             found = load_halves(at)
@@ -112,12 +138,19 @@ def scales_of(
 
 
 @triton.jit
+def minus_zero(PARTS: tl.constexpr, INPUTS: tl.constexpr, dtype: tl.constexpr):
+    """[parts, 16, inputs] that makes the offset of x: minus what a weight w of zero is."""
+    return tl.full((PARTS, 16, INPUTS), -136.0 if dtype == tl.bfloat16 else -1.5, dtype)
+
+
+@triton.jit
 def with_group(
     total, sums, offset, factor, zero, group, first, N: tl.constexpr, GATE: tl.constexpr,
     UP: tl.constexpr, TURN: tl.constexpr, GROUPS: tl.constexpr, WHOLE: tl.constexpr,
+    dtype: tl.constexpr,
 ):  # fmt: skip
     """total [parts, outputs, rows] + what a group for each part adds: sums, offset [parts, 16,
-    rows] of -1.5 x, factor its scales [parts, outputs]. A sixteenth of it, as `sums` are.
+    rows] of x by `minus_zero`, factor its scales [parts, outputs]. UNIT times it, as `sums` are.
     """
     PARTS: tl.constexpr = sums.shape[0]
     OUTPUTS: tl.constexpr = sums.shape[1]
@@ -128,5 +161,25 @@ def with_group(
     offsets = tl.reshape(offsets, (PARTS, OUTPUTS, ROWS))
     if zero is not None:
         point = scale_of(zero, group, first, N, GATE, UP, TURN, GROUPS, OUTPUTS)
-        offsets *= (point / 24.0 + (2.0 / 3.0))[:, :, None]
+        if dtype == tl.bfloat16:  # BASE + UNIT zero in place of BASE + 8 UNIT
+            offsets *= (point / 136.0 + (128.0 / 136.0))[:, :, None]
+        else:
+            offsets *= (point / 24.0 + (16.0 / 24.0))[:, :, None]
     return total + (sums + offsets) * factor[:, :, None]
+
+
+@triton.jit
+def result_of(
+    total, GATE: tl.constexpr, UP: tl.constexpr, TURN: tl.constexpr, dtype: tl.constexpr
+):  # fmt: skip
+    """[rows, outputs] of the parts' total, the sums in their order."""
+    OUTPUTS: tl.constexpr = total.shape[1]
+    ROWS: tl.constexpr = total.shape[2]
+    result = tl.sum(total, axis=0)
+    if dtype == tl.float16:
+        result *= 16.0  # 1 / UNIT
+    result = tl.trans(result)
+    if in_turn(GATE, UP, TURN):
+        halves = tl.reshape(result, (ROWS, OUTPUTS // 16, 2, 8))
+        result = tl.reshape(tl.permute(halves, (0, 1, 3, 2)), (ROWS, OUTPUTS))
+    return result

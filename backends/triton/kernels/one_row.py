@@ -18,12 +18,18 @@ from graphwright.backends.triton.kernels.epilogue import early_inputs, finish
 from graphwright.backends.triton.kernels.nibble_rows import (
     known_row,
     left_operand,
+    minus_zero,
+    result_of,
     scale_of,
     scales_of,
     with_group,
     words_of,
 )
-from graphwright.backends.triton.kernels.nibbles import nibble_floats, rounded_product
+from graphwright.backends.triton.kernels.nibbles import (
+    nibble_floats,
+    place_of_row,
+    rounded_product,
+)
 
 __all__ = ["one_row_kernel"]
 
@@ -63,14 +69,14 @@ def one_row_kernel(
     x_at = x + k
     if norm is not None:
         norm_at = norm + k
-    minus = tl.full((PARTS, 16, 16), -1.5, kind)
+    minus = minus_zero(PARTS, 16, kind)
     total = tl.zeros((PARTS, OUTPUTS, 8), tl.float32)
     row = tl.arange(0, 8).to(tl.int64)
     if norm is not None:
         # in front of the loop, while its first words are on their way: x is in the L1 cache then
         o = known_row(first + tl.arange(0, OUTPUTS), N, GATE, UP, TURN)
         sector = tl.minimum(tl.arange(0, 4 * PARTS) * 32, ROW - 1)
-        prefetch((weight + o * ROW)[:, None] + sector[None, :])
+        prefetch((weight + place_of_row(o, ROW))[:, None] + (sector + sector // 64 * 448)[None, :])
     early = early_inputs(
         row, row < 1, first, bias, residual, cos, sin, slots, N, 0, GATE, UP, TURN, OUTPUTS, True
     )  # fmt: skip
@@ -95,7 +101,7 @@ def one_row_kernel(
             norms = next_norm
             next_norm = load_runs(norm_at, ahead, k, K, WHOLE)
         # of chunks behind the last the words are any, and the scales are zero
-        words = tl.load(words_at + (tl.minimum(start + own, CHUNKS - 1) * 16)[:, None])
+        words = tl.load(words_at + (tl.minimum(start + own, CHUNKS - 1) * 128)[:, None])
         if GROUP < 128:
             scales = scales_of(scale, chunk, first, N, GATE, UP, TURN, GROUP, GROUPS, OUTPUTS)
         floats = nibble_floats(words, kind, False)
@@ -114,11 +120,11 @@ def one_row_kernel(
                 factor = scales[16 * place // GROUP]
                 total = with_group(
                     total, sums, offset, factor, zero, group, first, N, GATE, UP, TURN, GROUPS,
-                    WHOLE,
+                    WHOLE, kind,
                 )  # fmt: skip
                 offset = tl.zeros((PARTS, 16, 8), tl.float32)
                 sums = tl.zeros((PARTS, OUTPUTS, 8), tl.float32)
-    result = tl.trans(tl.sum(total, axis=0) * 16.0)
+    result = result_of(total, GATE, UP, TURN, kind)
     if norm is not None:
         result = result * tl.rsqrt(squares / K + EPS)
     finish(

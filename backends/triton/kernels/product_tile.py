@@ -18,6 +18,7 @@ from graphwright.backends.triton.kernels.attention_tile import dot
 from graphwright.backends.triton.kernels.nibbles import (
     inputs_of,
     nibble_floats,
+    place_of_row,
     rounded_product,
     rounded_sum,
 )
@@ -56,12 +57,12 @@ def product_tile(
         )  # inputs of one scale that are multiplied at once
         RUNS: tl.constexpr = SPAN // 16
         j = tl.arange(0, SPAN)
-        words = weight.to(tl.pointer_type(tl.int32), bitcast=True) + n[:, None] * (ROW // 4)
+        words = (weight + place_of_row(n, ROW)).to(tl.pointer_type(tl.int32), bitcast=True)[:, None]
         words += tl.arange(0, 16)[None, :]
         kind: tl.constexpr = x_rows.dtype.element_ty
         sums = tl.zeros((OUTPUTS, ROWS), tl.float32)
         for start in range(first, last, 128):
-            packed = tl.load(words + start // 8, mask=n_inside[:, None], other=0)
+            packed = tl.load(words + start, mask=n_inside[:, None], other=0)
             values = nibble_floats(packed, kind, True)
             for span in tl.static_range(128 // SPAN):
                 k = start + span * SPAN + j

@@ -44,6 +44,7 @@ def routed_linear_kernel(
         at, scale_at = pair // SLOTS * X_STRIDE + pair % SLOTS * K, pair * GROUPS
     n = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     matrix = expert.to(tl.int64) * N
+    STORED: tl.constexpr = (N + 7) // 8 * 8 if KIND == "w4" else N  # rows of an expert's weight
     scales = scale
     if scale is not None:
         scales = scale + matrix * GROUPS
@@ -51,8 +52,8 @@ def routed_linear_kernel(
     if zero is not None:
         zeros = zero + matrix * GROUPS
     value, _ = product_tile(
-        x + at, inside, x_scales, scale_at, weight + matrix * ROW, scales, zeros, None, n, n < N,
-        0, K, K, KIND, GROUP, GROUPS, ROW, PRESCALE, OUTPUTS, ROWS, STEP,
+        x + at, inside, x_scales, scale_at, weight + expert.to(tl.int64) * (STORED * ROW), scales,
+        zeros, None, n, n < N, 0, K, K, KIND, GROUP, GROUPS, ROW, PRESCALE, OUTPUTS, ROWS, STEP,
     )  # fmt: skip
     added = bias
     if bias is not None:

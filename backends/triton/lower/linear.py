@@ -77,7 +77,8 @@ def weights_of(
     scheme = Scheme.parse(given["scheme"])
     if scheme.bits == 8:
         return (add(given["weight"], dense_as("int8")), add(given["scale"], dense()))
-    found = (add(given["weight"], nibbles(scheme)), add(given["scale"], dense_as("float16")))
+    layout = nibbles(scheme, experts=given["weight"].meta["val"].dim() == 3)
+    found = (add(given["weight"], layout), add(given["scale"], dense_as("float16")))
     return found if given["zero"] is None else (*found, add(given["zero"], unsigned()))
 
 

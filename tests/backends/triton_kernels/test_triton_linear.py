@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphwright.ir.op import get_op
-from graphwright.ir.schemes import dequantize, quantize_activation, quantize_weight
+from graphwright.ir.schemes import Scheme, dequantize, quantize_activation, quantize_weight
 from graphwright.ir.tolerance import check_close
 
 triton = pytest.importorskip("triton")
@@ -29,6 +30,7 @@ from graphwright.backends.triton.kernels.weight_format import (  # noqa: E402
     WeightFormat,
     pack_nibbles,
 )
+from graphwright.backends.triton.weights import nibbles  # noqa: E402
 
 SCHEMES = ["w8", "w8g32", "w8g128", "w4g32", "w4g64", "w4g128", "w4g32z", "w4g128z"]
 
@@ -236,19 +238,52 @@ def test_products_of_one_row_are_those_by_the_dequantized_weight(
 
 
 def test_threads_hold_what_tensor_cores_want_of_them() -> None:
-    """m16n8k16 takes inputs 2t, 2t+1, 2t+8, 2t+9 of its 16 from lane t of a row's four: the nibbles
-    of the words 4t..4t+3 are those, of a run of 16 inputs for each nibble.
+    """m16n8k16 takes inputs 2t, 2t+1, 2t+8, 2t+9 of its 16 from lane t of a row's four: of words
+    4t..4t+3 each holds two neighbours of four runs of 16 inputs, 16 bits apart.
     """
     torch.manual_seed(0)
-    values = torch.randint(-8, 8, (3, 192), dtype=torch.int8)  # padded to 256
+    values = torch.randint(-8, 8, (3, 192), dtype=torch.int8)  # padded to 8 rows of 256
     packed = pack_nibbles(values, "w4g64")
-    assert packed.shape == (3, 128)
-    words = packed.view(torch.int32).reshape(3, 2, 4, 4)  # chunk, lane, word of a lane
+    assert packed.shape == (1, 2, 8, 64)
+    words = packed.view(torch.int32).reshape(2, 8, 4, 2, 2)[:, :3]  # chunk, row, lane, its words
     padded = torch.nn.functional.pad(values, (0, 64)).int()
     for run in range(8):
-        q = ((words >> 4 * run) & 15) - 8
+        found = words[..., run // 4]
+        pair = torch.stack([(found >> 4 * (run % 4) + shift) & 15 for shift in (0, 16)], -1) - 8
         for lane in range(4):
             at = 16 * run + 2 * lane
             inputs = [at, at + 1, at + 8, at + 9]
-            assert torch.equal(q[:, 0, lane], padded[:, inputs])
-            assert torch.equal(q[:, 1, lane], padded[:, [128 + i for i in inputs]])
+            assert torch.equal(pair[0, :, lane].reshape(3, 4), padded[:, inputs])
+            assert torch.equal(pair[1, :, lane].reshape(3, 4), padded[:, [128 + i for i in inputs]])
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.sampled_from([(), (1,), (3,)]), st.integers(1, 40), st.integers(1, 9),
+    st.sampled_from([name for name in SCHEMES if name.startswith("w4")]), st.integers(0, 9),
+)  # fmt: skip
+def test_rows_lie_in_octets(
+    experts: tuple[int, ...], n: int, groups: int, scheme: str, seed: int
+) -> None:
+    format = WeightFormat.of(scheme)
+    k, low = groups * format.group, 0 if format.zero else -8
+    random = torch.Generator().manual_seed(seed)
+    values = torch.randint(low, low + 16, (*experts, n, k), generator=random).to(torch.int8)
+    packed = pack_nibbles(values, scheme)
+    octets, chunks = -(-n // 8), -(-k // 128)
+    assert packed.shape == (*experts, octets, chunks, 8, 64)
+    size = format.weight_bytes(n, k)
+    layout = nibbles(Scheme.parse(scheme), experts=bool(experts))
+    assert packed.numel() == math.prod(experts) * size == layout.size(tuple(values.shape))
+    pieces = [layout.pack(each).flatten() for each in values.split(layout.rows_multiple)]
+    assert packed.flatten().tolist() == [byte for piece in pieces for byte in piece.tolist()]
+    data = packed.flatten().tolist()
+    for number, matrix in enumerate(values.reshape(-1, n, k).tolist()):
+        for row in range(8 * octets):
+            start = number * size + row // 8 * 8 * format.row_bytes(k) + row % 8 * 64
+            for i in range(128 * chunks):
+                run, w, t, v = i % 128 // 16, i // 8 % 2, i // 2 % 4, i % 2
+                byte = 4 * (4 * t + 2 * w + run // 4) + 2 * v + run % 4 // 2
+                found = data[start + i // 128 * 512 + byte] >> 4 * (run % 2) & 15
+                want = matrix[row][i] - low if row < n and i < k else -low
+                assert found == want, (number, row, i)
