@@ -32,6 +32,11 @@ class Chip:
     matmul: float
     single: float
 
+    @property
+    def early(self) -> bool:
+        """May its launches begin before those in front of them have ended (kernels/early.py)?"""
+        return self.arch >= 90
+
 
 CHIPS = (
     Chip("sm_80", 80, 166912, 108, 2.04e12, 312e12, 19.5e12),

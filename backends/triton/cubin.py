@@ -29,7 +29,8 @@ class Cubin:
     """Machine code and what a launch needs: threads are 32 * warps, shared is dynamic memory.
 
     After the kernel's pointers a launch passes `scratch_pointers` null pointers. registers, and
-    stack (bytes that a thread spills), are what ptxas says.
+    stack (bytes that a thread spills), are what ptxas says. early: a launch may begin before
+    those in front of it have ended, as the code waits for them itself (kernels/early.py).
     """
 
     code: bytes
@@ -39,6 +40,7 @@ class Cubin:
     scratch_pointers: int
     registers: int
     stack: int
+    early: bool
 
 
 # aligned pointers: those that are multiples of ALIGNMENT at every launch
@@ -79,12 +81,13 @@ def _compile(kernel: TritonKernel, chip: Chip, aligned: frozenset[str]) -> Cubin
     if found.global_scratch_size or found.profile_scratch_size:
         raise BackendError(f"'{kernel.name}' needs scratch memory of its own, which none is given.")
     code = compiled.asm["cubin"]
-    parameters = _parameters(compiled.asm["ptx"], found.name)
+    ptx = compiled.asm["ptx"]
     registers, stack = _usage(code)
-    pointers = len(kernel.pointers)
     return Cubin(
-        code, found.name, kernel.num_warps, found.shared, parameters - pointers, registers, stack
-    )
+        code, found.name, kernel.num_warps, found.shared,
+        _parameters(ptx, found.name) - len(kernel.pointers), registers, stack,
+        early="griddepcontrol.wait" in ptx,
+    )  # fmt: skip
 
 
 def triton_code(kernel: TritonKernel, chip: Chip, aligned: frozenset[str]) -> Any:
@@ -102,10 +105,13 @@ def triton_code(kernel: TritonKernel, chip: Chip, aligned: frozenset[str]) -> An
             "compile it."
         )
     names, types = list(kernel.function.arg_names), dict(kernel.pointers)
+    constants = dict(kernel.constants)
+    if "EARLY" in constants:
+        constants["EARLY"] = chip.early
     source = ASTSource(
         fn=kernel.function,
         signature={n: f"*{DTYPES[types[n]]}" if n in types else "constexpr" for n in names},
-        constexprs={(names.index(n),): value for n, value in kernel.constants.items()},
+        constexprs={(names.index(n),): value for n, value in constants.items()},
         attrs={(i,): [["tt.divisibility", ALIGNMENT]] for i, n in enumerate(names) if n in aligned},
     )
     options = {

@@ -24,7 +24,7 @@ from graphwright.runtime.variants import Variant
 __all__ = ["LAUNCHES", "GpuPackage", "package"]
 
 LAUNCHES = "gpu/launches.json"
-FORMAT = 3  # of it, as runtime/cuda/program.py reads it
+FORMAT = 4  # of it, as runtime/cuda/program.py reads it
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class GpuPackage:
         `largest` of a bucket follow its launches where tokens are chosen greedily, `candidates`
         where they are drawn from few; the number of that name says from how many at most.
         counter_bytes: the size of the region `counters`. A launch is [kernel, grid, [[region,
-        offset], …]]; offsets are bytes, those of weights from the start of the region.
+        offset], …]]; offsets are bytes, those of weights from the start of the region. An `early`
+        kernel waits by itself for the launches in front of it, and may begin before they end.
         """
         blobs = self.lowered.blobs.offsets()
 
@@ -68,7 +69,7 @@ class GpuPackage:
                 name: {
                     "symbol": cubin.symbol, "warps": cubin.warps, "shared": cubin.shared,
                     "scratch_pointers": cubin.scratch_pointers, "registers": cubin.registers,
-                    "stack": cubin.stack,
+                    "stack": cubin.stack, "early": cubin.early,
                 }
                 for name, cubin in cubins.items()
             }

@@ -50,8 +50,9 @@ class Gpu(Protocol):
     def load(self, cubin: bytes, symbol: str, shared: int) -> Any: ...
 
     def launch(
-        self, function: Any, grid: Sequence[int], threads: int, shared: int, pointers: Sequence[int]
-    ) -> None: ...
+        self, function: Any, grid: Sequence[int], threads: int, shared: int,
+        pointers: Sequence[int], early: bool,
+    ) -> None: ...  # fmt: skip
 
     def seconds(self, start: Callable[[], None]) -> float: ...
 
@@ -110,7 +111,9 @@ class GpuRig:
             for number in range(copies):
                 pointers = [places[name][number % len(places[name])] for name, _ in kernel.pointers]
                 pointers += [0] * code.scratch_pointers
-                self.driver.launch(function, grid, 32 * code.warps, code.shared, pointers)
+                self.driver.launch(
+                    function, grid, 32 * code.warps, code.shared, pointers, code.early
+                )
 
         return lambda: self.driver.seconds(launch) / copies
 

@@ -149,19 +149,40 @@ class Driver:
         return function
 
     def launch(
-        self, function: Any, grid: Sequence[int], threads: int, shared: int, pointers: Sequence[int]
-    ) -> None:
-        """Into the stream, or into the graph that is being captured. The pointers are copied."""
+        self, function: Any, grid: Sequence[int], threads: int, shared: int,
+        pointers: Sequence[int], early: bool,
+    ) -> None:  # fmt: skip
+        """Into the stream, or into the graph that is being captured. The pointers are copied.
+
+        early: it may begin as soon as the launch in front lets it, if that is a launch, and waits
+        by itself (backends/triton/kernels/early.py says why that is safe). Any other begins when
+        all in front of it is done.
+        """
         values = (ctypes.c_uint64 * len(pointers))(*pointers)
         size = ctypes.sizeof(ctypes.c_uint64)
         addresses = (ctypes.c_void_p * len(pointers))(
             *(ctypes.addressof(values) + size * i for i in range(len(pointers)))
         )
-        x, y, z = grid
-        self._call(
-            "cuLaunchKernel", function, x, y, z, threads, 1, 1, shared, self._stream,
-            ctypes.addressof(addresses), 0,
-        )  # fmt: skip
+        if not early:
+            self._call(
+                "cuLaunchKernel", function, *grid, threads, 1, 1, shared, self._stream,
+                ctypes.addressof(addresses), 0,
+            )  # fmt: skip
+            return
+        config = self._api.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+        config.sharedMemBytes, config.hStream = shared, self._stream
+        config.attrs, config.numAttrs = [self._begins_early()], 1
+        self._call("cuLaunchKernelEx", config, function, ctypes.addressof(addresses), 0)
+
+    def _begins_early(self) -> Any:
+        """The attribute of a programmatic dependent launch."""
+        attribute = self._api.CUlaunchAttribute()
+        kinds = self._api.CUlaunchAttributeID
+        attribute.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        return attribute
 
     def capture(self) -> None:
         """What is launched from here on is recorded instead of run."""

@@ -223,8 +223,9 @@ class CudaLibrary:
             pointers = [regions[name] + offset for name, offset in launch.operands]
             pointers += [0] * code.scratch_pointers
             self._driver.launch(
-                self._functions[launch.kernel], launch.grid, 32 * code.warps, code.shared, pointers
-            )
+                self._functions[launch.kernel], launch.grid, 32 * code.warps, code.shared, pointers,
+                code.early,
+            )  # fmt: skip
 
     def _place(self, buffers: StepBuffers) -> None:
         """Takes all memory."""

@@ -11,18 +11,22 @@ from graphwright.runtime.errors import ArtifactError
 __all__ = ["FORMAT", "LAUNCHES", "Bucket", "KernelCode", "Launch", "Program"]
 
 LAUNCHES = "gpu/launches.json"
-FORMAT = 3  # of that file; since 3 the first launch of a step takes tokens that the step in front
-# has chosen, where the host names their rows, and the last one leaves them in the GPU's memory
+FORMAT = 4  # of that file; since 3 the first launch of a step takes tokens that the step in front
+# has chosen, where the host names their rows, and the last one leaves them in the GPU's memory;
+# since 4 it says which kernels may begin early
 
 
 @dataclass(frozen=True)
 class KernelCode:
-    """What a launch of a kernel needs beside its pointers."""
+    """What a launch of a kernel needs beside its pointers. early: may it begin before what is in
+    front of it has ended? Its code waits for that itself.
+    """
 
     symbol: str
     warps: int
     shared: int
     scratch_pointers: int
+    early: bool
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Program:
             kernels = {
                 name: KernelCode(
                     str(each["symbol"]), int(each["warps"]), int(each["shared"]),
-                    int(each["scratch_pointers"]),
+                    int(each["scratch_pointers"]), bool(each["early"]),
                 )
                 for name, each in found["kernels"][chip].items()
             }  # fmt: skip

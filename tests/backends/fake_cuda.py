@@ -34,6 +34,10 @@ class FakeCuda:
     )
     CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="shared")
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+    CUlaunchConfig = SimpleNamespace
+    CUlaunchAttributeID = SimpleNamespace(
+        CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION="early"
+    )
 
     def __init__(
         self, cubins: Mapping[bytes, TritonKernel], capability: tuple[int, int] = (8, 0)
@@ -41,6 +45,7 @@ class FakeCuda:
         self.calls: list[str] = []
         self.copied: list[int] = []  # bytes of each copy to the host
         self.launches: list[tuple[str, tuple[int, int, int], int, int]] = []
+        self.early: list[str] = []  # kernels of launches that may begin early
         self.devices = 1
         self.interprets = True
         self.elapsed: Callable[[list[tuple[str, tuple[int, int, int], int, int]]], float] = (
@@ -166,6 +171,24 @@ class FakeCuda:
         else:
             self._graph.append(run)
         return (OK,)
+
+    @staticmethod
+    def CUlaunchAttribute() -> SimpleNamespace:
+        return SimpleNamespace(id=None, value=SimpleNamespace())
+
+    def cuLaunchKernelEx(
+        self, config: SimpleNamespace, kernel: TritonKernel, parameters: int, extra: int
+    ) -> tuple[int]:
+        """An early launch; here it begins when it is its turn."""
+        [attribute] = config.attrs
+        assert attribute.id == "early" and config.numAttrs == 1
+        assert attribute.value.programmaticStreamSerializationAllowed == 1
+        self.early.append(kernel.name)
+        return self.cuLaunchKernel(
+            kernel, config.gridDimX, config.gridDimY, config.gridDimZ, config.blockDimX,
+            config.blockDimY, config.blockDimZ, config.sharedMemBytes, config.hStream, parameters,
+            extra,
+        )  # fmt: skip
 
     def cuStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
         self.calls.append("capture")

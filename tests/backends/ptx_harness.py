@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -34,7 +35,10 @@ from graphwright.backends.triton.kernels.kernel import Size, TritonKernel
 from graphwright.backends.triton.launches import Launch
 from graphwright.backends.triton.package import aligned_pointers
 
-__all__ = ["call", "compiled", "execute", "run_launch"]
+__all__ = ["WEIGHTS", "call", "compiled", "execute", "run_launch"]
+
+# Pointers to what no launch writes
+WEIGHTS = re.compile(r"weight\d*|scale|zero|norm|before|bias|sinks|slopes")
 
 
 def call(
@@ -67,7 +71,8 @@ def execute(
     aligned: frozenset[str] | None = None,
 ) -> None:  # fmt: skip
     """Programs in an order that `seed` gives; moved: as GlobalMemory's; aligned: pointers that the
-    code may take for multiples of 16, by default all. Raises PtxError.
+    code may take for multiples of 16, by default all. Early code may read WEIGHTS before it waits.
+    Raises PtxError.
     """
     entry, shared = compiled(kernel, capability, aligned)
     buffers = {}
@@ -75,7 +80,10 @@ def execute(
         assert tensor.is_contiguous(), name
         buffers[name] = _buffer(tensor, _in_front(kernel, name, tensor))
     constants = {name: np.frombuffer(data, np.uint8) for name, data in entry.constants.items()}
-    memory = GlobalMemory(buffers | constants, moved)
+    (chip,) = chips_of(f"cuda:sm_{capability}")
+    early = chip.early and "EARLY" in kernel.constants
+    unwritten = frozenset(constants) | {name for name in buffers if WEIGHTS.fullmatch(name)}
+    memory = GlobalMemory(buffers | constants, moved, unwritten if early else None)
     addresses = [
         memory.address(name) + _in_front(kernel, name, tensor)
         for name, tensor in zip(buffers, tensors, strict=True)

@@ -403,9 +403,23 @@ def _fence(instruction: Instruction) -> Callable[[Program], None]:
     return _nothing
 
 
+def _dependencies(instruction: Instruction) -> Callable[[Program], None]:
+    if instruction.operation[1:] == ("launch_dependents",):
+        return _nothing
+    if instruction.operation[1:] != ("wait",):
+        raise NotImplementedError("griddepcontrol")
+
+    def wait(program: Program) -> None:
+        if program.active is not None:
+            raise PtxError("some threads wait for launches, and others do not")
+        program.memory.waited = True
+
+    return wait
+
+
 _RULES: dict[str, Callable[[Instruction], Callable[[Program], None]]] = {
     "mov": _move, "ld": _load, "st": _store, "cp": _copy, "mma": _multiply, "wgmma": _warpgroups,
     "ldmatrix": _load_matrices, "stmatrix": _store_matrices, "shfl": _shuffle, "redux": _reduce,
     "atom": _atomic, "bar": _together, "fence": _fence, "membar": _fence,
-    "prefetch": _prefetch,
+    "prefetch": _prefetch, "griddepcontrol": _dependencies,
 }  # fmt: skip

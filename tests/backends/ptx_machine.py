@@ -35,6 +35,7 @@ def run(
 
 def _run(program: Program, steps: list[Callable[[Program], None]], targets: frozenset[int]) -> None:
     code, count = program.entry.code, 0
+    program.memory.begin()
     at = np.zeros(program.threads, np.int64)
     live = np.ones(program.threads, np.bool_)
     while live.any():
@@ -87,3 +88,4 @@ def _run(program: Program, steps: list[Callable[[Program], None]], targets: froz
             if place in targets and whole is not None:
                 at[running] = place
                 break
+    program.memory.end()

@@ -116,17 +116,29 @@ class LocalMemory:
 
 class GlobalMemory:
     """Buffers, flat arrays of uint8 that are read and written in place. moved: bytes that buffers
-    lie behind a multiple of BASE_ALIGNMENT.
+    lie behind a multiple of BASE_ALIGNMENT. constants: of code that begins before the launches in
+    front of it have ended, the buffers that a program may read before it waits for them.
     """
 
     def __init__(
-        self, buffers: Mapping[str, Array], moved: Mapping[str, int] | None = None
-    ) -> None:
+        self, buffers: Mapping[str, Array], moved: Mapping[str, int] | None = None,
+        constants: frozenset[str] | None = None,
+    ) -> None:  # fmt: skip
+        self.constants, self.waited = constants, True
         self.names, self.buffers = list(buffers), list(buffers.values())
         self.starts = [
             (number << _SPAN) + BASE_ALIGNMENT + (moved or {}).get(name, 0)
             for number, name in enumerate(buffers, 1)
         ]
+
+    def begin(self) -> None:
+        """A program begins."""
+        self.waited = self.constants is None
+
+    def end(self) -> None:
+        """It has ended."""
+        if not self.waited:
+            raise PtxError("a program has ended that did not wait for the launches in front of it")
 
     def address(self, name: str) -> int:
         return self.starts[self.names.index(name)]
@@ -135,11 +147,15 @@ class GlobalMemory:
         """uint8 [n, size], from n addresses that must be multiples of `size`."""
         data = np.empty((len(addresses), size), np.uint8)
         for number, which, places in self._places(addresses, size):
+            if not self.waited and self.names[number] not in (self.constants or ()):
+                raise PtxError(f"'{self.names[number]}' is read before the program has waited")
             data[which] = self.buffers[number][places]
         return data
 
     def write(self, addresses: Array, data: Array) -> None:
         """data: uint8 [n, size]."""
+        if not self.waited:
+            raise PtxError("something is written before the program has waited")
         for number, which, places in self._places(addresses, data.shape[1]):
             self.buffers[number][places] = data[which]
 

@@ -119,7 +119,8 @@ BY_NIBBLES = ("one_row", "few_rows")  # whose loops exchange nothing
 def _facts(kernel: TritonKernel, made: Cubin) -> dict[str, Any]:
     return {
         "name": kernel.name, "registers": made.registers, "stack": made.stack,
-        "shared": made.shared, "warps": made.warps,
+        "shared": made.shared, "warps": made.warps, "early": made.early,
+        "has_early": "EARLY" in kernel.constants,
         "exchanges": _exchanges(made.code) if kernel.name.startswith(BY_NIBBLES) else None,
         "sha256": hashlib.sha256(made.code).hexdigest(),
     }  # fmt: skip

@@ -21,6 +21,7 @@ from graphwright.backends.triton.kernels.attention_tile import (
     load_rows,
     lowest_key,
 )
+from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.epilogue import is_last
 from graphwright.backends.triton.kernels.kernel import TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
@@ -41,7 +42,9 @@ def decode_attention_kernel(
     CHUNK: tl.constexpr, BLOCK_D: tl.constexpr, REST_D: tl.constexpr, BLOCK_V: tl.constexpr,
     PACKED: tl.constexpr, PACKS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     SPLITS: tl.constexpr, SHORTEST: tl.constexpr, FEW: tl.constexpr, TOGETHER: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    let_next_begin_and_wait(EARLY)
     token = tl.program_id(0).to(tl.int64)
     # at once, as each takes a trip to the L2 cache; behind the step's tokens nobody uses them
     count, at = tl.load(batch), tl.load(positions + token).to(tl.int32)

@@ -94,15 +94,15 @@ def residual_of(residual, row, row_inside, n, inside, RESIDUAL_STRIDE: tl.conste
 def early_inputs(
     row, row_inside, first, bias, residual, cos, sin, slots, N: tl.constexpr,
     RESIDUAL_STRIDE: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr, TURN: tl.constexpr,
-    OUTPUTS: tl.constexpr, EARLY: tl.constexpr,
+    OUTPUTS: tl.constexpr, BEFORE: tl.constexpr,
 ):  # fmt: skip
-    """(bias, residual, angles of pairs that turn) for `finish`, 0 for what there is not. With EARLY
-    a product loads them before its loop, so that nobody waits for them at its end: where they are
+    """(bias, residual, angles of pairs that turn) for `finish`, 0 for what there is not. BEFORE: a
+    product loads them before its loop, so that nobody waits for them at its end: where they are
     few, as they stay in registers. Else `finish` loads them.
     """
     n, inside = weight_rows(first, N, GATE, UP, TURN, OUTPUTS)
     added, rest, angles = 0.0, 0.0, 0
-    if EARLY:
+    if BEFORE:
         if bias is not None:
             added = bias_of(bias, n, inside)
         if residual is not None:
@@ -117,7 +117,7 @@ def early_inputs(
 def finish(
     value, early, row, row_inside, first, bias, residual, cos, sin, slots, out, k_cache, v_cache,
     N: tl.constexpr, RESIDUAL_STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr,
-    UP: tl.constexpr, TURN: tl.constexpr, EARLY: tl.constexpr,
+    UP: tl.constexpr, TURN: tl.constexpr, BEFORE: tl.constexpr,
 ):  # fmt: skip
     """Writes activation(value + bias) + residual, or with a gate activation(gate) * up, or heads
     that turn, of sums first .. ; value [rows, sums], row int64, early of `early_inputs`."""
@@ -125,13 +125,13 @@ def finish(
     added, rest, angles = early
     n, inside = weight_rows(first, N, GATE, UP, TURN, OUTPUTS)
     if bias is not None:
-        if not EARLY:
+        if not BEFORE:
             added = bias_of(bias, n, inside)
         value += added[None, :]
     if TURN is None and GATE == UP:
         value = activate(value, ACTIVATION)
         if residual is not None:
-            if not EARLY:
+            if not BEFORE:
                 rest = residual_of(residual, row, row_inside, n, inside, RESIDUAL_STRIDE)
             value += rest
         at = out + (row * N)[:, None] + n[None, :]
@@ -146,7 +146,7 @@ def finish(
             at = out + (row * (N // 2))[:, None] + place[None, :]
             tl.store(at, (activate(one, ACTIVATION) * other).to(out.dtype.element_ty), mask=mask)
         else:
-            if not EARLY:
+            if not BEFORE:
                 angles = angles_of(cos, sin, slots, row, row_inside, first + 2 * pair, TURN)
             put_heads(one, other, angles, row, row_inside, first, out, k_cache, v_cache, N, TURN)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
+from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.epilogue import (
     early_inputs,
     finish,
@@ -62,17 +63,18 @@ def gemv_kernel(
     GROUPS: tl.constexpr, ROW: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr,
     UP: tl.constexpr, TURN: tl.constexpr, EPS: tl.constexpr, COUNT: tl.constexpr,
     SPLITS: tl.constexpr, PART: tl.constexpr, OUTPUTS: tl.constexpr, STEP: tl.constexpr,
-    TILE: tl.constexpr,
+    TILE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    let_next_begin_and_wait(EARLY)
     if COUNT > 0:  # noqa: SIM102 - a step has a token, but perhaps no sampled row
         if tl.load(batch + COUNT) == 0:
             return
     tile, split = tl.program_id(0), tl.program_id(1)
     row = tl.arange(0, 1).to(tl.int64)
-    EARLY: tl.constexpr = OUTPUTS <= 4
+    BEFORE: tl.constexpr = OUTPUTS <= 4
     early = early_inputs(
         row, row == 0, tile * OUTPUTS, bias, residual, cos, sin, slots, N, 0, GATE, UP, TURN,
-        OUTPUTS, EARLY,
+        OUTPUTS, BEFORE,
     )  # fmt: skip
     n, n_inside = weight_rows(tile * OUTPUTS, N, GATE, UP, TURN, OUTPUTS)
     if SPLITS == 1:
@@ -131,7 +133,7 @@ def gemv_kernel(
             result = result * tl.rsqrt(square / K + EPS)
         finish(
             result[None, :], early, row, row == 0, tile * OUTPUTS, bias, residual, cos, sin, slots,
-            out, k_cache, v_cache, N, 0, ACTIVATION, GATE, UP, TURN, EARLY,
+            out, k_cache, v_cache, N, 0, ACTIVATION, GATE, UP, TURN, BEFORE,
         )  # fmt: skip
 
 

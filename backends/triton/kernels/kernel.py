@@ -66,9 +66,15 @@ def define(
     stem: str, function: Any, pointers: Mapping[str, str | None], constants: Mapping[str, Any], *,
     grid: Callable[[Size], Grid], num_warps: int = 4, num_stages: int = 1, fused: bool = True,
 ) -> TritonKernel:  # fmt: skip
-    """The kernel `stem_…` of a jit function. A pointer whose element type is None is absent."""
+    """The kernel `stem_…` of a jit function. A pointer whose element type is None is absent.
+
+    A function may have a constant EARLY (early.py) that nobody gives: it is False until the kernel
+    is compiled for a chip.
+    """
     absent = {name: None for name, dtype in pointers.items() if dtype is None}
     given = {**absent, **constants}
+    if "EARLY" in function.arg_names:
+        given["EARLY"] = False
     present = tuple((name, dtype) for name, dtype in pointers.items() if dtype is not None)
     named = {name for name, _ in present}
     assert not named & set(given), f"{stem}: both pointer and constant: {named & set(given)}"

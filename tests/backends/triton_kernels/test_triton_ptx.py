@@ -177,6 +177,7 @@ def test_prefill_of_64_rows_and_64_keys() -> None:
     check_close(step.prefill(**sizes), step.expected())
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("cache", "normed"), [(torch.float32, False), (BF16, True), (torch.int8, True)], ids=str
 )
@@ -218,6 +219,7 @@ def test_recurrences_that_change_threads() -> None:
     scans.test_sums_of_several_warps()
 
 
+@BOTH
 def test_row_kernels() -> None:
     rows.test_a_sum_may_be_of_a_normed_row()
     rows.test_selected_rows_are_copied_for_sampled_rows_only()

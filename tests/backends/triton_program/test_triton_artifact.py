@@ -57,10 +57,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny("llama", tmp_path_factory.mktemp("model") / "checkpoint", num_layers=1)
 
 
-def compiled(checkpoint: Path) -> Artifact:
+def compiled(checkpoint: Path, chip: str = "sm_80") -> Artifact:
     path = checkpoint.parent / "model.gw"
     done = command(
-        "compile", checkpoint, "-o", path, "--target", "cuda:sm_80", "--dtype", "f32",
+        "compile", checkpoint, "-o", path, "--target", f"cuda:{chip}", "--dtype", "f32",
         "--chunk", CHUNK, "--no-check", "--quiet",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -83,14 +83,13 @@ def stand_in(checkpoint: Path, artifact: Artifact) -> FakeCuda:
     run_passes(program, pipeline(PipelineOptions(decode_tokens=64, chunk=CHUNK)))
     lowered = lower_program(program, GpuOptions("f32"))
     kernels = {kernel.name: kernel for kernel in lowered.kernels()}
-    names = artifact.json("gpu/launches.json")["kernels"]["sm_80"]
+    [(chip, names)] = artifact.json("gpu/launches.json")["kernels"].items()
     assert {name.partition("_u")[0] for name in names} == set(kernels)
-    return FakeCuda(
-        {
-            artifact.read(f"gpu/sm_80/{name}.cubin"): kernels[name.partition("_u")[0]]
-            for name in names
-        }
-    )
+    cubins = {
+        artifact.read(f"gpu/{chip}/{name}.cubin"): kernels[name.partition("_u")[0]]
+        for name in names
+    }
+    return FakeCuda(cubins, capability=(int(chip[3]), int(chip[4])))
 
 
 def test_it_holds_code_launches_and_sources(artifact: Artifact) -> None:
@@ -109,6 +108,7 @@ def test_it_holds_code_launches_and_sources(artifact: Artifact) -> None:
     for name, kernel in launches["kernels"]["sm_80"].items():
         assert artifact.read(f"gpu/sm_80/{name}.cubin")[:4] == b"\x7fELF"
         assert kernel["scratch_pointers"] == 2 and kernel["stack"] <= 64
+        assert kernel["early"] is False
     sources = [name for name in artifact.names if name.startswith("gpu/source/")]
     assert sources and all(b"@triton.jit" in artifact.read(name) for name in sources)
     ends = {"batch": 32, "weights": len(artifact.view("weights.bin"))}
@@ -141,16 +141,44 @@ def test_the_engine_generates_what_eager_does(
     checkpoint: Path, artifact: Artifact, driver: FakeCuda
 ) -> None:
     check_against_eager(checkpoint, artifact, driver)
+    assert not driver.early
 
 
 def test_recurrent_states_lie_in_front_of_the_caches(tmp_path: Path) -> None:
+    """On a chip where launches may begin early, and all of them do."""
     checkpoint = tmp_path / "checkpoint"
     tiny_decoder("mamba").save_pretrained(checkpoint)  # type: ignore[operator]
-    artifact = compiled(checkpoint)
+    artifact = compiled(checkpoint, "sm_90")
     kv = artifact.json("plan.json")["kv"]
     assert kv["slot_bytes"] > 0 == kv["block_bytes"]
     assert any(name.startswith("gpu/source/scan_") for name in artifact.names)
-    check_against_eager(checkpoint, artifact, stand_in(checkpoint, artifact))
+    assert {each["early"] for each in artifact.json(LAUNCHES)["kernels"]["sm_90"].values()} == {
+        True
+    }
+    driver = stand_in(checkpoint, artifact)
+    check_against_eager(checkpoint, artifact, driver)
+    assert driver.early == [name for name, *_ in driver.launches]
+
+
+def test_only_kernels_that_wait_begin_early(
+    artifact: Artifact, driver: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each launch as its kernel says, one by one and into graphs."""
+    found, read = artifact.json(LAUNCHES), Artifact.json
+    for name, kernel in found["kernels"]["sm_80"].items():
+        kernel["early"] = not name.startswith("gemv")
+    monkeypatch.setattr(
+        Artifact, "json", lambda self, name: found if name == LAUNCHES else read(self, name)
+    )
+    library = CudaLibrary(artifact, Driver(driver))
+    engine = Engine(artifact, context=64, library=library)
+    driver.early.clear()
+    driver.launches.clear()
+    engine.generate([[5]], SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True))
+    names = [name for name, *_ in driver.launches]
+    assert driver.early == [name for name in names if not name.startswith("gemv")]
+    assert 0 < len(driver.early) < len(names)
+    driver.early.clear()
 
 
 def check_against_eager(checkpoint: Path, artifact: Artifact, driver: FakeCuda) -> None:
@@ -298,12 +326,12 @@ def test_a_file_of_another_format_is_refused(
     del old["format"], old["candidates"]
     monkeypatch.setattr(Artifact, "json", lambda self, name: old)
     sentence = (
-        f"{LAUNCHES} of {artifact.path} has format 1, and this graphwright runs format 3: another "
+        f"{LAUNCHES} of {artifact.path} has format 1, and this graphwright runs format 4: another "
         "version wrote it. Compile it again."
     )
     with pytest.raises(ArtifactError, match=f"^{re.escape(sentence)}$"):
         CudaLibrary(artifact, Driver(driver))
-    old["format"] = 3
+    old["format"] = 4
     with pytest.raises(ArtifactError, match=r"is incomplete: KeyError\('candidates'\)"):
         CudaLibrary(artifact, Driver(driver))
 

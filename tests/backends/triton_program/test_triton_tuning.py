@@ -125,7 +125,7 @@ class Compiler:
             if self.refused == Tiles(*sizes, kernel.num_warps, kernel.num_stages):
                 raise BackendError("too large")
         self.kernels[kernel.name.encode()] = kernel
-        return Cubin(kernel.name.encode(), "symbol", kernel.num_warps, 0, 2, 32, 0)
+        return Cubin(kernel.name.encode(), "symbol", kernel.num_warps, 0, 2, 32, 0, False)
 
 
 @pytest.mark.parametrize("scheme", [None, "w4g32z"])

@@ -1,0 +1,70 @@
+"""Code that begins before the launches in front of it have ended waits before it needs them.
+
+That whole kernels do so is checked wherever their code for sm_90 is executed (ptx_memory.py), and
+that all of them wait where they are compiled (test_triton_cubins.py).
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ptx_machine import run
+from ptx_memory import GlobalMemory, PtxError
+from ptx_parse import parse
+
+import graphwright.backends.triton
+
+KERNELS = Path(graphwright.backends.triton.__file__).parent / "kernels"
+WITHOUT = {"one_row_kernel", "few_rows_kernel"}  # launched as usual, so far
+HEAD = """
+.visible .entry test(
+	.param .u64 .ptr .global .align 1 test_param_0,
+	.param .u64 .ptr .global .align 1 test_param_1
+)
+.reqntid 32
+{
+	.reg .pred %p<2>;
+	.reg .b32 %r<4>;
+	.reg .b64 %rd<3>;
+	ld.param.b64 %rd1, [test_param_0];
+	ld.param.b64 %rd2, [test_param_1];
+	mov.u32 %r1, %tid.x;
+"""
+BEGIN, WAIT = "griddepcontrol.launch_dependents;", "griddepcontrol.wait;"
+LOAD = "ld.global.b32 {{ %r2 }}, [ {} + 0 ];"
+STORE = "st.global.b32 [ %rd2 + 0 ], { %r2 };"
+
+
+def execute(*body: str) -> None:
+    """A program of 32 threads; %rd1 points to a weight, %rd2 to x."""
+    buffers = {name: np.zeros(4, np.uint8) for name in ("weight", "x")}
+    memory = GlobalMemory(buffers, constants=frozenset({"weight"}))
+    entry = parse(HEAD + "\n".join(body) + "\nret;\n}")
+    addresses = dict(zip(entry.parameters, map(memory.address, memory.names), strict=True))
+    run(entry, memory, 0, (2, 1, 1), [(1, 0, 0), (0, 0, 0)], addresses)
+
+
+def test_weights_may_be_read_before_the_wait_and_nothing_else() -> None:
+    weight, x = LOAD.format("%rd1"), LOAD.format("%rd2")
+    execute(BEGIN, weight, WAIT, x, STORE)
+    with pytest.raises(PtxError, match="'x' is read before the program has waited"):
+        execute(BEGIN, x, WAIT, STORE)
+    with pytest.raises(PtxError, match="something is written before the program has waited"):
+        execute(BEGIN, weight, STORE, WAIT)
+    with pytest.raises(PtxError, match="has ended that did not wait"):
+        execute(BEGIN, weight)
+    with pytest.raises(PtxError, match="some threads wait for launches, and others do not"):
+        execute("setp.eq.b32 %p1, %r1, 3;", f"@%p1 {WAIT}", x)
+
+
+def test_every_kernel_can_begin_early() -> None:
+    found: dict[str, set[str]] = {}
+    for path in KERNELS.glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
+                found[node.name] = {each.arg for each in node.args.args}
+    assert len(found) > 20
+    assert {name for name, names in found.items() if "EARLY" not in names} <= WITHOUT
