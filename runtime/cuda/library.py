@@ -214,17 +214,20 @@ class CudaLibrary:
         self.launch((*bucket.launches, *(getattr(bucket, wanted) if wanted else ())))
 
     def launch(self, launches: Sequence[Launch]) -> None:
-        """Some launches of a step, in the stream, on the side of the last one; memory is there once
-        there was a step.
+        """The launches of a step, or some of them, in the stream, on the side of the last one;
+        memory is there once there was a step.
+
+        The second one is launched as usual, so that all behind it find done what the first does,
+        and may read a step's inputs before they wait.
         """
         regions = self._sides[self._last].regions
-        for launch in launches:
+        for number, launch in enumerate(launches):
             code = self._program.kernels[launch.kernel]
             pointers = [regions[name] + offset for name, offset in launch.operands]
             pointers += [0] * code.scratch_pointers
             self._driver.launch(
                 self._functions[launch.kernel], launch.grid, 32 * code.warps, code.shared, pointers,
-                code.early,
+                code.early and number != 1,
             )  # fmt: skip
 
     def _place(self, buffers: StepBuffers) -> None:

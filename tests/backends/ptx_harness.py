@@ -37,8 +37,10 @@ from graphwright.backends.triton.package import aligned_pointers
 
 __all__ = ["WEIGHTS", "call", "compiled", "execute", "run_launch"]
 
-# Pointers to what no launch writes
-WEIGHTS = re.compile(r"weight\d*|scale|zero|norm|before|bias|sinks|slopes")
+# Pointers to what no launch writes, or only a step's first
+WEIGHTS = re.compile(
+    r"weight\d*|scale|zero|norm|before|bias|sinks|slopes|batch|positions|block_table"
+)
 
 
 def call(

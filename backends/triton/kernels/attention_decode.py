@@ -18,10 +18,12 @@ import triton.language as tl
 from graphwright.backends.triton.kernels.attention_tile import (
     AttentionShape,
     attend_tile,
+    blocks_of,
     load_rows,
     lowest_key,
+    seen,
 )
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
+from graphwright.backends.triton.kernels.early import let_next_begin, wait_for_inputs
 from graphwright.backends.triton.kernels.epilogue import is_last
 from graphwright.backends.triton.kernels.kernel import TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
@@ -42,16 +44,21 @@ def decode_attention_kernel(
     CHUNK: tl.constexpr, BLOCK_D: tl.constexpr, REST_D: tl.constexpr, BLOCK_V: tl.constexpr,
     PACKED: tl.constexpr, PACKS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     SPLITS: tl.constexpr, SHORTEST: tl.constexpr, FEW: tl.constexpr, TOGETHER: tl.constexpr,
-    EARLY: tl.constexpr,
+    ALONE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
+    let_next_begin(EARLY)
+    if not ALONE:
+        wait_for_inputs(EARLY)
     token = tl.program_id(0).to(tl.int64)
     # at once, as each takes a trip to the L2 cache; behind the step's tokens nobody uses them
     count, at = tl.load(batch), tl.load(positions + token).to(tl.int32)
-    entry = tl.load(sequences + token) * tl.load(batch + 2)
+    entry = 0
+    if not ALONE:
+        entry = tl.load(sequences + token) * tl.load(batch + 2)
     # the others are never negative: that they count here keeps their loads in front of the branch
-    if (token >= count) | (at < 0) | (entry < 0):
-        return
+    if not ALONE:  # noqa: SIM102 - a constant, unlike the next condition
+        if (token >= count) | (at < 0) | (entry < 0):
+            return
     table = block_table + entry
     kv_head, split = tl.program_id(1) // PACKS, tl.program_id(2)
     head, inside = heads_of(kv_head, SHARED, PACKED, PACKS, ROWS)
@@ -64,6 +71,14 @@ def decode_attention_kernel(
     place = token * (KV_HEADS * SHARED) + head
 
     parts = (tiles + length - 1) // length  # that have keys
+    blocks = None
+    if ALONE:
+        # the first tile's blocks, of what the step began with, while the launches in front end
+        key = begin + tl.arange(0, KEYS)
+        blocks = blocks_of(table, key, seen(key, lowest, end, FIRST), BLOCK_SIZE)
+        wait_for_inputs(EARLY)
+        if count == 0:
+            return
     if SPLITS > 1:  # noqa: SIM102 - a constant, unlike the next condition
         if split >= parts:
             return
@@ -84,16 +99,19 @@ def decode_attention_kernel(
             for first in range(0, tl.minimum((FIRST + KEYS - 1) // KEYS * KEYS, start), KEYS):
                 total, top, result = attend_tile(
                     query, rest, total, top, result, first, lowest, at + 1, position, slope,
-                    table, kv_head, k_cache, v_cache, k_scales, v_scales, DIM, VALUE_DIM,
+                    table, kv_head, k_cache, v_cache, k_scales, v_scales, None, DIM, VALUE_DIM,
                     BLOCK_STRIDE, BLOCK_SIZE, SCALE, SOFTCAP, WINDOW, FIRST, CHUNK, BLOCK_D,
                     REST_D, BLOCK_V, KEYS, True,
                 )  # fmt: skip
     for first in range(begin, end, KEYS):
         total, top, result = attend_tile(
             query, rest, total, top, result, first, lowest, at + 1, position, slope, table,
-            kv_head, k_cache, v_cache, k_scales, v_scales, DIM, VALUE_DIM, BLOCK_STRIDE,
+            kv_head, k_cache, v_cache, k_scales, v_scales, blocks, DIM, VALUE_DIM, BLOCK_STRIDE,
             BLOCK_SIZE, SCALE, SOFTCAP, WINDOW, FIRST, CHUNK, BLOCK_D, REST_D, BLOCK_V, KEYS, True,
         )  # fmt: skip
+        if ALONE:
+            key += KEYS
+            blocks = blocks_of(table, key, seen(key, lowest, end, FIRST), BLOCK_SIZE)
     if SPLITS > 1:
         if parts > 1:
             d = tl.arange(0, BLOCK_V)
@@ -187,8 +205,8 @@ def default_splits(shape: AttentionShape, context: int) -> int:
 
 
 def decode_attention(
-    shape: AttentionShape, splits: int, *, keys: int | None = None, num_warps: int = 4,
-    num_stages: int | None = None, deep: bool = False,
+    shape: AttentionShape, splits: int, *, keys: int | None = None, num_warps: int = 0,
+    num_stages: int | None = None, deep: bool = False, alone: bool = False,
 ) -> TritonKernel:  # fmt: skip
     """gw.cached_attention, token by token, after the step's keys are in the cache.
 
@@ -197,7 +215,9 @@ def decode_attention(
     those behind T mean nothing, block_table int32 [B, M],
     for splits > 1 the float32 scratch partial [T, heads, splits, value_dim], tops and totals
     [T, heads, splits] and counters int32, zero before and after, of `decode_scratch`; out
-    [T, heads, value_dim]. deep: see `is_deep`; results may differ in rounding.
+    [T, heads, value_dim]. deep: see `is_deep`; results may differ in rounding. alone: for buckets
+    of a single token, whose positions the step began with: those and the blocks of keys are looked
+    up before the launches in front have ended; `sequences` is absent.
     """
     assert splits >= 1 and splits == next_power_of_two(splits)
     head, rest, value = shape.blocks
@@ -211,8 +231,10 @@ def decode_attention(
     # Triton's count: the table's entries are loaded a stage before the keys. With 3 a tile is asked
     # for when the one before it is done, with 5 while that one is computed
     stages = 1 if single else 5 if deep and not large else 2 if shape.cache == "int8" else 3
+    if alone and stages > 2:
+        stages -= 1  # that of the entries
     given = shape.pointers() | {
-        "positions": "int64", "sequences": "int32", "block_table": "int32",
+        "positions": "int64", "sequences": None if alone else "int32", "block_table": "int32",
         "partial": "float32" if several else None, "tops": "float32" if several else None,
         "totals": "float32" if several else None, "counters": "int32" if several else None,
         "out": shape.dtype,
@@ -224,10 +246,12 @@ def decode_attention(
         shape.constants() | {
             "PACKED": packed, "PACKS": packs, "ROWS": max(16, few),
             "KEYS": keys, "SPLITS": splits, "SHORTEST": quotient_up(128, keys), "FEW": few,
+            "ALONE": alone,
             "TOGETHER": max(1, min(splits, _COMBINED // (few * value))),
         },
-        grid=lambda size: (size["T"], shape.kv_heads * packs, splits),
-        num_warps=num_warps,
+        grid=lambda size: (1 if alone else size["T"], shape.kv_heads * packs, splits),
+        # nothing else hides what the programs of a single token wait for
+        num_warps=num_warps or (8 if alone and keys >= 64 else 4),
         num_stages=num_stages or stages,
     )  # fmt: skip
 

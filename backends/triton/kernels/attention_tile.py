@@ -16,7 +16,7 @@ from graphwright.backends.triton.kernels.activation import tanh
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 from graphwright.ir.masks import Mask
 
-__all__ = ["AttentionShape", "attend_tile", "dot", "load_rows", "lowest_key"]
+__all__ = ["AttentionShape", "attend_tile", "blocks_of", "dot", "load_rows", "lowest_key", "seen"]
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,21 @@ def lowest_key(position, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
 
 
 @triton.jit
+def seen(key, lowest, end, FIRST: tl.constexpr):
+    """Which keys are below `end`, and not below `lowest` or among the first FIRST."""
+    return (key < end) & ((key >= lowest) | (key < FIRST))
+
+
+@triton.jit
+def blocks_of(table, key, inside, BLOCK_SIZE: tl.constexpr):
+    """int64: the blocks of the cache that keys lie in."""
+    return tl.load(table + key // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
+
+
+@triton.jit
 def attend_tile(
     q, q_rest, total, top, result, first, lowest, end, position, slope, table, kv_head,
-    k_cache, v_cache, k_scales, v_scales,
+    k_cache, v_cache, k_scales, v_scales, blocks,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_STRIDE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr, FIRST: tl.constexpr, CHUNK: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -138,13 +150,16 @@ def attend_tile(
 
     q [M, BLOCK_D] and q_rest [M, REST_D]; total and top [M], result [M, BLOCK_V] float32. Keys at
     or above `end`, and below `lowest` but for the first FIRST, are not read. Without MASKED the
-    caller knows that every query sees every key of the tile.
+    caller knows that every query sees every key of the tile. blocks: of `blocks_of`, or None.
     """
     key = first + tl.arange(0, KEYS)
     inside = key >= 0
     if MASKED:
-        inside = (key < end) & ((key >= lowest) | (key < FIRST))
-    block = tl.load(table + key // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
+        inside = seen(key, lowest, end, FIRST)
+    if blocks is None:
+        block = blocks_of(table, key, inside, BLOCK_SIZE)
+    else:
+        block = blocks
     row = kv_head * BLOCK_SIZE + key % BLOCK_SIZE
     k_rows = k_cache + block * BLOCK_STRIDE + row * DIM
     k = load_rows(k_rows, inside, 0, DIM, BLOCK_D).to(q.dtype)

@@ -2,10 +2,12 @@
 
 A kernel with EARLY lets the launch behind it begin at once, and waits for those in front of it.
 What it does in between runs while they end: until it has waited, it may read constants (weights)
-and nothing else, and must write nothing. Every program waits before it returns. A launch in front
-of it has waited in the same way before it could end, so that whoever has waited finds everything
-done that is in front of it in the stream, whichever launch did it. A kernel without EARLY is
-launched as usual and begins when all of that is done.
+and what a step begins with (its counts, positions and tables; the launch behind the one that brings
+those is an ordinary one, so that no other begins before they are there), and must write nothing.
+Every program waits before it returns. A launch in front of it has waited in the same way before it
+could end, so that whoever has waited finds everything done that is in front of it in the stream,
+whichever launch did it. A kernel without EARLY is launched as usual and begins when all of that is
+done.
 
 Source: PTX ISA, "griddepcontrol"; CUDA programming guide, programmatic dependent launch.
 """

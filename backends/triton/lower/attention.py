@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from graphwright.backends.rows import INPUTS
 from graphwright.backends.triton.context import LoweringContext, arguments
 from graphwright.backends.triton.kernels.attention_decode import (
     decode_attention,
@@ -127,7 +128,8 @@ def cached_attention(context: LoweringContext, node: fx.Node) -> tuple[Launch, .
         given["sinks"] is not None, BLOCK_SIZE, dtype, cache,
     )  # fmt: skip
     extra = [context.weight(given[n]) for n in ("slopes", "sinks") if given[n] is not None]
-    head = (BATCH, queries, *caches, *extra, context.value(given["positions"]))
+    positions = context.value(given["positions"])
+    head = (BATCH, queries, *caches, *extra, positions)
     table, results = Operand("block_table"), context.results(node)
     if context.plan.entry != "decode":
         sizes = prefill_sizes(shape, min(chip.arch for chip in context.chips))
@@ -137,9 +139,12 @@ def cached_attention(context: LoweringContext, node: fx.Node) -> tuple[Launch, .
     splits = default_splits(shape, context.context)
     least = min(chip.multiprocessors for chip in context.chips)
     deep = is_deep(shape, splits, context.tokens, least)
-    kernel = context.kernel(decode_attention, shape, splits, deep=deep)
+    alone = context.tokens == 1 and positions.parameter in INPUTS
+    kernel = context.kernel(decode_attention, shape, splits, deep=deep, alone=alone)
     scratch: tuple[Operand, ...] = ()
     if splits > 1:
         partial, each, counters = decode_scratch(shape, splits, context.tokens)
         scratch = (*context.scratch(partial, each, each), context.counters(counters))
-    return (*launches, Launch(node.name, kernel, (*head, sequences, table, *scratch, *results)))
+    tail = (table, *scratch, *results)
+    operands = (*head, *tail) if alone else (*head, sequences, *tail)
+    return (*launches, Launch(node.name, kernel, operands))

@@ -167,7 +167,8 @@ class Step:
         # behind the step's tokens: what a bucket's memory may hold
         beyond = torch.full((SPARE,), 10**6)
         positions = torch.cat([self.positions, beyond])
-        where = (positions, torch.cat([self.sequences, beyond.int()]), self.table)
+        sequences = torch.cat([self.sequences, beyond.int()])
+        where = [positions, *([] if sizes.get("alone") else [sequences]), self.table]
         shape = self.shape()
         kernel = decode_attention(shape, splits, **sizes)
         partial, each, count = decode_scratch(shape, splits, self.tokens)
@@ -219,6 +220,24 @@ def test_parts_are_added_up_where_there_are_several() -> None:
     step.decode(4, keys=16)
     found = [int(row.isfinite().sum()) for row in step.tops]
     assert found == [3 * 2, 0, 3 * 4], "of three heads"
+
+
+ALONE = [
+    Case(4, 1, 16, 16, lengths=((430, 1),), splits=4),
+    Case(4, 2, 32, 16, dtype=torch.bfloat16, cache=torch.bfloat16, lengths=((0, 1),), splits=4),
+    Case(6, 1, 80, 20, "causal & (window(150) | first(3))", sinks=True, lengths=((290, 1),)),
+    Case(4, 1, 64, 64, "causal & window(9)", dtype=torch.float16, cache=torch.int8,
+         lengths=((37, 1),)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ALONE, ids=str)
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_token_alone(case: Case, deep: bool) -> None:
+    """Whose blocks of keys are looked up before the launches in front have ended."""
+    step = Step(case)
+    step.append()
+    check_close(step.decode(case.splits, alone=True, deep=deep), step.expected())
 
 
 def test_one_split_needs_no_scratch() -> None:
