@@ -21,11 +21,13 @@ from graphwright.backends.triton.cost import (
 from graphwright.backends.triton.kernels.few_rows import MOST_ROWS, FewRows
 from graphwright.backends.triton.kernels.gemv import most_gemv_splits, vector_shape
 from graphwright.backends.triton.kernels.linear import Tiles, most_splits, tiles_for
+from graphwright.backends.triton.kernels.one_row import OneRow
 from graphwright.backends.triton.kernels.weight_format import WeightFormat, WeightKind
 from graphwright.backends.tuning import Choice, Picks
 
-__all__ = ["few_rows_of", "few_rows_shapes", "pick_few_rows", "pick_splits", "pick_tiles",
-           "product_of", "product_tiles", "tiles_of", "vector_splits"]  # fmt: skip
+__all__ = ["few_rows_of", "few_rows_shapes", "one_row_of", "one_row_shapes", "pick_few_rows",
+           "pick_one_row", "pick_splits", "pick_tiles", "product_of", "product_tiles", "tiles_of",
+           "vector_splits"]  # fmt: skip
 
 MOST = 6  # candidates of a choice
 FEW = (1, 2, 4, 8)  # parts of the inputs
@@ -87,18 +89,32 @@ def vector_splits(product: Product, chips: Sequence[Chip]) -> list[int]:
 
 def few_rows_shapes(product: Product) -> list[FewRows]:
     """For up to MOST_ROWS rows by w4 weights, the best first: what was fastest on an H200 for so
-    many outputs of 1 and of 16 rows (docs/performance-gpu.md); 2 to 8 rows were not measured.
+    many outputs of 16 rows (docs/performance-gpu.md); 2 to 8 rows were not measured.
     """
     assert product.rows <= MOST_ROWS and product.format.kind == "w4"
     if product.rows > 8:
         narrow = FewRows(16, 4) if product.n > 4096 else FewRows(32, 8)
         best = FewRows(64, 2) if product.n >= WIDE else narrow
     elif product.n >= WIDE:
-        best = FewRows(64, 2) if product.n >= 4 * WIDE and product.rows == 1 else FewRows(32, 2)
+        best = FewRows(32, 2)
     else:
         best = FewRows(16, 4) if product.n > 4096 else FewRows(16, 8)
     others = [FewRows(16, 4), FewRows(16, 8), FewRows(32, 2), FewRows(32, 8), FewRows(64, 2)]
     return [best, *(each for each in others if each != best)]
+
+
+def one_row_shapes(product: Product, chips: Sequence[Chip]) -> list[OneRow]:
+    """For a row by w4 weights, the best first: what was fastest on an H200 for all products of a
+    model (docs/performance-gpu.md).
+    """
+    assert product.rows == 1 and product.format.kind == "w4"
+    most = max(chip.multiprocessors for chip in chips)
+    two, three = OneRow(16, 8, 2, 2 * most, 2), OneRow(16, 8, 3, 3 * most, 2)
+    once = 2 * most < product.n / 16 <= 3 * most  # all tiles are there at once
+    return [
+        *((three, two) if once else (two, three)), OneRow(16, 16, 2, 2 * most),
+        OneRow(32, 8, 2, 2 * most), OneRow(16, 4, 4, 4 * most, 2), OneRow(16, 8, 2),
+    ]  # fmt: skip
 
 
 def pick_tiles(
@@ -122,6 +138,22 @@ def pick_few_rows(product: Product, picks: Picks) -> FewRows:
         f"{e.outputs} warps={e.warps} stages={e.stages}" for e in few_rows_shapes(product)
     )
     return few_rows_of(picks.pick(_choice("few_rows", product, texts)))
+
+
+def pick_one_row(product: Product, chips: Sequence[Chip], picks: Picks) -> OneRow:
+    """As pick_tiles, for a row by w4 weights."""
+    texts = tuple(
+        f"{e.outputs} warps={e.warps} resident={e.resident} programs={e.programs} depth={e.depth}"
+        for e in one_row_shapes(product, chips)
+    )
+    return one_row_of(picks.pick(_choice("one_row", product, texts)))
+
+
+def one_row_of(text: str) -> OneRow:
+    """What pick_one_row asked about."""
+    found = re.fullmatch(r"(\d+) warps=(\d+) resident=(\d+) programs=(\d+) depth=(\d+)", text)
+    assert found, text
+    return OneRow(*(int(each) for each in found.groups()))
 
 
 def few_rows_of(text: str) -> FewRows:

@@ -118,6 +118,7 @@ def triton_code(kernel: TritonKernel, chip: Chip, aligned: frozenset[str]) -> An
         "num_warps": kernel.num_warps,
         "num_stages": kernel.num_stages,
         "enable_fp_fusion": kernel.fused,
+        "maxnreg": kernel.most_registers or None,
     }
     try:
         return triton.compile(source, target=GPUTarget("cuda", chip.arch, 32), options=options)

@@ -15,7 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from graphwright.backends.triton.candidates import few_rows_of, product_of, tiles_of
+from graphwright.backends.triton.candidates import (
+    few_rows_of,
+    one_row_of,
+    product_of,
+    tiles_of,
+)
 from graphwright.backends.triton.chips import Chip
 from graphwright.backends.triton.cost import Product
 from graphwright.backends.triton.cubin import Cubin, compile_cubin
@@ -24,6 +29,7 @@ from graphwright.backends.triton.kernels.few_rows import few_rows
 from graphwright.backends.triton.kernels.gemv import gemv, gemv_scratch
 from graphwright.backends.triton.kernels.kernel import TritonKernel
 from graphwright.backends.triton.kernels.linear import linear
+from graphwright.backends.triton.kernels.one_row import one_row
 from graphwright.backends.tuning import Choice, Run
 from graphwright.ir.errors import BackendError
 
@@ -127,7 +133,10 @@ class GpuRig:
 def _built(kind: str, product: Product, candidate: str) -> tuple[TritonKernel, dict[str, int]]:
     """The kernel of a candidate, and the bytes of the scratch that it asks for."""
     n, k, format, dtype = product.n, product.k, product.format, product.dtype
-    if kind == "few_rows":
+    if kind == "one_row":
+        partial, counters = 0, 0
+        kernel = one_row(n, k, format, one_row_of(candidate), dtype=dtype)
+    elif kind == "few_rows":
         shape = few_rows_of(candidate)
         partial, counters = 0, 0
         kernel = few_rows(n, k, format, shape, product.rows, x_stride=k, dtype=dtype)

@@ -88,7 +88,7 @@ def _move(instruction: Instruction) -> Callable[[Program], None]:
         piece = f"b{TYPES[kind] // len(inside)}"
 
         def pack(program: Program) -> None:
-            pieces = np.stack([program.all_threads(part, piece) for part in inside], axis=1)
+            pieces = np.stack([program.packed(part, piece) for part in inside], axis=1)
             program.write(to, pieces.reshape(-1).view(UNSIGNED[TYPES[kind]]), kind)
 
         return pack

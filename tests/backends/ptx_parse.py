@@ -47,7 +47,8 @@ class Instruction:
 class Entry:
     """widths: bits of each register, 1 of predicates; labels: places in the code; tables: the
     labels that a jump chooses from, by the table's own; locals: where arrays begin in the
-    `local_bytes` of each thread; constants: arrays in global memory that come with the code.
+    `local_bytes` of each thread; shared: where arrays that assembly declares begin in
+    `shared_bytes`; constants: arrays in global memory that come with the code.
     """
 
     name: str
@@ -59,7 +60,18 @@ class Entry:
     tables: dict[str, list[str]] = field(default_factory=dict)
     locals: dict[str, int] = field(default_factory=dict)
     local_bytes: int = 0
+    shared: dict[str, int] = field(default_factory=dict)
+    shared_bytes: int = 0
     constants: dict[str, bytes] = field(default_factory=dict)
+    _written: frozenset[str] | None = None
+
+    def written(self) -> frozenset[str]:
+        """The registers that some instruction may write: those it names first."""
+        if self._written is None:
+            firsts = [each.operands[0] for each in self.code if each.operands]
+            parts = [each.parts if isinstance(each, Vector) else (each,) for each in firsts]
+            self._written = frozenset(str(name) for each in parts for name in each)
+        return self._written
 
 
 TYPES = {
@@ -68,6 +80,7 @@ TYPES = {
     "s64": 64, "u64": 64, "f64": 64,
 }  # fmt: skip
 _LOCAL = re.compile(r"\.local \.align (\d+) \.b8 (\w+)\[(\d+)\]")
+_SHARED = re.compile(r"\.shared \.align (\d+) \.b8 (\w+)\[(\d+)\]")
 _CONSTANT = re.compile(r"\.global \.align \d+ \.b8 (\w+)\[\d+\] = \{([\d, ]+)\}")
 _LABEL = re.compile(r"(\$?[\w$]+):")
 
@@ -101,6 +114,12 @@ def parse(ptx: str) -> Entry:
             alignment, name, size = int(local[1]), local[2], int(local[3])
             start = -(-entry.local_bytes // alignment) * alignment
             entry.locals[name], entry.local_bytes = start, start + size
+        elif shared := _SHARED.fullmatch(piece):
+            count += 1
+            alignment, name, size = int(shared[1]), f"{shared[2]}@{count}", int(shared[3])
+            start = -(-entry.shared_bytes // alignment) * alignment
+            entry.shared[name], entry.shared_bytes = start, start + size
+            scopes[-1][shared[2]] = name
         elif piece.startswith(".reg"):
             count += 1
             _declare(entry, piece, scopes[-1] if len(scopes) > 1 else {}, count)

@@ -17,12 +17,15 @@ class Program:
         self, entry: Entry, memory: GlobalMemory, shared: int, grid: tuple[int, int, int],
         program: tuple[int, int, int], parameters: dict[str, int],
     ) -> None:  # fmt: skip
-        self.entry, self.memory, self.shared = entry, memory, SharedMemory(shared)
+        self.declared = -(-shared // 16) * 16  # where arrays lie that assembly declares
+        self.entry, self.memory = entry, memory
+        self.shared = SharedMemory(self.declared + entry.shared_bytes)
         self.parameters, self.threads, self.place = parameters, entry.threads, program
         self.active: Array | None = None
         self.local = LocalMemory(self.threads, entry.local_bytes)
         self.carry = np.zeros(self.threads, np.uint64)
         self.registers: dict[str, Array] = {}
+        self.written = entry.written()
         self.special = {"%tid.x": np.arange(self.threads, dtype=np.uint32)}
         for axis, own, all in zip("xyz", program, grid, strict=True):
             self.special[f"%ctaid.{axis}"] = np.array([own], np.uint32)
@@ -49,12 +52,22 @@ class Program:
         if operand == "global_smem" or operand in self.entry.locals:
             start = self.entry.locals.get(operand, 0)
             return np.full(1, start, UNSIGNED[TYPES[kind]])
+        if operand in self.entry.shared:
+            return np.full(1, self.declared + self.entry.shared[operand], UNSIGNED[TYPES[kind]])
         if operand in self.entry.constants:
             return np.full(1, self.memory.address(operand), np.uint64)
         return constant(operand, kind)
 
     def value(self, operand: Operand, kind: str) -> Array:
         return of_bits(self.bits(operand, kind), kind)
+
+    def packed(self, operand: Operand, kind: str) -> Array:
+        """all_threads; of a register that no instruction writes, which LLVM packs with others where
+        nobody reads the result's part: anything.
+        """
+        if operand in self.entry.widths and operand not in self.written:
+            return np.full(self.threads, 0x5A5A, UNSIGNED[TYPES[kind]])
+        return self.all_threads(operand, kind)
 
     def all_threads(self, operand: Operand, kind: str) -> Array:
         """value, [threads]."""

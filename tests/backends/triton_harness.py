@@ -113,7 +113,7 @@ def compile_all(
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
-BY_NIBBLES = ("one_row", "few_rows")  # whose loops exchange nothing
+BY_NIBBLES = ("one_row", "few_rows")
 
 
 def _facts(kernel: TritonKernel, made: Cubin) -> dict[str, Any]:

@@ -8,23 +8,22 @@ normed before: here every program would do it again. nibble_rows.py has the arit
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import triton
 import triton.language as tl
 
+from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.epilogue import early_inputs, finish, finish_constants
 from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.nibble_rows import (
     left_operand,
-    minus_zero,
+    offset_of,
     result_of,
     scales_of,
     with_group,
     words_of,
 )
 from graphwright.backends.triton.kernels.nibbles import nibble_floats
-from graphwright.backends.triton.kernels.one_row import one_row_kernel
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 from graphwright.backends.triton.kernels.turned_heads import (
     TurnedHeads,
@@ -71,8 +70,9 @@ def few_rows_kernel(
     GROUPS: tl.constexpr, ROW: tl.constexpr, X_STRIDE: tl.constexpr,
     RESIDUAL_STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
     TURN: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
-    PARTS: tl.constexpr, STAGES: tl.constexpr,
+    PARTS: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    let_next_begin_and_wait(EARLY)
     rows = tl.load(batch + COUNT)
     if COUNT > 0:  # noqa: SIM102 - a step has tokens, but perhaps no sampled row
         if rows == 0:
@@ -87,7 +87,6 @@ def few_rows_kernel(
     row = tl.minimum(tl.arange(0, ROWS), rows - 1)  # columns beyond are not stored
     k = (part * 128)[:, None, None] + tl.arange(0, GROUP)[None, None, :]
     x_at = x + (row * X_STRIDE)[None, :, None] + k
-    minus = minus_zero(PARTS, GROUP, kind)
     total = tl.zeros((PARTS, OUTPUTS, ROWS), tl.float32)
     r = tl.arange(0, ROWS).to(tl.int64)
     for start in tl.range(0, CHUNKS, PARTS, num_stages=STAGES):
@@ -103,12 +102,11 @@ def few_rows_kernel(
             else:
                 value = tl.load(x_at + shift, mask=shift + k < K, other=0.0)
             value = tl.permute(value, (0, 2, 1))
-            offset = tl.dot(minus, value)
             sums = tl.dot(runs_of(floats, share * RUNS, RUNS, PARTS, OUTPUTS), value)
             group = chunk * (128 // GROUP) + share
             total = with_group(
-                total, sums, offset, scales[share], zero, group, first, N, GATE, UP, TURN, GROUPS,
-                WHOLE, kind,
+                total, sums, offset_of(value, OUTPUTS), scales[share], zero, group, first, N, GATE,
+                UP, TURN, GROUPS, WHOLE, kind,
             )  # fmt: skip
     result = result_of(total, GATE, UP, TURN, kind)
     early = early_inputs(
@@ -123,42 +121,33 @@ def few_rows_kernel(
 
 def few_rows(
     n: int, k: int, format: WeightFormat, shape: FewRows, most: int, *, x_stride: int,
-    norm: str | None = None, eps: float = 0.0, bias: str | None = None,
-    residual_stride: int | None = None, activation: str = "none",
+    bias: str | None = None, residual_stride: int | None = None, activation: str = "none",
     gate: tuple[int, int] | None = None, turn: TurnedHeads | None = None,
     dtype: str = "bfloat16", rows: RowCount = "T",
 ) -> TritonKernel:  # fmt: skip
-    """What `linear` computes, for buckets of up to `most` <= 16 rows, of a w4 weight: of one row,
-    whose x must begin at a multiple of 4 bytes and may be normed, or of more, which were. Buckets
-    of 2 to 8 rows share a kernel.
+    """What `linear` computes, for buckets of up to `most` <= 16 rows, of a w4 weight. Buckets of up
+    to 8 rows share a kernel.
 
-    Pointers: batch, x (rows of k), weight, scale, (zero), (norm [k]), (bias [N]), (residual), (of
-    `turn` cos, sin, slots), out [rows, N], (of `turn` k_cache, v_cache).
+    Pointers: batch, x (rows of k), weight, scale, (zero), (bias [N]), (residual), (of `turn` cos,
+    sin, slots), out [rows, N], (of `turn` k_cache, v_cache).
     """
-    assert format.kind == "w4" and most <= MOST_ROWS and (norm is None or most == 1)
+    assert format.kind == "w4" and most <= MOST_ROWS
     assert x_stride >= k and format.weight_bytes(n, k) < 2**31
     given = {
-        "batch": "int32", "x": dtype, **format.pointers(), "norm": norm, "bias": bias,
+        "batch": "int32", "x": dtype, **format.pointers(), "bias": bias,
         "residual": None if residual_stride is None else dtype, **turn_inputs(turn),
         "out": dtype, **turn_results(turn),
     }  # fmt: skip
-    own: dict[str, Any] = {"EPS": eps}
-    if most > 1:
-        del given["norm"]
-        own = {
-            "X_STRIDE": x_stride, "RESIDUAL_STRIDE": residual_stride or 0,
-            "ROWS": max(8, next_power_of_two(most)),
-        }  # fmt: skip
     return define(
-        "few_rows_w4" if most > 1 else "one_row_w4",
-        few_rows_kernel if most > 1 else one_row_kernel,
+        "few_rows_w4",
+        few_rows_kernel,
         given,
         format.constants(k)
         | finish_constants(n, activation, gate, turn, residual=residual_stride is not None)
-        | own
         | {
-            "COUNT": ROWS[rows], "OUTPUTS": shape.outputs, "PARTS": shape.warps,
-            "STAGES": shape.stages,
+            "X_STRIDE": x_stride, "RESIDUAL_STRIDE": residual_stride or 0, "COUNT": ROWS[rows],
+            "ROWS": max(8, next_power_of_two(most)), "OUTPUTS": shape.outputs,
+            "PARTS": shape.warps, "STAGES": shape.stages,
         },
         grid=lambda size: (quotient_up(n, shape.outputs), 1, 1),
         num_warps=shape.warps,

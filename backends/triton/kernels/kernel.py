@@ -50,6 +50,7 @@ class TritonKernel:
     pointers: (parameter, element type) in the order of the function's signature, the parameters
     left out being constants. constants: every other parameter; None for a pointer that is absent.
     grid: programs on the three axes, from a bucket. fused: may a product and a sum be rounded once?
+    most_registers: of a thread, 0: as many as the compiler likes.
     """
 
     name: str
@@ -60,11 +61,13 @@ class TritonKernel:
     num_warps: int
     num_stages: int
     fused: bool = True
+    most_registers: int = 0
 
 
 def define(
     stem: str, function: Any, pointers: Mapping[str, str | None], constants: Mapping[str, Any], *,
     grid: Callable[[Size], Grid], num_warps: int = 4, num_stages: int = 1, fused: bool = True,
+    most_registers: int = 0,
 ) -> TritonKernel:  # fmt: skip
     """The kernel `stem_…` of a jit function. A pointer whose element type is None is absent.
 
@@ -87,11 +90,14 @@ def define(
     assert all(dtype in DTYPES for _, dtype in present), f"{stem}: {present}"
     constexprs = sorted((key, repr(value)) for key, value in given.items())
     parts = (present, constexprs, num_warps, num_stages, sources_of(function))
-    text = repr(parts if fused else (*parts, "not fused"))
+    limits = () if fused else ("not fused",)
+    if most_registers:
+        limits = (*limits, most_registers)
+    text = repr((*parts, *limits))
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return TritonKernel(
         f"{stem}_{digest}", function, present, MappingProxyType(given), grid, num_warps, num_stages,
-        fused,
+        fused, most_registers,
     )  # fmt: skip
 
 

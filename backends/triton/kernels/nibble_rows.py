@@ -22,8 +22,8 @@ from graphwright.backends.triton.kernels.epilogue import weight_row
 from graphwright.backends.triton.kernels.nibbles import place_of_row
 from graphwright.backends.triton.kernels.turned_heads import INTERLEAVED
 
-__all__ = ["known_row", "left_operand", "minus_zero", "result_of", "scale_of", "scales_of",
-           "with_group", "words_of"]  # fmt: skip
+__all__ = ["known_row", "left_operand", "minus_zero", "offset_of", "result_of", "scale_of",
+           "scales_of", "with_group", "words_of"]  # fmt: skip
 
 
 @triton.jit
@@ -137,34 +137,41 @@ def scales_of(
         )
 
 
+@triton.constexpr_function
+def minus_zero(dtype):
+    """Minus what a weight w of zero is; times the sum of x: its offset."""
+    return -136.0 if dtype == tl.bfloat16 else -1.5
+
+
 @triton.jit
-def minus_zero(PARTS: tl.constexpr, INPUTS: tl.constexpr, dtype: tl.constexpr):
-    """[parts, 16, inputs] that makes the offset of x: minus what a weight w of zero is."""
-    return tl.full((PARTS, 16, INPUTS), -136.0 if dtype == tl.bfloat16 else -1.5, dtype)
+def offset_of(value, OUTPUTS: tl.constexpr):
+    """The offset of x by one more product: [parts, inputs, rows] to [parts, outputs, rows]."""
+    PARTS: tl.constexpr = value.shape[0]
+    ROWS: tl.constexpr = value.shape[2]
+    minus = tl.full((PARTS, 16, value.shape[1]), minus_zero(value.dtype), value.dtype)
+    offset = tl.dot(minus, value)
+    offsets = tl.broadcast_to(offset[:, None, :, :], (PARTS, OUTPUTS // 16, 16, ROWS))
+    return tl.reshape(offsets, (PARTS, OUTPUTS, ROWS))
 
 
 @triton.jit
 def with_group(
-    total, sums, offset, factor, zero, group, first, N: tl.constexpr, GATE: tl.constexpr,
+    total, sums, offsets, factor, zero, group, first, N: tl.constexpr, GATE: tl.constexpr,
     UP: tl.constexpr, TURN: tl.constexpr, GROUPS: tl.constexpr, WHOLE: tl.constexpr,
     dtype: tl.constexpr,
 ):  # fmt: skip
-    """total [parts, outputs, rows] + what a group for each part adds: sums, offset [parts, 16,
-    rows] of x by `minus_zero`, factor its scales [parts, outputs]. UNIT times it, as `sums` are.
+    """total [parts, outputs, rows] + what a group for each part adds: sums, offsets of x [parts,
+    outputs or 1, rows or 1], factor its scales [parts, outputs]. UNIT times it, as `sums` are.
     """
-    PARTS: tl.constexpr = sums.shape[0]
     OUTPUTS: tl.constexpr = sums.shape[1]
-    ROWS: tl.constexpr = sums.shape[2]
     if not WHOLE:
         factor = tl.where((group < GROUPS)[:, None], factor, 0.0)
-    offsets = tl.broadcast_to(offset[:, None, :, :], (PARTS, OUTPUTS // 16, 16, ROWS))
-    offsets = tl.reshape(offsets, (PARTS, OUTPUTS, ROWS))
     if zero is not None:
         point = scale_of(zero, group, first, N, GATE, UP, TURN, GROUPS, OUTPUTS)
         if dtype == tl.bfloat16:  # BASE + UNIT zero in place of BASE + 8 UNIT
-            offsets *= (point / 136.0 + (128.0 / 136.0))[:, :, None]
+            offsets = offsets * (point / 136.0 + (128.0 / 136.0))[:, :, None]
         else:
-            offsets *= (point / 24.0 + (16.0 / 24.0))[:, :, None]
+            offsets = offsets * (point / 24.0 + (16.0 / 24.0))[:, :, None]
     return total + (sums + offsets) * factor[:, :, None]
 
 

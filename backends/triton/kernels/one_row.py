@@ -1,22 +1,23 @@
 """The product of a single row by w4 weights, on tensor cores: decode of one sequence.
 
-It is bound by the bytes of the weights, if it gets by with few instructions and waits for nothing:
-at 4 TB/s an H200's multiprocessor receives 36 weights a cycle and issues 128 operations, and here
-a weight takes a little more than two (docs/triton-kernels.md counts them). What the loop needs is
-asked for a turn before: words of weights go through shared memory, which Triton's stages fill; what
-lies in the caches, x, the norm's weight and scales, is loaded into the registers that want it, in
-front of a barrier, behind which ptxas would move it otherwise. nibble_rows.py has the arithmetic.
+It is bound by the bytes of the weights, if they are always on their way. A program takes tiles of
+outputs in turn, and asks for the words of its next step before it multiplies those of this one; the
+first ones it asks for before it waits for the launch in front (early.py). The row is normed once by
+a program, into shared memory, where its warps find it as tensor cores want it (shared_row.py).
+nibble_rows.py has the arithmetic.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.direct_loads import load_runs, pairs_of, prefetch
-from graphwright.backends.triton.kernels.epilogue import early_inputs, finish
+from graphwright.backends.triton.kernels.early import let_next_begin, wait_for_inputs
+from graphwright.backends.triton.kernels.epilogue import early_inputs, finish, finish_constants
+from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.nibble_rows import (
-    known_row,
     left_operand,
     minus_zero,
     result_of,
@@ -25,24 +26,121 @@ from graphwright.backends.triton.kernels.nibble_rows import (
     with_group,
     words_of,
 )
-from graphwright.backends.triton.kernels.nibbles import (
-    nibble_floats,
-    place_of_row,
-    rounded_product,
+from graphwright.backends.triton.kernels.nibbles import nibble_floats
+from graphwright.backends.triton.kernels.shared_row import (
+    MOST_INPUTS,
+    put_row,
+    take_chunk,
+    take_sum,
 )
+from graphwright.backends.triton.kernels.sizes import quotient_up
+from graphwright.backends.triton.kernels.turned_heads import (
+    TurnedHeads,
+    turn_inputs,
+    turn_results,
+)
+from graphwright.backends.triton.kernels.weight_format import WeightFormat
 
-__all__ = ["one_row_kernel"]
+__all__ = ["OneRow", "one_row"]
+
+
+@dataclass(frozen=True)
+class OneRow:
+    """outputs of a tile; warps of a program, which share the inputs; resident: programs that a
+    multiprocessor's registers must have room for; programs that take tiles in turn, 0: one for each
+    tile; depth: steps of a chunk for each warp that are asked for at once, 1 or 2.
+    """
+
+    outputs: int
+    warps: int
+    resident: int = 1
+    programs: int = 0
+    depth: int = 1
+
+    @property
+    def registers(self) -> int:
+        """The most that a thread may have."""
+        return min(255, (1 << 16) // (32 * self.warps * self.resident) // 8 * 8)
 
 
 @triton.jit
-def square_of(x, K: tl.constexpr, BLOCK: tl.constexpr):
-    """The sum of squares of k inputs."""
-    k = tl.arange(0, BLOCK)
-    sums = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, K, BLOCK):
-        value = tl.load(x + start + k, mask=start + k < K, other=0.0).to(tl.float32)
-        sums += value * value
-    return tl.sum(sums, axis=0)
+def even(x):
+    """Of [.., .., columns] that are alike, every other one."""
+    one, _ = tl.split(tl.reshape(x, (x.shape[0], x.shape[1], x.shape[2] // 2, 2)))
+    return one
+
+
+@triton.jit
+def asked_for(
+    scale, at, own, chunk, first, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
+    TURN: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, OUTPUTS: tl.constexpr,
+    PARTS: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """(words, scales) of a chunk for each part, chunk and what is behind it; scales of whole chunks
+    only, others would be too many. Of chunks behind the last the words are any.
+    """
+    words = tl.load(at + (tl.minimum(chunk + own, CHUNKS - 1) * 128)[:, None])
+    if GROUP == 128:
+        scales = scale_of(
+            scale, chunk + tl.arange(0, PARTS), first, N, GATE, UP, TURN, GROUPS, OUTPUTS
+        )
+    else:
+        scales = 0.0
+    return words, scales
+
+
+@triton.jit
+def all_asked_for(
+    scale, at, own, chunk, first, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
+    TURN: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, OUTPUTS: tl.constexpr,
+    PARTS: tl.constexpr, CHUNKS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """asked_for of the DEPTH steps from a chunk on: a tuple."""
+    one = asked_for(
+        scale, at, own, chunk, first, N, GATE, UP, TURN, GROUP, GROUPS, OUTPUTS, PARTS, CHUNKS
+    )
+    if DEPTH == 1:
+        return (one,)
+    else:
+        other = asked_for(
+            scale, at, own, chunk + PARTS, first, N, GATE, UP, TURN, GROUP, GROUPS, OUTPUTS, PARTS,
+            CHUNKS,
+        )  # fmt: skip
+        return one, other
+
+
+@triton.jit
+def with_step(
+    total, asked, shared, x, norm, scale, zero, step, first, N: tl.constexpr,
+    K: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr, TURN: tl.constexpr, GROUP: tl.constexpr,
+    GROUPS: tl.constexpr, LENGTH: tl.constexpr,
+):  # fmt: skip
+    """total [parts, outputs, 4] + what a chunk for each part adds, of which `asked` was."""
+    PARTS: tl.constexpr = total.shape[0]
+    OUTPUTS: tl.constexpr = total.shape[1]
+    kind: tl.constexpr = x.dtype.element_ty
+    chunk = step * PARTS + tl.arange(0, PARTS)
+    words = asked[0]
+    if GROUP == 128:
+        scales = (asked[1],)
+    else:
+        scales = scales_of(scale, chunk, first, N, GATE, UP, TURN, GROUP, GROUPS, OUTPUTS)
+    values = take_chunk(shared, x, norm, step * PARTS, K, PARTS)
+    floats = nibble_floats(words, kind, False)
+    sums = tl.zeros((PARTS, OUTPUTS, 8), tl.float32)
+    for place in tl.static_range(8):
+        value = tl.reshape(values[place], (2, PARTS, 8, 4, 2))
+        value = tl.reshape(tl.permute(value, (1, 0, 3, 4, 2)), (PARTS, 16, 8))
+        sums = tl.dot(left_operand(floats[place], PARTS, OUTPUTS), value, sums)
+        if (16 * place + 16) % GROUP == 0:
+            group = chunk * (128 // GROUP) + 16 * place // GROUP
+            offset = take_sum(shared, x, norm, group, K, LENGTH, GROUP) * minus_zero(kind)
+            total = with_group(
+                total, even(sums), offset[:, None, None], scales[16 * place // GROUP], zero, group,
+                first, N, GATE, UP, TURN, GROUPS, K == LENGTH, kind,
+            )  # fmt: skip
+            sums = tl.zeros((PARTS, OUTPUTS, 8), tl.float32)
+    return total
 
 
 @triton.jit
@@ -51,83 +149,111 @@ def one_row_kernel(
     N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
     GROUPS: tl.constexpr, ROW: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr,
     UP: tl.constexpr, TURN: tl.constexpr, EPS: tl.constexpr, COUNT: tl.constexpr,
-    OUTPUTS: tl.constexpr, PARTS: tl.constexpr, STAGES: tl.constexpr,
+    OUTPUTS: tl.constexpr, PARTS: tl.constexpr, DEPTH: tl.constexpr, ONCE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    let_next_begin(EARLY)
+    CHUNKS: tl.constexpr = (K + 127) // 128
+    TURNS: tl.constexpr = (CHUNKS + DEPTH * PARTS - 1) // (DEPTH * PARTS)
+    SPAN: tl.constexpr = DEPTH * PARTS  # chunks of a turn
+    LENGTH: tl.constexpr = TURNS * SPAN * 128
+    BLOCK: tl.constexpr = PARTS * (256 if TURNS * DEPTH % 2 == 0 else 128)
+    TILES: tl.constexpr = (N + OUTPUTS - 1) // OUTPUTS
+    kind: tl.constexpr = x.dtype.element_ty
+    first = tl.program_id(0) * OUTPUTS
+    own, at = words_of(weight, first, N, ROW, GATE, UP, TURN, OUTPUTS, PARTS)
+    asked = all_asked_for(
+        scale, at, own, 0, first, N, GATE, UP, TURN, GROUP, GROUPS, OUTPUTS, PARTS, CHUNKS, DEPTH
+    )
+    wait_for_inputs(EARLY)
     if COUNT > 0:  # noqa: SIM102 - a step has a token, but perhaps no sampled row
         if tl.load(batch + COUNT) == 0:
             return
-    CHUNKS: tl.constexpr = (K + 127) // 128
-    WHOLE: tl.constexpr = CHUNKS % PARTS == 0 and K % 128 == 0  # parts are alike
-    kind: tl.constexpr = x.dtype.element_ty
-    first = tl.program_id(0) * OUTPUTS
-    part = tl.arange(0, PARTS)
-    own, words_at = words_of(weight, first, N, ROW, GATE, UP, TURN, OUTPUTS, PARTS)
-    # 16 inputs as the right operand's columns lie in a warp, two to a thread, all columns alike:
-    # input / 8 * parts * 8 columns * input / 2 % 4
-    i = tl.arange(0, PARTS * 64)
-    k = i // 32 % PARTS * 128 + i // (32 * PARTS) * 8 + i % 4 * 2
-    x_at = x + k
-    if norm is not None:
-        norm_at = norm + k
-    minus = minus_zero(PARTS, 16, kind)
-    total = tl.zeros((PARTS, OUTPUTS, 8), tl.float32)
-    row = tl.arange(0, 8).to(tl.int64)
-    if norm is not None:
-        # in front of the loop, while its first words are on their way: x is in the L1 cache then
-        o = known_row(first + tl.arange(0, OUTPUTS), N, GATE, UP, TURN)
-        sector = tl.minimum(tl.arange(0, 4 * PARTS) * 32, ROW - 1)
-        prefetch((weight + place_of_row(o, ROW))[:, None] + (sector + sector // 64 * 448)[None, :])
-    early = early_inputs(
-        row, row < 1, first, bias, residual, cos, sin, slots, N, 0, GATE, UP, TURN, OUTPUTS, True
-    )  # fmt: skip
-    if norm is not None:
-        squares = square_of(x, K, 256 * PARTS)
-    next_x = load_runs(x_at, 0, k, K, WHOLE)
-    if norm is not None:
-        next_norm = load_runs(norm_at, 0, k, K, WHOLE)
-    if GROUP == 128:
-        next_scale = scale_of(scale, part, first, N, GATE, UP, TURN, GROUPS, OUTPUTS)
-    for start in tl.range(0, CHUNKS, PARTS, num_stages=STAGES):
-        chunk = start + part
-        if GROUP == 128:
-            scales = (next_scale,)
-            next_scale = scale_of(scale, chunk + PARTS, first, N, GATE, UP, TURN, GROUPS, OUTPUTS)
-        runs = next_x
-        ahead = (start + PARTS) * 128
-        if WHOLE:
-            ahead = tl.minimum(ahead, K - PARTS * 128)
-        next_x = load_runs(x_at, ahead, k, K, WHOLE)
-        if norm is not None:
-            norms = next_norm
-            next_norm = load_runs(norm_at, ahead, k, K, WHOLE)
-        # of chunks behind the last the words are any, and the scales are zero
-        words = tl.load(words_at + (tl.minimum(start + own, CHUNKS - 1) * 128)[:, None])
-        if GROUP < 128:
-            scales = scales_of(scale, chunk, first, N, GATE, UP, TURN, GROUP, GROUPS, OUTPUTS)
-        floats = nibble_floats(words, kind, False)
-        offset = tl.zeros((PARTS, 16, 8), tl.float32)
-        sums = tl.zeros((PARTS, OUTPUTS, 8), tl.float32)
-        for place in tl.static_range(8):
-            value = pairs_of(runs[place], kind)
-            if norm is not None:
-                value = rounded_product(value, pairs_of(norms[place], kind))
-            value = tl.reshape(value, (2, PARTS, 8, 4, 2))
-            value = tl.reshape(tl.permute(value, (1, 0, 3, 4, 2)), (PARTS, 16, 8))
-            offset = tl.dot(minus, value, offset)
-            sums = tl.dot(left_operand(floats[place], PARTS, OUTPUTS), value, sums)
-            if (16 * place + 16) % GROUP == 0:
-                group = chunk * (128 // GROUP) + 16 * place // GROUP
-                factor = scales[16 * place // GROUP]
-                total = with_group(
-                    total, sums, offset, factor, zero, group, first, N, GATE, UP, TURN, GROUPS,
-                    WHOLE, kind,
+    shared, squares = put_row(x, norm, K, LENGTH, GROUP, BLOCK)
+    row = tl.arange(0, 4).to(tl.int64)
+    for tile in tl.range(tl.program_id(0), TILES, tl.num_programs(0), num_stages=1):
+        first = tile * OUTPUTS
+        early = early_inputs(
+            row, row < 1, first, bias, residual, cos, sin, slots, N, 0, GATE, UP, TURN, OUTPUTS,
+            True,
+        )  # fmt: skip
+        following, next_at = first, at
+        if not ONCE:
+            following = tl.minimum(tile + tl.num_programs(0), TILES - 1) * OUTPUTS
+            _, next_at = words_of(weight, following, N, ROW, GATE, UP, TURN, OUTPUTS, PARTS)
+        total = tl.zeros((PARTS, OUTPUTS, 4), tl.float32)
+        if TURNS <= 2:  # unrolled, more turns would ask for too much at once
+            for turn in tl.static_range(TURNS):
+                held = asked
+                if turn + 1 < TURNS:
+                    asked = all_asked_for(
+                        scale, at, own, (turn + 1) * SPAN, first, N, GATE, UP, TURN, GROUP, GROUPS,
+                        OUTPUTS, PARTS, CHUNKS, DEPTH,
+                    )  # fmt: skip
+                elif not ONCE:
+                    asked = all_asked_for(
+                        scale, next_at, own, 0, following, N, GATE, UP, TURN, GROUP, GROUPS,
+                        OUTPUTS, PARTS, CHUNKS, DEPTH,
+                    )  # fmt: skip
+                for i in tl.static_range(DEPTH):
+                    total = with_step(
+                        total, held[i], shared, x, norm, scale, zero, turn * DEPTH + i, first, N,
+                        K, GATE, UP, TURN, GROUP, GROUPS, LENGTH,
+                    )  # fmt: skip
+        else:
+            for turn in tl.range(0, TURNS, num_stages=1):
+                held = asked
+                last = turn + 1 == TURNS
+                asked = all_asked_for(
+                    scale, tl.where(last, next_at, at), own, tl.where(last, 0, (turn + 1) * SPAN),
+                    tl.where(last, following, first), N, GATE, UP, TURN, GROUP, GROUPS, OUTPUTS,
+                    PARTS, CHUNKS, DEPTH,
                 )  # fmt: skip
-                offset = tl.zeros((PARTS, 16, 8), tl.float32)
-                sums = tl.zeros((PARTS, OUTPUTS, 8), tl.float32)
-    result = result_of(total, GATE, UP, TURN, kind)
-    if norm is not None:
-        result = result * tl.rsqrt(squares / K + EPS)
-    finish(
-        result, early, row, row < 1, first, bias, residual, cos, sin, slots, out, k_cache, v_cache,
-        N, 0, ACTIVATION, GATE, UP, TURN, True,
+                for i in tl.static_range(DEPTH):
+                    total = with_step(
+                        total, held[i], shared, x, norm, scale, zero, turn * DEPTH + i, first, N,
+                        K, GATE, UP, TURN, GROUP, GROUPS, LENGTH,
+                    )  # fmt: skip
+        at = next_at
+        result = result_of(total, GATE, UP, TURN, kind)
+        if norm is not None:
+            result = result * tl.rsqrt(squares / K + EPS)
+        finish(
+            result, early, row, row < 1, first, bias, residual, cos, sin, slots, out, k_cache,
+            v_cache, N, 0, ACTIVATION, GATE, UP, TURN, True,
+        )  # fmt: skip
+
+
+def one_row(
+    n: int, k: int, format: WeightFormat, shape: OneRow, *, norm: str | None = None,
+    eps: float = 0.0, bias: str | None = None, residual: bool = False, activation: str = "none",
+    gate: tuple[int, int] | None = None, turn: TurnedHeads | None = None,
+    dtype: str = "bfloat16", rows: RowCount = "T",
+) -> TritonKernel:  # fmt: skip
+    """What `linear` computes, for buckets of one row, of a w4 weight and at most MOST_INPUTS
+    inputs; x must begin at a multiple of 4 bytes, and so must norm.
+
+    Pointers: batch, x [k], weight, scale, (zero), (norm [k]), (bias [N]), (residual [N]), (of
+    `turn` cos, sin, slots), out [N], (of `turn` k_cache, v_cache).
+    """
+    assert format.kind == "w4" and k <= MOST_INPUTS and format.weight_bytes(n, k) < 2**31
+    tiles = quotient_up(n, shape.outputs)
+    programs = min(tiles, shape.programs or tiles)
+    return define(
+        "one_row_w4",
+        one_row_kernel,
+        {
+            "batch": "int32", "x": dtype, **format.pointers(), "norm": norm, "bias": bias,
+            "residual": dtype if residual else None, **turn_inputs(turn), "out": dtype,
+            **turn_results(turn),
+        },
+        format.constants(k)
+        | finish_constants(n, activation, gate, turn, residual=residual)
+        | {
+            "EPS": eps, "COUNT": ROWS[rows], "OUTPUTS": shape.outputs, "PARTS": shape.warps,
+            "DEPTH": shape.depth, "ONCE": programs == tiles,
+        },
+        grid=lambda size: (programs, 1, 1),
+        num_warps=shape.warps,
+        most_registers=shape.registers,
     )  # fmt: skip

@@ -9,7 +9,12 @@ import torch
 from torch import fx
 
 from graphwright.backends.blobs import dense
-from graphwright.backends.triton.candidates import pick_few_rows, pick_splits, pick_tiles
+from graphwright.backends.triton.candidates import (
+    pick_few_rows,
+    pick_one_row,
+    pick_splits,
+    pick_tiles,
+)
 from graphwright.backends.triton.context import LoweringContext, arguments
 from graphwright.backends.triton.cost import Product
 from graphwright.backends.triton.dtypes import ITEM_SIZES
@@ -18,7 +23,9 @@ from graphwright.backends.triton.kernels.gemv import gemv, gemv_scratch
 from graphwright.backends.triton.kernels.kernel import RowCount, TritonKernel, with_dtype
 from graphwright.backends.triton.kernels.linear import linear as linear_kernel
 from graphwright.backends.triton.kernels.norms import norm as norm_kernel
+from graphwright.backends.triton.kernels.one_row import one_row
 from graphwright.backends.triton.kernels.quantize_rows import quantize_rows
+from graphwright.backends.triton.kernels.shared_row import MOST_INPUTS
 from graphwright.backends.triton.kernels.turned_heads import TurnedHeads
 from graphwright.backends.triton.kernels.weight_format import WeightFormat
 from graphwright.backends.triton.launches import Launch, Operand
@@ -138,7 +145,8 @@ def product(
     }  # fmt: skip
     source, extra = given["x"], []
     bucket = context.bucket(rows)
-    several = format.kind == "w4" and not integer and 1 < bucket <= MOST_ROWS
+    alone = bucket == 1 and inputs <= MOST_INPUTS
+    several = format.kind == "w4" and not integer and bucket <= MOST_ROWS and not alone
     norm = context.fusions.norm(source)
     if norm is not None:
         normed = arguments(norm)
@@ -173,7 +181,7 @@ def product(
         extra += heads.inputs
     residual_stride = None if residual is None else context.view(residual).row_stride
     tiled = integer or (format.kind != "w4" and bucket > 1) or bucket > MOST_ROWS
-    if format.kind == "w4" and bucket == 1:
+    if format.kind == "w4" and alone:
         tiled = tiled or x[0].offset % 4 != 0  # one_row.py loads two inputs at once
     kernel, sizes = _kernel_of(
         context, Product(bucket, outputs, inputs, format, dtype), stride, residual_stride,
@@ -202,11 +210,15 @@ def _kernel_of(
             linear_kernel, n, k, format, tiles, integer=integer, **strides, **options
         )
         return kernel, sizes
+    has_residual = residual_stride is not None
+    if format.kind == "w4" and shape.rows == 1 and k <= MOST_INPUTS:
+        one = pick_one_row(shape, context.chips, context.picks)
+        kernel = context.kernel(one_row, n, k, format, one, residual=has_residual, **options)
+        return kernel, (0, 0)
     if format.kind == "w4":
         few = pick_few_rows(shape, context.picks)
         return context.kernel(few_rows, n, k, format, few, shape.rows, **strides, **options), (0, 0)
     splits = pick_splits(shape, context.chips, context.picks)
     sizes = gemv_scratch(n, format, splits, shape.dtype)
-    has_residual = residual_stride is not None
     kernel = context.kernel(gemv, n, k, format, splits, residual=has_residual, **options)
     return kernel, sizes

@@ -28,6 +28,7 @@ from graphwright.backends.triton.kernels.gemv import gemv
 from graphwright.backends.triton.kernels.kernel import TritonKernel
 from graphwright.backends.triton.kernels.linear import Tiles, linear, tiles_for
 from graphwright.backends.triton.kernels.norms import norm
+from graphwright.backends.triton.kernels.one_row import OneRow, one_row
 from graphwright.backends.triton.kernels.quantize_rows import quantize_rows
 from graphwright.backends.triton.kernels.rope import rope_append
 from graphwright.backends.triton.kernels.routed_groups import routed_groups
@@ -84,13 +85,18 @@ def gated(scheme: str | None, rows: int) -> TritonKernel:
                   activation="silu", gate=(0, 14336), dtype=HALF)  # fmt: skip
 
 
-def turning(scheme: str | None, rows: int, shape: FewRows | None = None) -> TritonKernel:
+ROW = OneRow(16, 8, 2, 264, 2)
+
+
+def turning(scheme: str | None, rows: int, shape: FewRows | OneRow | None = None) -> TritonKernel:
     """Queries, keys and values, of a normed input."""
     format = WeightFormat.of(scheme) if scheme else WeightFormat.dense(HALF)
     turn = TurnedHeads(32, 8, 128, 128, 128, False, 128, 16, 1 << 17, cache=HALF)
     ends: dict[str, Any] = {"norm": HALF, "eps": 1e-5, "turn": turn, "dtype": HALF}
+    if isinstance(shape, OneRow):
+        return one_row(6144, 4096, format, shape, **ends)
     if shape is not None:
-        ends["norm"] = HALF if rows == 1 else None
+        del ends["norm"], ends["eps"]
         return few_rows(6144, 4096, format, shape, rows, x_stride=4096, **ends)
     if rows == 1:
         return gemv(6144, 4096, format, 2, **ends)
@@ -101,14 +107,24 @@ def turning(scheme: str | None, rows: int, shape: FewRows | None = None) -> Trit
 def few(
     scheme: str, rows: int, shape: FewRows, dtype: str = HALF, merged: bool = False
 ) -> TritonKernel:
-    """With a residual, or merged: a gate and what it gates, of one row with the input normed."""
+    """With a residual, or merged: a gate and what it gates."""
     ends: dict[str, Any] = {"residual_stride": 4096}
     if merged:
-        norm = dtype if rows == 1 else None
-        ends = {"norm": norm, "eps": 1e-5, "activation": "silu", "gate": (0, 14336)}
+        ends = {"activation": "silu", "gate": (0, 14336)}
     n = 28672 if merged else 4096
     format = WeightFormat.of(scheme)
     return few_rows(n, 4096, format, shape, rows, x_stride=4096, dtype=dtype, **ends)
+
+
+def one(
+    scheme: str, shape: OneRow, k: int = 4096, dtype: str = HALF, merged: bool = False
+) -> TritonKernel:
+    """With a residual, or merged: a gate and what it gates, the input normed."""
+    ends: dict[str, Any] = {"residual": True}
+    if merged:
+        ends = {"norm": dtype, "eps": 1e-5, "activation": "silu", "gate": (0, 14336)}
+    n = 28672 if merged else 4096
+    return one_row(n, k, WeightFormat.of(scheme), shape, dtype=dtype, **ends)
 
 
 def routed(scheme: str | None, pairs: int) -> TritonKernel:
@@ -199,6 +215,7 @@ ATTENTION: dict[str, Callable[[], TritonKernel]] = {
         replace(attention(576, 512), heads=128, kv_heads=1, q_stride=128 * 576), 16
     ),
     "decode 128, deep": lambda: decode_attention(attention(128, 128), 16, deep=True),
+    "decode 128, alone": lambda: decode_attention(attention(128, 128), 16, deep=True, alone=True),
     "decode 128 int8, deep": lambda: decode_attention(
         attention(128, 128, cache="int8"), 16, deep=True
     ),
@@ -209,17 +226,20 @@ PRODUCTS: dict[str, Callable[[], TritonKernel]] = {
     "gemv": lambda: gemv(4096, 4096, WeightFormat.dense(HALF), 1, residual=True, dtype=HALF),
     "gemv w8": lambda: gemv(4096, 4096, WeightFormat.of("w8"), 1, dtype=HALF),
     "gemv, normed and gated": lambda: gated(None, 1),
-    "one_row w4g128": lambda: few("w4g128", 1, FewRows(16, 8)),
-    "one_row w4g128, normed and gated": lambda: few("w4g128", 1, FewRows(32, 2), merged=True),
-    "one_row w4g128, 64 outputs": lambda: few("w4g128", 1, FewRows(64, 2), merged=True),
-    "one_row w4g32z float16": lambda: few("w4g32z", 1, FewRows(16, 8), "float16"),
+    "one_row w4g128": lambda: one("w4g128", ROW),
+    "one_row w4g128, 8192 inputs": lambda: one("w4g128", ROW, 8192),
+    "one_row w4g128, 16384 inputs": lambda: one("w4g128", ROW, 16384),
+    "one_row w4g128, normed and gated": lambda: one("w4g128", ROW, merged=True),
+    "one_row w4g128, 16 warps": lambda: one("w4g128", OneRow(16, 16, 2, 264), 14336),
+    "one_row w4g128, 32 outputs": lambda: one("w4g128", OneRow(32, 8, 2, 264), merged=True),
+    "one_row w4g32z float16": lambda: one("w4g32z", ROW, dtype="float16"),
     "few_rows w4g128, 8 rows": lambda: few("w4g128", 8, FewRows(32, 2), merged=True),
     "few_rows w4g128, 16 rows": lambda: few("w4g128", 16, FewRows(32, 8)),
     "few_rows w4g128, 16 rows, gated": lambda: few("w4g128", 16, FewRows(64, 2), merged=True),
     "few_rows w4g32z float16": lambda: few("w4g32z", 8, FewRows(16, 8), "float16"),
     "gemv, heads that turn": lambda: turning(None, 1),
     "gemv w8, heads that turn": lambda: turning("w8", 1),
-    "one_row w4g128, heads that turn": lambda: turning("w4g128", 1, FewRows(16, 4)),
+    "one_row w4g128, heads that turn": lambda: turning("w4g128", 1, OneRow(16, 8, 3, 396, 2)),
     "few_rows w4g128, 16 rows of heads": lambda: turning("w4g128", 16, FewRows(16, 4)),
     "linear, 16 rows of heads": lambda: turning(None, 16),
     "linear, 64 rows of heads": lambda: turning(None, 64),
@@ -268,7 +288,7 @@ HOPPER = (
     "one_row w4g128, normed and gated", "linear, 16 rows, normed and gated", "linear, 2048 rows",
     "one_row w4g128, heads that turn", "few_rows w4g128, 16 rows of heads",
     "linear, 64 rows of heads", "w4g128, 2048 rows", "routed w4g128, 16384 pairs", "decode 128",
-    "decode 128, deep",
+    "decode 128, deep", "decode 128, alone",
     "decode 576, 512",
     "prefill 128", "prefill 256",
     "scan, delta rule 32 x 128 x 128", "scan, mamba 5120 x 16", "scan, mamba-2 80 x 64 x 128",

@@ -21,8 +21,9 @@ from triton_harness import compile_all  # noqa: E402
 from graphwright.backends.triton.cubin import in_turn  # noqa: E402
 
 SHARED = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes: sm_86 and sm_89 have no more
-# mLSTM: of a matrix that is not cut, the largest that there may be.
-SPILLS = {("scan, mLSTM 8 x 128 x 128", 80): 24}
+# mLSTM: of a matrix that is not cut, the largest that there may be. Heads of a row: in as many
+# registers as three programs may have, which is faster still than two without
+SPILLS = {("scan, mLSTM 8 x 128 x 128", 80): 24, ("one_row w4g128, heads that turn", 90): 8}
 FEW_BYTES = 16  # that attention with some head dims and types may spill
 SLOW = [
     (90, tuple(EVERY)),
@@ -38,7 +39,7 @@ def check(capability: int, names: tuple[str, ...]) -> None:
         print(f"{name:36} sm_{capability} {made}")
         most = FEW_BYTES if name in EVERY else SPILLS.get((name, capability), 0)
         assert made["stack"] <= most, f"{name} spills: {made}"
-        if made["exchanges"] is not None:
+        if made["name"].startswith("few_rows"):
             assert made["exchanges"] == 0, f"{name} moves words between threads: {made}"
         assert made["early"] == (capability >= 90 and made["has_early"]), f"{name}: {made}"
         assert made["shared"] <= SHARED[capability], f"{name}: {made}"
@@ -52,6 +53,13 @@ def check(capability: int, names: tuple[str, ...]) -> None:
 )
 def test_kernels_fit_their_chip(capability: int, names: tuple[str, ...]) -> None:
     check(capability, names)
+
+
+def test_steps_of_a_row_exchange_nothing_between_threads() -> None:
+    """Only the end of a tile does: twice the steps, the same exchanges."""
+    names = [(f"one_row w4g128, {k} inputs", 90) for k in (8192, 16384)]
+    short, long = compile_all("cubin_cases:kernel_of", names)
+    assert short["exchanges"] == long["exchanges"] > 0
 
 
 def test_code_is_the_same_however_many_compile_at_once(tmp_path: Path) -> None:

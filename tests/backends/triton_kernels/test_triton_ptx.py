@@ -30,9 +30,10 @@ from test_triton_linear import Product  # noqa: E402
 from triton_harness import batch_header  # noqa: E402
 
 from graphwright.backends.triton.kernels.attention_prefill import prefill_sizes  # noqa: E402
-from graphwright.backends.triton.kernels.few_rows import FewRows, few_rows  # noqa: E402
+from graphwright.backends.triton.kernels.few_rows import FewRows  # noqa: E402
 from graphwright.backends.triton.kernels.kernel import TritonKernel  # noqa: E402
 from graphwright.backends.triton.kernels.linear import Tiles  # noqa: E402
+from graphwright.backends.triton.kernels.one_row import OneRow, one_row  # noqa: E402
 from graphwright.backends.triton.kernels.weight_format import (  # noqa: E402
     WeightFormat,
     pack_nibbles,
@@ -60,18 +61,19 @@ BOTH = pytest.mark.parametrize("capability", [80, 90], indirect=True)
 @pytest.mark.parametrize(
     "product",
     [
-        Product(1, 44, 1024, "w4g128", BF16, few=FewRows(16, 2)),
-        Product(1, 44, 1024, "w4g128", BF16, few=FewRows(32, 4), norm=True, gate=(0, 22)),
+        Product(1, 44, 1024, "w4g128", BF16, few=OneRow(16, 2)),
+        Product(1, 44, 1024, "w4g128", BF16, few=OneRow(32, 4, 1, 1), norm=True, gate=(0, 22)),
         Product(8, 140, 512, "w4g128", BF16, few=FewRows(64, 4), gate=(70, 0)),
         Product(5, 44, 384, "w4g128z", BF16, few=FewRows(32, 2), activation="silu"),
-        Product(1, 44, 1152, "w4g128", BF16, few=FewRows(32, 4), norm=True, gate=(0, 22)),
+        Product(1, 44, 1152, "w4g128", BF16, few=OneRow(32, 4), norm=True, gate=(0, 22)),
         Product(16, 44, 1152, "w4g128", BF16, few=FewRows(32, 4), gate=(0, 22)),
         Product(13, 44, 640, "w4g64", BF16, few=FewRows(32, 2)),
         Product(8, 40, 1056, "w4g32z", F16, few=FewRows(16, 8)),
-        Product(1, 32, 4096, "w4g128", BF16, few=FewRows(16, 8)),
-        Product(1, 64, 4096, "w4g128", BF16, few=FewRows(64, 2), norm=True, gate=(0, 32)),
+        Product(1, 70, 4096, "w4g128", BF16, few=OneRow(16, 8, 1, 2)),
+        Product(1, 128, 4096, "w4g128", BF16, few=OneRow(64, 2, 1, 1), norm=True, gate=(0, 64)),
+        Product(1, 20, 3328, "w4g64", BF16, few=OneRow(16, 4), norm=True),
         Product(16, 64, 4096, "w4g128", BF16, few=FewRows(64, 4), gate=(0, 32)),
-        Product(1, 40, 1056, "w4g32z", F16, few=FewRows(16, 8)),
+        Product(1, 40, 1056, "w4g32z", F16, few=OneRow(16, 8, 1, 2)),
         Product(2, 40, 96, "w4g32", F16, few=FewRows(16, 4), activation="gelu_tanh"),
     ],
     ids=str,
@@ -152,6 +154,13 @@ def test_attention_in_parts(cache: torch.dtype) -> None:
         check_close(each, step.expected())
     if cache is torch.int8:
         assert torch.equal(*found)
+
+
+@BOTH
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("case", attention.ALONE[1:], ids=str)
+def test_attention_of_a_token_alone(case: attention.Case, deep: bool) -> None:
+    attention.test_a_token_alone(case, deep)
 
 
 @HOPPER
@@ -235,7 +244,7 @@ def test_row_kernels() -> None:
 
 def test_buffers_are_as_long_as_what_is_read() -> None:
     """Of the kernel's nine outputs and 1,024 inputs; what it is given ends one byte too soon."""
-    kernel, tensors = few_rows_operands()
+    kernel, tensors = one_row_operands()
     for number, (name, _) in enumerate(kernel.pointers):
         if name not in ("x", "weight", "scale", "out"):
             continue
@@ -247,14 +256,14 @@ def test_buffers_are_as_long_as_what_is_read() -> None:
 
 
 def test_pointers_are_as_aligned_as_the_code_was_told() -> None:
-    kernel, tensors = few_rows_operands()
-    ptx_harness.execute(kernel, (1, 1, 1), *tensors, moved={"scale": 2, "x": 4})
+    kernel, tensors = one_row_operands()
+    ptx_harness.execute(kernel, (1, 1, 1), *tensors, moved={"scale": 2})
     with pytest.raises(PtxError, match="of 'weight': that is no multiple of 16"):
         ptx_harness.execute(kernel, (1, 1, 1), *tensors, moved={"weight": 4})
 
 
 def test_wrong_assembly_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel, tensors = few_rows_operands()
+    kernel, tensors = one_row_operands()
     ptx_harness.execute(kernel, (1, 1, 1), *tensors)
     right = tensors[-1].clone()
     entry, shared = ptx_harness.compiled(kernel)
@@ -272,10 +281,10 @@ def test_wrong_assembly_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not torch.equal(tensors[-1], right), wrong
 
 
-def few_rows_operands() -> tuple[TritonKernel, list[torch.Tensor]]:
+def one_row_operands() -> tuple[TritonKernel, list[torch.Tensor]]:
     torch.manual_seed(0)
     format = WeightFormat.of("w4g128")
-    kernel = few_rows(9, 1024, format, FewRows(16, 2), 1, x_stride=1024)
+    kernel = one_row(9, 1024, format, OneRow(16, 2))
     weight, scale = quantize_weight(torch.randn(9, 1024), "w4g128")
     x, out = torch.randn(1, 1024).to(BF16), torch.zeros(1, 9, dtype=BF16)
     return kernel, [batch_header(1), x, pack_nibbles(weight, "w4g128"), scale, out]

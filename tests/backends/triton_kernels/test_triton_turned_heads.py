@@ -21,6 +21,7 @@ from triton_harness import batch_header, call, untouched
 from graphwright.backends.triton.kernels.few_rows import FewRows, few_rows
 from graphwright.backends.triton.kernels.gemv import gemv, gemv_scratch
 from graphwright.backends.triton.kernels.linear import Tiles, linear
+from graphwright.backends.triton.kernels.one_row import OneRow, one_row
 from graphwright.backends.triton.kernels.turned_heads import TurnedHeads
 from graphwright.backends.triton.kernels.weight_format import (
     WeightFormat,
@@ -43,7 +44,7 @@ class Heads:
     dim: int
     value_dim: int
     rotary: int
-    by: Tiles | FewRows | int
+    by: Tiles | FewRows | OneRow | int
     interleaved: bool = False
     inputs: int = 64
     scheme: str | None = None
@@ -127,7 +128,11 @@ class Heads:
             "turn": turn, "dtype": name, "norm": name if self.norm else None, "eps": 1e-3,
             "bias": "float32" if self.bias else None,
         }  # fmt: skip
+        if isinstance(self.by, OneRow):
+            return one_row(turn.sums, k, format, self.by, **ends), (0, 0)
         if isinstance(self.by, FewRows):
+            assert not self.norm
+            del ends["norm"], ends["eps"]
             made = few_rows(turn.sums, k, format, self.by, self.rows, x_stride=k, **ends)
             return made, (0, 0)
         if isinstance(self.by, Tiles):
@@ -142,9 +147,9 @@ CASES = [
     Heads(1, 4, 2, 16, 16, 16, 1, dtype=BF16, cache=BF16),
     Heads(1, 3, 1, 24, 10, 16, 2, inputs=4160, dtype=BF16, norm=True),
     Heads(1, 2, 2, 80, 80, 32, 1, scheme="w8g32", inputs=160, interleaved=True),
-    Heads(1, 4, 1, 64, 32, 64, FewRows(32, 4), scheme="w4g128", inputs=640, dtype=BF16,
+    Heads(1, 4, 1, 64, 32, 64, OneRow(32, 4, 1, 2), scheme="w4g128", inputs=640, dtype=BF16,
           cache=F16, norm=True),
-    Heads(1, 2, 1, 24, 8, 8, FewRows(16, 8), scheme="w4g32z", inputs=96, dtype=F16, bias=False),
+    Heads(1, 2, 1, 24, 8, 8, OneRow(16, 8), scheme="w4g32z", inputs=96, dtype=F16, bias=False),
     Heads(7, 2, 1, 40, 40, 40, FewRows(64, 4), scheme="w4g128", inputs=256, dtype=BF16, cache=BF16),
     Heads(13, 1, 1, 32, 32, 16, FewRows(16, 2), scheme="w4g64", inputs=128, dtype=BF16,
           interleaved=True),

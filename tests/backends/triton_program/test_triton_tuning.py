@@ -17,7 +17,10 @@ from graphwright.backends.triton.candidates import (
     MOST,
     few_rows_of,
     few_rows_shapes,
+    one_row_of,
+    one_row_shapes,
     pick_few_rows,
+    pick_one_row,
     pick_tiles,
     product_of,
     product_tiles,
@@ -109,6 +112,20 @@ def test_choices_say_what_they_are_about_and_are_followed() -> None:
     assert product_of(choice) == product and few_rows_of(choice.default) == first
     other = Picks({choice.key: choice.candidates[-1]})
     assert pick_few_rows(product, other) == few_rows_shapes(product)[-1] != first
+    product, picks = replace(product, rows=1), Picks()
+    one = pick_one_row(product, CHIPS, picks)
+    (choice,) = picks.asked
+    assert product_of(choice) == product and one_row_of(choice.default) == one
+    other = Picks({choice.key: choice.candidates[-1]})
+    assert pick_one_row(product, CHIPS, other) == one_row_shapes(product, CHIPS)[-1] != one
+
+
+def test_a_row_has_all_its_tiles_there_at_once_where_they_fit() -> None:
+    format, chips = WeightFormat.of("w4g128"), chips_of("cuda:sm_90")
+    for n, resident in ((4096, 2), (6144, 3), (28672, 2)):
+        assert (
+            one_row_shapes(Product(1, n, 4096, format, "bfloat16"), chips)[0].resident == resident
+        )
 
 
 class Compiler:
@@ -170,6 +187,22 @@ def test_sizes_for_few_rows_of_nibbles_are_timed() -> None:
         assert list(runs) == list(choice.candidates)
         for candidate, run in runs.items():
             programs = -(-40 // few_rows_of(candidate).outputs)
+            assert run() == pytest.approx(programs / 1000)
+    assert not fake._memory
+
+
+def test_sizes_for_a_row_of_nibbles_are_timed() -> None:
+    product, picks = Product(1, 40, 512, WeightFormat.of("w4g32z"), "float16"), Picks()
+    pick_one_row(product, CHIPS, picks)
+    (choice,) = picks.asked
+    compiler = Compiler()
+    fake = FakeCuda(compiler.kernels)
+    fake.elapsed = lambda launches: sum(float(grid[0]) for _, grid, _, _ in launches)
+    rig = GpuRig(Driver(fake), CHIPS[0], compiler, beyond_cache=1)
+    with rig.prepare(choice) as runs:
+        assert list(runs) == list(choice.candidates)
+        for candidate, run in runs.items():
+            programs = -(-40 // one_row_of(candidate).outputs)
             assert run() == pytest.approx(programs / 1000)
     assert not fake._memory
 

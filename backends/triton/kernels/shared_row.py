@@ -1,0 +1,143 @@
+"""A row of x in shared memory: normed once by a program, read by all its tensor cores.
+
+Triton places tensors in shared memory where it wants them there, and for as long. A row that all
+warps of a program read again and again, in another order than it is written, is put there by
+assembly, into memory that it declares beside Triton's own.
+
+The row is cut into chunks of 128 inputs, eight runs of 16. A lane's two pairs of each run, as the
+right operand of m16n8k16 takes them, 2t, 2t + 1 and 2t + 8, 2t + 9, lie side by side, and next to
+those of the run behind: a load of 16 bytes brings what two products want. Behind the row are sums
+of groups of its inputs.
+
+The interpreter knows no assembly; there the row stays where it is.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from graphwright.backends.triton.kernels.direct_loads import load_runs, pairs_of
+from graphwright.backends.triton.kernels.nibbles import COMPILED, rounded_product
+
+__all__ = ["MOST_INPUTS", "put_row", "take_chunk", "take_sum"]
+
+MOST_INPUTS = 20480  # of a row: what assembly declares is 48 KB at most
+
+PUT_PAIR = tl.constexpr(
+    "{ .reg .b32 pair; mov.b32 pair, {$2, $3}; st.shared.b32 [$1], pair; mov.b32 $0, 0; }"
+)
+PUT_SUM = tl.constexpr("st.shared.f32 [$1], $2; mov.b32 $0, 0;")
+TAKE_SUM = tl.constexpr("ld.shared.f32 $0, [$1];")
+# two elements of a thread at once, pairs w = 0 and 1; the address is the first one's
+TAKE = tl.constexpr(
+    " ".join(
+        f"ld.shared.v4.b32 {{${4 * i}, ${4 * i + 1}, ${4 * i + 2}, ${4 * i + 3}}}, [$16+{64 * i}];"
+        for i in range(4)
+    )
+)
+TAKEN = tl.constexpr(",".join(["=&r"] * 16) + ",r,r")
+
+
+@triton.constexpr_function
+def memory(size):
+    """Assembly that declares so many bytes, and says where they are."""
+    return f"{{ .shared .align 16 .b8 row[{size}]; mov.u32 $0, row; }}"
+
+
+@triton.jit
+def put_row(x, norm, K: tl.constexpr, LENGTH: tl.constexpr, GROUP: tl.constexpr,
+            BLOCK: tl.constexpr):  # fmt: skip
+    """(where the row x, times the norm's weight if there is one, lies in shared memory, the sum of
+    the squares of x, 0 without a norm). x [K] begins at a multiple of 4 bytes; it becomes LENGTH
+    inputs, the last ones zeros, BLOCK of them at a time, and has a sum for GROUP of them. Ends with
+    a barrier.
+    """
+    start = 0
+    if COMPILED:
+        size: tl.constexpr = 2 * LENGTH + 4 * (LENGTH // GROUP)
+        start = tl.inline_asm_elementwise(memory(size), "=r", [], tl.int32, False, 1)
+    i = tl.arange(0, BLOCK // 2)
+    groups = tl.arange(0, BLOCK // GROUP)
+    squares = tl.zeros((BLOCK // 2,), tl.float32)
+    for first in tl.static_range(0, LENGTH // 2, BLOCK // 2):
+        pair = first + i
+        low, high = pairs_at(x, pair, K)
+        if norm is not None:
+            squares += low.to(tl.float32) * low.to(tl.float32)
+            squares += high.to(tl.float32) * high.to(tl.float32)
+            low_norm, high_norm = pairs_at(norm, pair, K)
+            low, high = rounded_product(low, low_norm), rounded_product(high, high_norm)
+        if COMPILED:
+            # chunk, run / 2, run % 2, w, t to chunk, run / 2, t, run % 2, w
+            place = pair // 16 * 16 + pair % 4 * 4 + pair // 4 % 4
+            tl.inline_asm_elementwise(
+                PUT_PAIR, "=r,r,h,h", [start + place * 4, low, high], tl.int32, False, 1
+            )
+            both = low.to(tl.float32) + high.to(tl.float32)
+            sums = tl.sum(tl.reshape(both, (BLOCK // GROUP, GROUP // 2)), axis=1)
+            at = start + 2 * LENGTH + (first * 2 // GROUP + groups) * 4
+            tl.inline_asm_elementwise(PUT_SUM, "=r,r,f", [at, sums], tl.int32, False, 1)
+    square = tl.sum(squares, axis=0)
+    if COMPILED:
+        tl.debug_barrier()
+    return start, square
+
+
+@triton.jit
+def pairs_at(x, pair, K: tl.constexpr):
+    """Inputs 2 pair and 2 pair + 1, zeros beyond K."""
+    inside = pair < K // 2
+    if COMPILED:
+        words = tl.load(x.to(tl.pointer_type(tl.int32), bitcast=True) + pair, mask=inside, other=0)
+        return tl.split(pairs_of(words, x.dtype.element_ty))
+    else:
+        low = tl.load(x + 2 * pair, mask=inside, other=0.0)
+        return low, tl.load(x + 2 * pair + 1, mask=inside, other=0.0)
+
+
+@triton.jit
+def take_chunk(start, x, norm, chunk, K: tl.constexpr, PARTS: tl.constexpr):
+    """Of chunk + part, eight runs as the right operand's columns lie in the warp of each part, all
+    columns alike: a tuple of [w * part * column * t, 2] of x's type.
+    """
+    kind: tl.constexpr = x.dtype.element_ty
+    i = tl.arange(0, PARTS * 64)
+    w, part, t = i // (32 * PARTS), i // 32 % PARTS, i % 4
+    if COMPILED:
+        words = tl.inline_asm_elementwise(
+            TAKE, TAKEN, [start + (chunk + part) * 256 + t * 16 + w * 8],
+            (tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32),
+            False, 2,
+        )  # fmt: skip
+        return (
+            pairs_of(words[0], kind), pairs_of(words[1], kind), pairs_of(words[2], kind),
+            pairs_of(words[3], kind), pairs_of(words[4], kind), pairs_of(words[5], kind),
+            pairs_of(words[6], kind), pairs_of(words[7], kind),
+        )  # fmt: skip
+    else:
+        k = (chunk + part) * 128 + w * 8 + t * 2
+        words = load_runs(x + k, 0, k, K, False)
+        if norm is not None:
+            norms = load_runs(norm + k, 0, k, K, False)
+            words = (
+                rounded_product(words[0], norms[0]), rounded_product(words[1], norms[1]),
+                rounded_product(words[2], norms[2]), rounded_product(words[3], norms[3]),
+                rounded_product(words[4], norms[4]), rounded_product(words[5], norms[5]),
+                rounded_product(words[6], norms[6]), rounded_product(words[7], norms[7]),
+            )  # fmt: skip
+        return words
+
+
+@triton.jit
+def take_sum(start, x, norm, group, K: tl.constexpr, LENGTH: tl.constexpr, GROUP: tl.constexpr):
+    """The sums of groups [n] of the row."""
+    if COMPILED:
+        at = start + 2 * LENGTH + group * 4
+        return tl.inline_asm_elementwise(TAKE_SUM, "=f,r", [at], tl.float32, False, 1)
+    else:
+        k = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+        value = tl.load(x + k, mask=k < K, other=0.0)
+        if norm is not None:
+            value = rounded_product(value, tl.load(norm + k, mask=k < K, other=0.0))
+        return tl.sum(value.to(tl.float32), axis=1)
