@@ -4,10 +4,10 @@ Triton places tensors in shared memory where it wants them there, and for as lon
 warps of a program read again and again, in another order than it is written, is put there by
 assembly, into memory that it declares beside Triton's own.
 
-The row is cut into chunks of 128 inputs, eight runs of 16. A lane's two pairs of each run, as the
-right operand of m16n8k16 takes them, 2t, 2t + 1 and 2t + 8, 2t + 9, lie side by side, and next to
-those of the run behind: a load of 16 bytes brings what two products want. Behind the row are sums
-of groups of its inputs.
+The row is cut into chunks of 128 inputs, eight runs of 16. Of each run lane t wants two pairs, as
+the right operand of m16n8k16: inputs 2t, 2t + 1 (w = 0), and 2t + 8, 2t + 9 (w = 1). The same pair
+of four runs lies side by side: a load of 16 bytes brings it for four products. Behind the row are
+sums of groups of its inputs.
 
 The interpreter knows no assembly; there the row stays where it is.
 """
@@ -29,14 +29,9 @@ PUT_PAIR = tl.constexpr(
 )
 PUT_SUM = tl.constexpr("st.shared.f32 [$1], $2; mov.b32 $0, 0;")
 TAKE_SUM = tl.constexpr("ld.shared.f32 $0, [$1];")
-# two elements of a thread at once, pairs w = 0 and 1; the address is the first one's
 TAKE = tl.constexpr(
-    " ".join(
-        f"ld.shared.v4.b32 {{${4 * i}, ${4 * i + 1}, ${4 * i + 2}, ${4 * i + 3}}}, [$16+{64 * i}];"
-        for i in range(4)
-    )
+    "ld.shared.v4.b32 {$0, $1, $2, $3}, [$8]; ld.shared.v4.b32 {$4, $5, $6, $7}, [$8+64];"
 )
-TAKEN = tl.constexpr(",".join(["=&r"] * 16) + ",r,r")
 
 
 @triton.constexpr_function
@@ -69,8 +64,9 @@ def put_row(x, norm, K: tl.constexpr, LENGTH: tl.constexpr, GROUP: tl.constexpr,
             low_norm, high_norm = pairs_at(norm, pair, K)
             low, high = rounded_product(low, low_norm), rounded_product(high, high_norm)
         if COMPILED:
-            # chunk, run / 2, run % 2, w, t to chunk, run / 2, t, run % 2, w
-            place = pair // 16 * 16 + pair % 4 * 4 + pair // 4 % 4
+            # chunk, run / 4, run % 4, w, t to chunk, w, run / 4, t, run % 4
+            place = pair // 64 * 64 + pair // 4 % 2 * 32 + pair // 32 % 2 * 16
+            place += pair % 4 * 4 + pair // 8 % 4
             tl.inline_asm_elementwise(
                 PUT_PAIR, "=r,r,h,h", [start + place * 4, low, high], tl.int32, False, 1
             )
@@ -106,9 +102,10 @@ def take_chunk(start, x, norm, chunk, K: tl.constexpr, PARTS: tl.constexpr):
     w, part, t = i // (32 * PARTS), i // 32 % PARTS, i % 4
     if COMPILED:
         words = tl.inline_asm_elementwise(
-            TAKE, TAKEN, [start + (chunk + part) * 256 + t * 16 + w * 8],
+            TAKE, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r",
+            [start + (chunk + part) * 256 + w * 128 + t * 16],
             (tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32),
-            False, 2,
+            False, 1,
         )  # fmt: skip
         return (
             pairs_of(words[0], kind), pairs_of(words[1], kind), pairs_of(words[2], kind),
