@@ -17,7 +17,6 @@ import triton
 import triton.language as tl
 
 from graphwright.backends.triton.kernels.activation import tanh
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.regions.functions import (
     cosine,
     expm1,

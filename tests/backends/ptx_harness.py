@@ -83,7 +83,8 @@ def execute(
         buffers[name] = _buffer(tensor, _in_front(kernel, name, tensor))
     constants = {name: np.frombuffer(data, np.uint8) for name, data in entry.constants.items()}
     (chip,) = chips_of(f"cuda:sm_{capability}")
-    early = chip.early and "EARLY" in kernel.constants
+    given = kernel.constants
+    early = chip.early and "EARLY" in given and given.get("ALONE", True)
     unwritten = frozenset(constants) | {name for name in buffers if WEIGHTS.fullmatch(name)}
     memory = GlobalMemory(buffers | constants, moved, unwritten if early else None)
     addresses = [

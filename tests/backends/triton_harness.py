@@ -120,7 +120,7 @@ def _facts(kernel: TritonKernel, made: Cubin) -> dict[str, Any]:
     return {
         "name": kernel.name, "registers": made.registers, "stack": made.stack,
         "shared": made.shared, "warps": made.warps, "early": made.early,
-        "has_early": "EARLY" in kernel.constants,
+        "can_begin": "EARLY" in kernel.constants and kernel.constants.get("ALONE", True),
         "exchanges": _exchanges(made.code) if kernel.name.startswith(BY_NIBBLES) else None,
         "sha256": hashlib.sha256(made.code).hexdigest(),
     }  # fmt: skip

@@ -11,7 +11,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.epilogue import is_last
 from graphwright.backends.triton.kernels.kernel import ROWS, TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
@@ -26,9 +25,8 @@ _PART = 4096
 def argmax_kernel(
     batch, logits, keys, counters, largest, chosen,
     WIDTH: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
-    PADDED: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if row >= tl.load(batch + ROWS):
         return

@@ -46,9 +46,8 @@ def decode_attention_kernel(
     SPLITS: tl.constexpr, SHORTEST: tl.constexpr, FEW: tl.constexpr, TOGETHER: tl.constexpr,
     ALONE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin(EARLY)
-    if not ALONE:
-        wait_for_inputs(EARLY)
+    if ALONE:
+        let_next_begin(EARLY)
     token = tl.program_id(0).to(tl.int64)
     # at once, as each takes a trip to the L2 cache; behind the step's tokens nobody uses them
     count, at = tl.load(batch), tl.load(positions + token).to(tl.int32)

@@ -21,7 +21,6 @@ from graphwright.backends.triton.kernels.attention_tile import (
     load_rows,
     lowest_key,
 )
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.kernel import TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 
@@ -57,9 +56,8 @@ def prefill_attention_kernel(
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, FIRST: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_D: tl.constexpr, REST_D: tl.constexpr, BLOCK_V: tl.constexpr,
     PACKED: tl.constexpr, PACKS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
-    KEYS: tl.constexpr, SEQUENCES: tl.constexpr, EARLY: tl.constexpr,
+    KEYS: tl.constexpr, SEQUENCES: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
     count = tl.load(batch + 1)
     sequence, number = tile_of_batch(tl.program_id(0), query_start, count, TOKENS, SEQUENCES)
     if sequence >= count:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.kernel import TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 
@@ -23,9 +22,8 @@ _BLOCK = 512  # channels of one program
 def causal_conv_kernel(
     batch, x, weight, bias, state, positions, sequences, query_start, block_table, out,
     OUTPUTS: tl.constexpr, EACH: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr,
-    X_STRIDE: tl.constexpr, BLOCK_STRIDE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    X_STRIDE: tl.constexpr, BLOCK_STRIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
     token = tl.program_id(0)
     if token >= tl.load(batch):
         return
@@ -58,9 +56,8 @@ def causal_conv_kernel(
 def roll_state_kernel(
     batch, x, state, positions, query_start, block_table,
     CHANNELS: tl.constexpr, KEPT: tl.constexpr, X_STRIDE: tl.constexpr,
-    BLOCK_STRIDE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK_STRIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
     sequence = tl.program_id(0)
     if sequence >= tl.load(batch + 1):
         return

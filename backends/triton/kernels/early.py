@@ -6,8 +6,8 @@ and what a step begins with (its counts, positions and tables; the launch behind
 those is an ordinary one, so that no other begins before they are there), and must write nothing.
 Every program waits before it returns. A launch in front of it has waited in the same way before it
 could end, so that whoever has waited finds everything done that is in front of it in the stream,
-whichever launch did it. A kernel without EARLY is launched as usual and begins when all of that is
-done.
+whichever launch did it. Other kernels are launched as usual and begin when all of that is done:
+those that would have nothing to do before they wait.
 
 Source: PTX ISA, "griddepcontrol"; CUDA programming guide, programmatic dependent launch.
 """
@@ -19,7 +19,7 @@ import triton.language as tl
 
 from graphwright.backends.triton.kernels.nibbles import COMPILED
 
-__all__ = ["let_next_begin", "let_next_begin_and_wait", "wait_for_inputs"]
+__all__ = ["let_next_begin", "wait_for_inputs"]
 
 
 @triton.jit
@@ -38,10 +38,3 @@ def wait_for_inputs(EARLY: tl.constexpr):
         tl.inline_asm_elementwise(
             "griddepcontrol.wait; mov.b32 $0, 0;", "=r", [], tl.int32, False, 1
         )
-
-
-@triton.jit
-def let_next_begin_and_wait(EARLY: tl.constexpr):
-    """Both, for kernels that have nothing to do in between: their first statement."""
-    let_next_begin(EARLY)
-    wait_for_inputs(EARLY)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.kernel import TritonKernel, define
 from graphwright.backends.triton.kernels.nibbles import place_of_row
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
@@ -20,9 +19,8 @@ _BLOCK = 1024  # elements of a row that one program copies
 def embedding_kernel(
     batch, weight, scale, zero, ids, out,
     K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
-    ROW: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    ROW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
     token = tl.program_id(0).to(tl.int64)
     if token >= tl.load(batch):
         return

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.epilogue import early_inputs, finish, finish_constants
 from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.nibble_rows import (
@@ -70,9 +69,8 @@ def few_rows_kernel(
     GROUPS: tl.constexpr, ROW: tl.constexpr, X_STRIDE: tl.constexpr,
     RESIDUAL_STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
     TURN: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
-    PARTS: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
+    PARTS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
     rows = tl.load(batch + COUNT)
     if COUNT > 0:  # noqa: SIM102 - a step has tokens, but perhaps no sampled row
         if rows == 0:

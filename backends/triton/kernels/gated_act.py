@@ -6,7 +6,6 @@ import triton
 import triton.language as tl
 
 from graphwright.backends.triton.kernels.activation import activate
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 from graphwright.ir.activations import ACTIVATIONS
@@ -20,9 +19,8 @@ _BLOCK = 1024  # elements of a row that one program takes: 8 a thread, 16 bytes 
 def gated_act_kernel(
     batch, gate, up, out,
     WIDTH: tl.constexpr, GATE_STRIDE: tl.constexpr, UP_STRIDE: tl.constexpr,
-    ACTIVATION: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    ACTIVATION: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
     row = tl.program_id(0).to(tl.int64)
     if row >= tl.load(batch + ROWS):
         return

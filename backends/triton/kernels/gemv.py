@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.epilogue import (
     early_inputs,
     finish,
@@ -63,9 +62,8 @@ def gemv_kernel(
     GROUPS: tl.constexpr, ROW: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr,
     UP: tl.constexpr, TURN: tl.constexpr, EPS: tl.constexpr, COUNT: tl.constexpr,
     SPLITS: tl.constexpr, PART: tl.constexpr, OUTPUTS: tl.constexpr, STEP: tl.constexpr,
-    TILE: tl.constexpr, EARLY: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
     if COUNT > 0:  # noqa: SIM102 - a step has a token, but perhaps no sampled row
         if tl.load(batch + COUNT) == 0:
             return

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.epilogue import (
     finish_constants,
     finish_in_pieces,
@@ -67,9 +66,8 @@ def linear_kernel(
     RESIDUAL_STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
     TURN: tl.constexpr, EPS: tl.constexpr, COUNT: tl.constexpr, PRESCALE: tl.constexpr,
     SPLITS: tl.constexpr, PART: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr,
-    STEP: tl.constexpr, EARLY: tl.constexpr,
+    STEP: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
     rows = tl.load(batch + COUNT)
     tile, outputs, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if tile * ROWS >= rows:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 
@@ -27,9 +26,7 @@ def norm_kernel(
     WIDTH: tl.constexpr, GROUPS: tl.constexpr, X_STRIDE: tl.constexpr,
     RESIDUAL_STRIDE: tl.constexpr, EPS: tl.constexpr, BEFORE_EPS: tl.constexpr,
     CENTER: tl.constexpr, ROWS: tl.constexpr, VECTORS: tl.constexpr, BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
     count = tl.load(batch + ROWS) * GROUPS
     if tl.program_id(0) * VECTORS >= count:
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 
@@ -19,9 +18,7 @@ def quantize_rows_kernel(
     batch, x, values, scales,
     PER_ROW: tl.constexpr, SUBROWS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
     X_STRIDE: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
     row = tl.program_id(0).to(tl.int64)
     if row >= tl.load(batch + ROWS):
         return

@@ -11,7 +11,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.kernel import TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 
@@ -86,9 +85,8 @@ def rope_append_kernel(
     K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr, ANGLE_STRIDE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, BLOCK_STRIDE: tl.constexpr, SCALE_STRIDE: tl.constexpr,
     QUERY_TILES: tl.constexpr, KV_TILES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
-    VALUE_BLOCK: tl.constexpr, Q_EPS: tl.constexpr, K_EPS: tl.constexpr, EARLY: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr, Q_EPS: tl.constexpr, K_EPS: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
     token = tl.program_id(0).to(tl.int64)
     if token >= tl.load(batch):
         return

@@ -11,7 +11,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
 
 __all__ = ["routed_groups"]
@@ -23,9 +22,8 @@ _PAIRS = 1024  # looked at together
 def routed_groups_kernel(
     batch, experts, order, starts,
     EXPERTS: tl.constexpr, SLOTS: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr,
-    PAIRS: tl.constexpr, EARLY: tl.constexpr,
+    PAIRS: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
     expert = tl.program_id(0)
     count = tl.load(batch + ROWS) * SLOTS
     lower = tl.zeros((PAIRS,), tl.int32)

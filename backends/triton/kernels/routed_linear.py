@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 
 from graphwright.backends.triton.kernels.attention_prefill import tile_of_batch
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.epilogue import finish_in_pieces
 from graphwright.backends.triton.kernels.kernel import RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.linear import Tiles
@@ -32,9 +31,7 @@ def routed_linear_kernel(
     GROUPS: tl.constexpr, ROW: tl.constexpr, X_STRIDE: tl.constexpr,
     SLOTS: tl.constexpr, SHARED: tl.constexpr, EXPERTS: tl.constexpr, PRESCALE: tl.constexpr,
     OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, CHUNK: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
     expert, number = tile_of_batch(tl.program_id(0), starts, EXPERTS, ROWS, CHUNK)
     if expert >= EXPERTS:
         return

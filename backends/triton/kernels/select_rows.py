@@ -5,7 +5,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.kernel import ROWS, TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 
@@ -17,9 +16,8 @@ _BLOCK = 1024
 @triton.jit
 def select_rows_kernel(
     batch, x, rows, out, WIDTH: tl.constexpr, X_STRIDE: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
     row = tl.program_id(0).to(tl.int64)
     if row >= tl.load(batch + ROWS):
         return

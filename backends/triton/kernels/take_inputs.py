@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 
 from graphwright.backends.rows import INPUTS
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.kernel import ROWS, Size, TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import quotient_up
 
@@ -49,9 +48,7 @@ def take_inputs_kernel(
     host_batch, host_tokens, host_positions, host_query_start, host_block_table, host_sample_rows,
     chosen, batch, tokens, positions, query_start, block_table, sample_rows,
     T: tl.constexpr, B: tl.constexpr, M: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
     which = tl.program_id(1)
     if which == 0:
         count = tl.load(host_batch + T)

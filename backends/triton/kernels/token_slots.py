@@ -10,7 +10,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.kernel import TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import quotient_up
 
@@ -23,9 +22,8 @@ _SEQUENCES = 32
 @triton.jit
 def token_slots_kernel(
     batch, positions, query_start, block_table, sequences, slots,
-    BLOCK_SIZE: tl.constexpr, TOKENS: tl.constexpr, SEQUENCES: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, TOKENS: tl.constexpr, SEQUENCES: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
     tokens, count, width = tl.load(batch), tl.load(batch + 1), tl.load(batch + 2)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     inside = token < tokens

@@ -5,7 +5,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two
 
@@ -28,9 +27,8 @@ def ranking_key(value, index):
 def top_k_kernel(
     batch, x, values, indices,
     WIDTH: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, VECTORS: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
     row = tl.program_id(0).to(tl.int64)
     if row >= tl.load(batch + ROWS) * VECTORS:
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.early import let_next_begin_and_wait
 from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 
@@ -18,9 +17,8 @@ _BLOCK = 1024
 def weighted_sum_kernel(
     batch, y, weights, out,
     SLOTS: tl.constexpr, WIDTH: tl.constexpr, Y_STRIDE: tl.constexpr,
-    WEIGHTS_STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    WEIGHTS_STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin_and_wait(EARLY)
     token = tl.program_id(0).to(tl.int64)
     if token >= tl.load(batch + ROWS):
         return

@@ -144,7 +144,6 @@ class _Writer:
             )
         block = max(1, min(next_power_of_two(self.widest), _ELEMENTS // self.reduced))
         lines = [
-            "let_next_begin_and_wait(EARLY)",
             "row = tl.program_id(0).to(tl.int64)",
             "rows = tl.load(batch + ROWS)",
             "if row >= rows:",
@@ -159,6 +158,5 @@ class _Writer:
                 lines += [f"if first < {size}:", *(f"    {line}" for line in body)]
             else:
                 lines += body
-        constants = ", ".join(f"{name}: tl.constexpr" for name in ("BLOCK", "ROWS", "EARLY"))
-        head = f"def region({', '.join(pointers)}, {constants}):"
+        head = f"def region({', '.join(pointers)}, BLOCK: tl.constexpr, ROWS: tl.constexpr):"
         return source_of("a fused region", head, lines), block

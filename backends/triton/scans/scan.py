@@ -61,7 +61,7 @@ def scan(
         "batch": "int32", **own, "state": "float32", "positions": "int64", "query_start": "int32",
         "block_table": "int32", "out": out,
     }  # fmt: skip
-    head = f"def scan({', '.join(pointers)}, EARLY: tl.constexpr):"
+    head = f"def scan({', '.join(pointers)}):"
     source = source_of("a recurrence", head, writer.lines(slot_stride))
     programs = layout.programs
     kernel = define(
@@ -107,7 +107,6 @@ class _Writer:
         values, places = self.values, self.places
         return [
             *self._comment(),
-            "let_next_begin_and_wait(EARLY)",
             "sequence = tl.program_id(1)",
             "if sequence >= tl.load(batch + 1):",
             "    return",

@@ -122,8 +122,7 @@ def test_the_source_is_short_readable_and_the_same_every_time() -> None:
     assert first.kernel.name == second.kernel.name
     assert first.source.split("\n\n\n")[-1] == (
         """@triton.jit
-def region(batch, in0, out0, BLOCK: tl.constexpr, ROWS: tl.constexpr, EARLY: tl.constexpr):
-    let_next_begin_and_wait(EARLY)
+def region(batch, in0, out0, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     rows = tl.load(batch + ROWS)
     if row >= rows:
