@@ -109,6 +109,8 @@ def one_row_shapes(product: Product, chips: Sequence[Chip]) -> list[OneRow]:
     """
     assert product.rows == 1 and product.format.kind == "w4"
     most = max(chip.multiprocessors for chip in chips)
+    if product.format.group < 128:  # scales of several groups take registers, too; not measured
+        return [OneRow(16, 8, 2, 2 * most), OneRow(16, 8), OneRow(16, 4, 4, 4 * most)]
     two, three = OneRow(16, 8, 2, 2 * most, 2), OneRow(16, 8, 3, 3 * most, 2)
     once = 2 * most < product.n / 16 <= 3 * most  # all tiles are there at once
     return [

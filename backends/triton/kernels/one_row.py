@@ -129,8 +129,8 @@ def with_step(
     floats = nibble_floats(words, kind, False)
     sums = tl.zeros((PARTS, OUTPUTS, 8), tl.float32)
     for place in tl.static_range(8):
-        value = tl.reshape(values[place], (2, PARTS, 8, 4, 2))
-        value = tl.reshape(tl.permute(value, (1, 0, 3, 4, 2)), (PARTS, 16, 8))
+        value = tl.reshape(values[place], (PARTS, 8, 4, 2, 2))
+        value = tl.reshape(tl.permute(value, (0, 4, 2, 3, 1)), (PARTS, 16, 8))
         sums = tl.dot(left_operand(floats[place], PARTS, OUTPUTS), value, sums)
         if (16 * place + 16) % GROUP == 0:
             group = chunk * (128 // GROUP) + 16 * place // GROUP

@@ -5,9 +5,9 @@ warps of a program read again and again, in another order than it is written, is
 assembly, into memory that it declares beside Triton's own.
 
 The row is cut into chunks of 128 inputs, eight runs of 16. Of each run lane t wants two pairs, as
-the right operand of m16n8k16: inputs 2t, 2t + 1 (w = 0), and 2t + 8, 2t + 9 (w = 1). The same pair
-of four runs lies side by side: a load of 16 bytes brings it for four products. Behind the row are
-sums of groups of its inputs.
+the right operand of m16n8k16: inputs 2t, 2t + 1 (w = 0), and 2t + 8, 2t + 9 (w = 1). They lie side
+by side, and next to those of the run behind: a load of 16 bytes brings what two products want, in
+registers that follow each other. Behind the row are sums of groups of its inputs.
 
 The interpreter knows no assembly; there the row stays where it is.
 """
@@ -30,8 +30,12 @@ PUT_PAIR = tl.constexpr(
 PUT_SUM = tl.constexpr("st.shared.f32 [$1], $2; mov.b32 $0, 0;")
 TAKE_SUM = tl.constexpr("ld.shared.f32 $0, [$1];")
 TAKE = tl.constexpr(
-    "ld.shared.v4.b32 {$0, $1, $2, $3}, [$8]; ld.shared.v4.b32 {$4, $5, $6, $7}, [$8+64];"
+    " ".join(
+        f"ld.shared.v4.b32 {{${4 * i}, ${4 * i + 1}, ${4 * i + 2}, ${4 * i + 3}}}, [$16+{64 * i}];"
+        for i in range(4)
+    )
 )
+TAKEN = tl.constexpr(",".join(["=&r"] * 16) + ",r")
 
 
 @triton.constexpr_function
@@ -64,9 +68,8 @@ def put_row(x, norm, K: tl.constexpr, LENGTH: tl.constexpr, GROUP: tl.constexpr,
             low_norm, high_norm = pairs_at(norm, pair, K)
             low, high = rounded_product(low, low_norm), rounded_product(high, high_norm)
         if COMPILED:
-            # chunk, run / 4, run % 4, w, t to chunk, w, run / 4, t, run % 4
-            place = pair // 64 * 64 + pair // 4 % 2 * 32 + pair // 32 % 2 * 16
-            place += pair % 4 * 4 + pair // 8 % 4
+            # chunk, run / 2, run % 2, w, t to chunk, run / 2, t, run % 2, w
+            place = pair // 16 * 16 + pair % 4 * 4 + pair // 4 % 4
             tl.inline_asm_elementwise(
                 PUT_PAIR, "=r,r,h,h", [start + place * 4, low, high], tl.int32, False, 1
             )
@@ -95,35 +98,53 @@ def pairs_at(x, pair, K: tl.constexpr):
 @triton.jit
 def take_chunk(start, x, norm, chunk, K: tl.constexpr, PARTS: tl.constexpr):
     """Of chunk + part, eight runs as the right operand's columns lie in the warp of each part, all
-    columns alike: a tuple of [w * part * column * t, 2] of x's type.
+    columns alike: a tuple of [part * column * t, 2, w] of x's type.
     """
     kind: tl.constexpr = x.dtype.element_ty
-    i = tl.arange(0, PARTS * 64)
-    w, part, t = i // (32 * PARTS), i // 32 % PARTS, i % 4
+    i = tl.arange(0, PARTS * 32)
+    part, t = i // 32, i % 4
     if COMPILED:
         words = tl.inline_asm_elementwise(
-            TAKE, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r",
-            [start + (chunk + part) * 256 + w * 128 + t * 16],
-            (tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32),
+            TAKE, TAKEN, [start + (chunk + part) * 256 + t * 16],
+            (tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32,
+             tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32),
             False, 1,
         )  # fmt: skip
         return (
-            pairs_of(words[0], kind), pairs_of(words[1], kind), pairs_of(words[2], kind),
-            pairs_of(words[3], kind), pairs_of(words[4], kind), pairs_of(words[5], kind),
-            pairs_of(words[6], kind), pairs_of(words[7], kind),
+            run_of(words[0], words[1], kind), run_of(words[2], words[3], kind),
+            run_of(words[4], words[5], kind), run_of(words[6], words[7], kind),
+            run_of(words[8], words[9], kind), run_of(words[10], words[11], kind),
+            run_of(words[12], words[13], kind), run_of(words[14], words[15], kind),
         )  # fmt: skip
     else:
-        k = (chunk + part) * 128 + w * 8 + t * 2
-        words = load_runs(x + k, 0, k, K, False)
-        if norm is not None:
-            norms = load_runs(norm + k, 0, k, K, False)
-            words = (
-                rounded_product(words[0], norms[0]), rounded_product(words[1], norms[1]),
-                rounded_product(words[2], norms[2]), rounded_product(words[3], norms[3]),
-                rounded_product(words[4], norms[4]), rounded_product(words[5], norms[5]),
-                rounded_product(words[6], norms[6]), rounded_product(words[7], norms[7]),
-            )  # fmt: skip
-        return words
+        k = (chunk + part) * 128 + t * 2
+        low, high = runs_at(x, norm, k, K), runs_at(x, norm, k + 8, K)
+        return (
+            tl.join(low[0], high[0]), tl.join(low[1], high[1]), tl.join(low[2], high[2]),
+            tl.join(low[3], high[3]), tl.join(low[4], high[4]), tl.join(low[5], high[5]),
+            tl.join(low[6], high[6]), tl.join(low[7], high[7]),
+        )  # fmt: skip
+
+
+@triton.jit
+def run_of(low, high, kind: tl.constexpr):
+    """[.., 2, w] of the words of pairs w = 0 and 1: in the registers of a thread."""
+    return tl.join(pairs_of(low, kind), pairs_of(high, kind))
+
+
+@triton.jit
+def runs_at(x, norm, k, K: tl.constexpr):
+    """Pairs k, k + 1 of eight runs, normed."""
+    words = load_runs(x + k, 0, k, K, False)
+    if norm is not None:
+        norms = load_runs(norm + k, 0, k, K, False)
+        words = (
+            rounded_product(words[0], norms[0]), rounded_product(words[1], norms[1]),
+            rounded_product(words[2], norms[2]), rounded_product(words[3], norms[3]),
+            rounded_product(words[4], norms[4]), rounded_product(words[5], norms[5]),
+            rounded_product(words[6], norms[6]), rounded_product(words[7], norms[7]),
+        )  # fmt: skip
+    return words
 
 
 @triton.jit
