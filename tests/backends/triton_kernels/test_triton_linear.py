@@ -209,7 +209,7 @@ def test_products_norm_what_they_read_and_gate_what_they_write(product: Product)
 
 @settings(max_examples=8, deadline=None)
 @given(
-    st.integers(2, 16), st.integers(1, 140), st.integers(1, 12),
+    st.integers(1, 16), st.integers(1, 140), st.integers(1, 12),
     st.sampled_from([name for name in SCHEMES if name.startswith("w4")]),
     st.sampled_from([torch.bfloat16, torch.float16]),
     st.sampled_from([FewRows(16, 4, 2), FewRows(32, 2), FewRows(64, 4)]),
