@@ -142,19 +142,6 @@ def _load(instruction: Instruction) -> Callable[[Program], None]:
     return load
 
 
-def _prefetch(instruction: Instruction) -> Callable[[Program], None]:
-    """Nothing, of what may be read."""
-    if instruction.operation != ("prefetch", "global", "L2"):
-        raise NotImplementedError("another cache")
-    (address,) = instruction.operands
-
-    def prefetch(program: Program) -> None:
-        lanes = program.lanes()
-        program.read("global", program.addresses(address)[lanes], 1, lanes)
-
-    return prefetch
-
-
 def _store(instruction: Instruction) -> Callable[[Program], None]:
     space, kind, count = _access(instruction)
     address, source = instruction.operands[0], _parts(instruction.operands[1])
@@ -421,5 +408,5 @@ _RULES: dict[str, Callable[[Instruction], Callable[[Program], None]]] = {
     "mov": _move, "ld": _load, "st": _store, "cp": _copy, "mma": _multiply, "wgmma": _warpgroups,
     "ldmatrix": _load_matrices, "stmatrix": _store_matrices, "shfl": _shuffle, "redux": _reduce,
     "atom": _atomic, "bar": _together, "fence": _fence, "membar": _fence,
-    "prefetch": _prefetch, "griddepcontrol": _dependencies,
+    "griddepcontrol": _dependencies,
 }  # fmt: skip

@@ -2,8 +2,7 @@
 
 The weights are the left operand of m16n8k16, whose floats are made in the registers of the thread
 that has the words (nibbles.py), the rows are its narrow side. Weights stay w = BASE + UNIT q, in
-bfloat16 128 + q, in float16 1 + q / 16; the sum of x, by one more product, takes out what that
-adds:
+bfloat16 128 + q, in float16 1 + q / 16; the sum of x takes out what that adds:
 
     Σ x (q - zero) = (Σ x w - (BASE + 8 UNIT) Σ x) / UNIT + (8 - zero) Σ x
 

@@ -17,13 +17,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphwright.backends.triton.kernels.direct_loads import load_runs, pairs_of
 from graphwright.backends.triton.kernels.nibbles import COMPILED, rounded_product
 
 __all__ = ["MOST_INPUTS", "put_row", "take_chunk", "take_sum"]
 
 MOST_INPUTS = 20480  # of a row: what assembly declares is 48 KB at most
 
+SPLIT = tl.constexpr("mov.b32 {$0, $1}, $2;")
 PUT_PAIR = tl.constexpr(
     "{ .reg .b32 pair; mov.b32 pair, {$2, $3}; st.shared.b32 [$1], pair; mov.b32 $0, 0; }"
 )
@@ -89,10 +89,23 @@ def pairs_at(x, pair, K: tl.constexpr):
     inside = pair < K // 2
     if COMPILED:
         words = tl.load(x.to(tl.pointer_type(tl.int32), bitcast=True) + pair, mask=inside, other=0)
-        return tl.split(pairs_of(words, x.dtype.element_ty))
+        return pair_of(words, x.dtype.element_ty)
     else:
         low = tl.load(x + 2 * pair, mask=inside, other=0.0)
         return low, tl.load(x + 2 * pair + 1, mask=inside, other=0.0)
+
+
+@triton.jit
+def pair_of(words, dtype: tl.constexpr):
+    """The two numbers of bfloat16 or float16 in int32 words."""
+    if dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise(
+            SPLIT, "=h,=h,r", [words], (tl.bfloat16, tl.bfloat16), True, 1
+        )
+    else:
+        return tl.inline_asm_elementwise(
+            SPLIT, "=h,=h,r", [words], (tl.float16, tl.float16), True, 1
+        )
 
 
 @triton.jit
@@ -118,33 +131,29 @@ def take_chunk(start, x, norm, chunk, K: tl.constexpr, PARTS: tl.constexpr):
         )  # fmt: skip
     else:
         k = (chunk + part) * 128 + t * 2
-        low, high = runs_at(x, norm, k, K), runs_at(x, norm, k + 8, K)
         return (
-            tl.join(low[0], high[0]), tl.join(low[1], high[1]), tl.join(low[2], high[2]),
-            tl.join(low[3], high[3]), tl.join(low[4], high[4]), tl.join(low[5], high[5]),
-            tl.join(low[6], high[6]), tl.join(low[7], high[7]),
+            run_at(x, norm, k, K), run_at(x, norm, k + 16, K), run_at(x, norm, k + 32, K),
+            run_at(x, norm, k + 48, K), run_at(x, norm, k + 64, K), run_at(x, norm, k + 80, K),
+            run_at(x, norm, k + 96, K), run_at(x, norm, k + 112, K),
         )  # fmt: skip
 
 
 @triton.jit
 def run_of(low, high, kind: tl.constexpr):
     """[.., 2, w] of the words of pairs w = 0 and 1: in the registers of a thread."""
-    return tl.join(pairs_of(low, kind), pairs_of(high, kind))
+    one, two = pair_of(low, kind)
+    three, four = pair_of(high, kind)
+    return tl.join(tl.join(one, two), tl.join(three, four))
 
 
 @triton.jit
-def runs_at(x, norm, k, K: tl.constexpr):
-    """Pairs k, k + 1 of eight runs, normed."""
-    words = load_runs(x + k, 0, k, K, False)
+def run_at(x, norm, k, K: tl.constexpr):
+    """The same of x [K] as it is, times the norm's weight: inputs k, k + 1, and k + 8, k + 9."""
+    place = k[:, None, None] + tl.arange(0, 2)[None, :, None] + 8 * tl.arange(0, 2)[None, None, :]
+    value = tl.load(x + place, mask=place < K, other=0.0)
     if norm is not None:
-        norms = load_runs(norm + k, 0, k, K, False)
-        words = (
-            rounded_product(words[0], norms[0]), rounded_product(words[1], norms[1]),
-            rounded_product(words[2], norms[2]), rounded_product(words[3], norms[3]),
-            rounded_product(words[4], norms[4]), rounded_product(words[5], norms[5]),
-            rounded_product(words[6], norms[6]), rounded_product(words[7], norms[7]),
-        )  # fmt: skip
-    return words
+        value = rounded_product(value, tl.load(norm + place, mask=place < K, other=0.0))
+    return value
 
 
 @triton.jit
