@@ -82,19 +82,21 @@ class Answer:
         self.said = [Said() for _ in range(choices)]
         self._shape = shape
         self._prompt_tokens = prompt_tokens
+        self.cached_tokens = 0  # of those, tokens that were not computed
         self._head = {
             "id": shape.prefix + uuid.uuid4().hex,
             "created": int(time.time()),
             "model": model,
         }
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """Tokens in and out; a prompt counts once, however many choices it has."""
         generated = sum(len(each.token_ids) for each in self.said)
         return {
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": generated,
             "total_tokens": self._prompt_tokens + generated,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
     def whole(self, with_ids: bool) -> dict[str, Any]:

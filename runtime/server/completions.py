@@ -114,6 +114,7 @@ class Completions:
                 streams = True
                 return EventStream(_events(job, answer, ask, shape.opens), close)
             await unless_gone(request, _listen(job, answer))
+            answer.cached_tokens = _cached(job, ask)
             return json_answer(answer.whole(ask.token_ids))
         finally:
             if not streams:
@@ -132,6 +133,11 @@ async def _listen(job: Job, answer: Answer) -> None:
     async for pieces in job.pieces():
         for number, piece in pieces:
             answer.said[number].add(piece)
+
+
+def _cached(job: Job, ask: _Ask) -> int:
+    """Of each prompt once, by its first choice: the others find what that one has computed."""
+    return sum(job.reused[:: ask.choices])
 
 
 async def _events(job: Job, answer: Answer, ask: _Ask, opens: bool) -> AsyncIterator[bytes]:
@@ -153,4 +159,5 @@ async def _events(job: Job, answer: Answer, ask: _Ask, opens: bool) -> AsyncIter
         if chunks:
             yield b"".join(chunks)
     if ask.usage:
+        answer.cached_tokens = _cached(job, ask)
         yield event(answer.closing())

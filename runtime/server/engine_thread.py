@@ -211,6 +211,7 @@ class EngineThread:
             if request.finish_reason is not None:
                 self._report.ended.append(request.finish_reason)
                 self._report.reused += request.sequence.reused
+                job.reused[number] = request.sequence.reused  # read behind the event of its end
                 live.requests[number] = None
         new = live.pieces[before:]
         self._report.tokens += sum(len(piece.token_ids) for _, piece in new)

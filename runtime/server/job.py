@@ -33,12 +33,14 @@ Event = Accepted | Pieces | Exception
 class Job:
     """What the engine says about `work` arrives here, on the event loop.
 
-    stream: after each step; else when all sequences have ended.
+    stream: after each step; else when all sequences have ended. reused: tokens of each sequence's
+    prompt that were not computed, once it has ended.
     """
 
     def __init__(self, work: Sequence[Work], stream: bool) -> None:
         self.work = tuple(work)
         self.stream = stream
+        self.reused = [0] * len(self.work)
         self.submitted = time.perf_counter()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._open = len(self.work)

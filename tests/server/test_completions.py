@@ -59,7 +59,8 @@ def test_a_whole_answer_has_the_parts_that_the_api_defines(toy: Served, direct: 
         "choices": [
             {"index": 0, "text": output.text, "logprobs": None, "finish_reason": "length"}
         ],
-        "usage": {"prompt_tokens": 6, "completion_tokens": 6, "total_tokens": 12},
+        "usage": {"prompt_tokens": 6, "completion_tokens": 6, "total_tokens": 12,
+                  "prompt_tokens_details": {"cached_tokens": 0}},
     }  # fmt: skip
 
 

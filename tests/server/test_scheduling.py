@@ -306,13 +306,17 @@ def test_metrics_count(tmp_path: Path) -> None:
 def test_prompts_that_begin_alike_are_computed_once(tmp_path: Path) -> None:
     prompt = list(range(5, 5 + 11))  # two whole blocks of four, and three tokens
     with served_toy(tmp_path, prefix_cache=True) as toy:
-        said = [
-            toy.complete([*prompt, 7], max_tokens=3, **GREEDY)["choices"][0]["text"]
-            for _ in range(2)
-        ]
-        assert said[0] == said[1]
+        found = [toy.complete([*prompt, 7], max_tokens=3, **GREEDY) for _ in range(2)]
+        first, again = (each["choices"][0]["text"] for each in found)
+        assert first == again
+        cached = [each["usage"]["prompt_tokens_details"]["cached_tokens"] for each in found]
+        assert cached == [0, 8]
         toy.wait_for(0, 0)
         assert toy.metric("graphwright_reused_tokens_total") == 8
+        both = {"stream": True, "stream_options": {"include_usage": True}, "n": 2, **GREEDY}
+        path = "/v1/completions"
+        *_, last = toy.stream(path, prompt=[prompt, [*prompt, 7]], max_tokens=3, **both)
+        assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": 16}, "once a prompt"
 
 
 def test_tokenize_and_back(tmp_path: Path) -> None:
