@@ -133,12 +133,11 @@ class GpuRig:
 def _built(kind: str, product: Product, candidate: str) -> tuple[TritonKernel, dict[str, int]]:
     """The kernel of a candidate, and the bytes of the scratch that it asks for."""
     n, k, format, dtype = product.n, product.k, product.format, product.dtype
+    partial, counters = 0, 0
     if kind == "one_row":
-        partial, counters = 0, 0
         kernel = one_row(n, k, format, one_row_of(candidate), dtype=dtype)
     elif kind == "few_rows":
         shape = few_rows_of(candidate)
-        partial, counters = 0, 0
         kernel = few_rows(n, k, format, shape, product.rows, x_stride=k, dtype=dtype)
     elif kind == "gemv":
         splits = int(candidate)

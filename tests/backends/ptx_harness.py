@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ptx_machine import run
 from ptx_memory import BASE_ALIGNMENT, GlobalMemory
 from ptx_parse import Entry, parse
-from triton_harness import SPARE, checked_grid
+from triton_harness import SPARE, begins_early, checked_grid
 
 from graphwright.backends.triton.chips import chips_of
 from graphwright.backends.triton.cubin import triton_code
@@ -35,10 +35,10 @@ from graphwright.backends.triton.kernels.kernel import Size, TritonKernel
 from graphwright.backends.triton.launches import Launch
 from graphwright.backends.triton.package import aligned_pointers
 
-__all__ = ["WEIGHTS", "call", "compiled", "execute", "run_launch"]
+__all__ = ["SETTLED", "call", "compiled", "execute", "run_launch"]
 
 # Pointers to what no launch writes, or only a step's first
-WEIGHTS = re.compile(
+SETTLED = re.compile(
     r"weight\d*|scale|zero|norm|before|bias|sinks|slopes|batch|positions|block_table"
 )
 
@@ -73,8 +73,8 @@ def execute(
     aligned: frozenset[str] | None = None,
 ) -> None:  # fmt: skip
     """Programs in an order that `seed` gives; moved: as GlobalMemory's; aligned: pointers that the
-    code may take for multiples of 16, by default all. Early code may read WEIGHTS before it waits.
-    Raises PtxError.
+    code may take for multiples of 16, by default all. Early code may read what is SETTLED before it
+    waits. Raises PtxError.
     """
     entry, shared = compiled(kernel, capability, aligned)
     buffers = {}
@@ -83,10 +83,9 @@ def execute(
         buffers[name] = _buffer(tensor, _in_front(kernel, name, tensor))
     constants = {name: np.frombuffer(data, np.uint8) for name, data in entry.constants.items()}
     (chip,) = chips_of(f"cuda:sm_{capability}")
-    given = kernel.constants
-    early = chip.early and "EARLY" in given and given.get("ALONE", True)
-    unwritten = frozenset(constants) | {name for name in buffers if WEIGHTS.fullmatch(name)}
-    memory = GlobalMemory(buffers | constants, moved, unwritten if early else None)
+    settled = frozenset(constants) | {name for name in buffers if SETTLED.fullmatch(name)}
+    early = chip.early and begins_early(kernel)
+    memory = GlobalMemory(buffers | constants, moved, settled if early else None)
     addresses = [
         memory.address(name) + _in_front(kernel, name, tensor)
         for name, tensor in zip(buffers, tensors, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeAlias
 
 __all__ = ["Address", "Entry", "Instruction", "Operand", "Vector", "parse"]
@@ -63,15 +64,13 @@ class Entry:
     shared: dict[str, int] = field(default_factory=dict)
     shared_bytes: int = 0
     constants: dict[str, bytes] = field(default_factory=dict)
-    _written: frozenset[str] | None = None
 
+    @cached_property
     def written(self) -> frozenset[str]:
         """The registers that some instruction may write: those it names first."""
-        if self._written is None:
-            firsts = [each.operands[0] for each in self.code if each.operands]
-            parts = [each.parts if isinstance(each, Vector) else (each,) for each in firsts]
-            self._written = frozenset(str(name) for each in parts for name in each)
-        return self._written
+        firsts = [each.operands[0] for each in self.code if each.operands]
+        parts = [each.parts if isinstance(each, Vector) else (each,) for each in firsts]
+        return frozenset(str(name) for each in parts for name in each)
 
 
 TYPES = {

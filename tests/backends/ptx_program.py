@@ -25,7 +25,6 @@ class Program:
         self.local = LocalMemory(self.threads, entry.local_bytes)
         self.carry = np.zeros(self.threads, np.uint64)
         self.registers: dict[str, Array] = {}
-        self.written = entry.written()
         self.special = {"%tid.x": np.arange(self.threads, dtype=np.uint32)}
         for axis, own, all in zip("xyz", program, grid, strict=True):
             self.special[f"%ctaid.{axis}"] = np.array([own], np.uint32)
@@ -65,7 +64,7 @@ class Program:
         """all_threads; of a register that no instruction writes, which LLVM packs with others where
         nobody reads the result's part: anything.
         """
-        if operand in self.entry.widths and operand not in self.written:
+        if operand in self.entry.widths and operand not in self.entry.written:
             return np.full(self.threads, 0x5A5A, UNSIGNED[TYPES[kind]])
         return self.all_threads(operand, kind)
 

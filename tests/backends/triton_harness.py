@@ -116,11 +116,16 @@ def compile_all(
 BY_NIBBLES = ("one_row", "few_rows")
 
 
+def begins_early(kernel: TritonKernel) -> bool:
+    """Where chips can: attention does so of a token alone."""
+    return "EARLY" in kernel.constants and bool(kernel.constants.get("ALONE", True))
+
+
 def _facts(kernel: TritonKernel, made: Cubin) -> dict[str, Any]:
     return {
         "name": kernel.name, "registers": made.registers, "stack": made.stack,
         "shared": made.shared, "warps": made.warps, "early": made.early,
-        "can_begin": "EARLY" in kernel.constants and kernel.constants.get("ALONE", True),
+        "begins_early": begins_early(kernel),
         "exchanges": _exchanges(made.code) if kernel.name.startswith(BY_NIBBLES) else None,
         "sha256": hashlib.sha256(made.code).hexdigest(),
     }  # fmt: skip

@@ -50,12 +50,13 @@ def decode_attention_kernel(
         let_next_begin(EARLY)
     token = tl.program_id(0).to(tl.int64)
     # at once, as each takes a trip to the L2 cache; behind the step's tokens nobody uses them
-    count, at = tl.load(batch), tl.load(positions + token).to(tl.int32)
+    at = tl.load(positions + token).to(tl.int32)
     entry = 0
-    if not ALONE:
+    if not ALONE:  # a step has a token
+        count = tl.load(batch)
         entry = tl.load(sequences + token) * tl.load(batch + 2)
-    # the others are never negative: that they count here keeps their loads in front of the branch
-    if not ALONE:  # noqa: SIM102 - a constant, unlike the next condition
+        # the others are never negative: that they count here keeps their loads in front of the
+        # branch
         if (token >= count) | (at < 0) | (entry < 0):
             return
     table = block_table + entry
@@ -76,8 +77,6 @@ def decode_attention_kernel(
         key = begin + tl.arange(0, KEYS)
         blocks = blocks_of(table, key, seen(key, lowest, end, FIRST), BLOCK_SIZE)
         wait_for_inputs(EARLY)
-        if count == 0:
-            return
     if SPLITS > 1:  # noqa: SIM102 - a constant, unlike the next condition
         if split >= parts:
             return

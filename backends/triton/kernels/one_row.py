@@ -144,6 +144,21 @@ def with_step(
 
 
 @triton.jit
+def with_turn(
+    total, asked, shared, x, norm, scale, zero, turn, first, N: tl.constexpr, K: tl.constexpr,
+    GATE: tl.constexpr, UP: tl.constexpr, TURN: tl.constexpr, GROUP: tl.constexpr,
+    GROUPS: tl.constexpr, LENGTH: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """with_step of the DEPTH steps of a turn, for which all_asked_for has asked."""
+    for i in tl.static_range(DEPTH):
+        total = with_step(
+            total, asked[i], shared, x, norm, scale, zero, turn * DEPTH + i, first, N, K, GATE, UP,
+            TURN, GROUP, GROUPS, LENGTH,
+        )  # fmt: skip
+    return total
+
+
+@triton.jit
 def one_row_kernel(
     batch, x, weight, scale, zero, norm, bias, residual, cos, sin, slots, out, k_cache, v_cache,
     N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
@@ -195,11 +210,10 @@ def one_row_kernel(
                         scale, next_at, own, 0, following, N, GATE, UP, TURN, GROUP, GROUPS,
                         OUTPUTS, PARTS, CHUNKS, DEPTH,
                     )  # fmt: skip
-                for i in tl.static_range(DEPTH):
-                    total = with_step(
-                        total, held[i], shared, x, norm, scale, zero, turn * DEPTH + i, first, N,
-                        K, GATE, UP, TURN, GROUP, GROUPS, LENGTH,
-                    )  # fmt: skip
+                total = with_turn(
+                    total, held, shared, x, norm, scale, zero, turn, first, N, K, GATE, UP, TURN,
+                    GROUP, GROUPS, LENGTH, DEPTH,
+                )  # fmt: skip
         else:
             for turn in tl.range(0, TURNS, num_stages=1):
                 held = asked
@@ -209,11 +223,10 @@ def one_row_kernel(
                     tl.where(last, following, first), N, GATE, UP, TURN, GROUP, GROUPS, OUTPUTS,
                     PARTS, CHUNKS, DEPTH,
                 )  # fmt: skip
-                for i in tl.static_range(DEPTH):
-                    total = with_step(
-                        total, held[i], shared, x, norm, scale, zero, turn * DEPTH + i, first, N,
-                        K, GATE, UP, TURN, GROUP, GROUPS, LENGTH,
-                    )  # fmt: skip
+                total = with_turn(
+                    total, held, shared, x, norm, scale, zero, turn, first, N, K, GATE, UP, TURN,
+                    GROUP, GROUPS, LENGTH, DEPTH,
+                )  # fmt: skip
         at = next_at
         result = result_of(total, GATE, UP, TURN, kind)
         if norm is not None:

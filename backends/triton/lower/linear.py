@@ -145,7 +145,7 @@ def product(
     }  # fmt: skip
     source, extra = given["x"], []
     bucket = context.bucket(rows)
-    alone = bucket == 1 and inputs <= MOST_INPUTS
+    alone = _alone(bucket, inputs)
     several = format.kind == "w4" and not integer and bucket <= MOST_ROWS and not alone
     norm = context.fusions.norm(source)
     if norm is not None:
@@ -196,6 +196,11 @@ def product(
     return (*launches, Launch(step.name, with_dtype(kernel, "out", out), operands))
 
 
+def _alone(rows: int, inputs: int) -> bool:
+    """Is one_row.py for so many rows of w4 weights' inputs?"""
+    return rows == 1 and inputs <= MOST_INPUTS
+
+
 def _kernel_of(
     context: LoweringContext, shape: Product, x_stride: int, residual_stride: int | None,
     tiled: bool, integer: bool, options: dict[str, Any],
@@ -211,7 +216,7 @@ def _kernel_of(
         )
         return kernel, sizes
     has_residual = residual_stride is not None
-    if format.kind == "w4" and shape.rows == 1 and k <= MOST_INPUTS:
+    if format.kind == "w4" and _alone(shape.rows, k):
         one = pick_one_row(shape, context.chips, context.picks)
         kernel = context.kernel(one_row, n, k, format, one, residual=has_residual, **options)
         return kernel, (0, 0)

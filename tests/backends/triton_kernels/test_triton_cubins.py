@@ -46,7 +46,7 @@ def check(capability: int, names: tuple[str, ...]) -> None:
         assert made["stack"] <= most, f"{name} spills: {made}"
         if made["name"].startswith("few_rows"):
             assert made["exchanges"] == 0, f"{name} moves words between threads: {made}"
-        assert made["early"] == (capability >= 90 and made["can_begin"]), f"{name}: {made}"
+        assert made["early"] == (capability >= 90 and made["begins_early"]), f"{name}: {made}"
         assert made["shared"] <= SHARED[capability], f"{name}: {made}"
         assert made["registers"] * 32 * made["warps"] <= 65536, f"{name}: {made}"
 

@@ -11,28 +11,15 @@ import pytest
 from ptx_machine import run
 from ptx_memory import GlobalMemory, PtxError
 from ptx_parse import parse
+from test_ptx_machine import HEAD
 
-HEAD = """
-.visible .entry test(
-	.param .u64 .ptr .global .align 1 test_param_0,
-	.param .u64 .ptr .global .align 1 test_param_1
-)
-.reqntid 32
-{
-	.reg .pred %p<2>;
-	.reg .b32 %r<4>;
-	.reg .b64 %rd<3>;
-	ld.param.b64 %rd1, [test_param_0];
-	ld.param.b64 %rd2, [test_param_1];
-	mov.u32 %r1, %tid.x;
-"""
 BEGIN, WAIT = "griddepcontrol.launch_dependents;", "griddepcontrol.wait;"
 LOAD = "ld.global.b32 {{ %r2 }}, [ {} + 0 ];"
 STORE = "st.global.b32 [ %rd2 + 0 ], { %r2 };"
 
 
 def execute(*body: str) -> None:
-    """A program of 32 threads; %rd1 points to a weight, %rd2 to x."""
+    """A program of 64 threads; %rd1 points to a weight, %rd2 to x."""
     buffers = {name: np.zeros(4, np.uint8) for name in ("weight", "x")}
     memory = GlobalMemory(buffers, constants=frozenset({"weight"}))
     entry = parse(HEAD + "\n".join(body) + "\nret;\n}")

@@ -175,9 +175,13 @@ def test_candidates_are_launched_and_timed_between_events(scheme: str | None) ->
     assert rig.machine == "Stand-in sm_80"
 
 
-def test_sizes_for_few_rows_of_nibbles_are_timed() -> None:
-    product, picks = Product(3, 40, 512, WeightFormat.of("w4g32z"), "float16"), Picks()
-    pick_few_rows(product, picks)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_sizes_for_few_rows_of_nibbles_are_timed(rows: int) -> None:
+    product, picks = Product(rows, 40, 512, WeightFormat.of("w4g32z"), "float16"), Picks()
+    if rows == 1:
+        pick_one_row(product, CHIPS, picks)
+    else:
+        pick_few_rows(product, picks)
     (choice,) = picks.asked
     compiler = Compiler()
     fake = FakeCuda(compiler.kernels)
@@ -186,24 +190,8 @@ def test_sizes_for_few_rows_of_nibbles_are_timed() -> None:
     with rig.prepare(choice) as runs:
         assert list(runs) == list(choice.candidates)
         for candidate, run in runs.items():
-            programs = -(-40 // few_rows_of(candidate).outputs)
-            assert run() == pytest.approx(programs / 1000)
-    assert not fake._memory
-
-
-def test_sizes_for_a_row_of_nibbles_are_timed() -> None:
-    product, picks = Product(1, 40, 512, WeightFormat.of("w4g32z"), "float16"), Picks()
-    pick_one_row(product, CHIPS, picks)
-    (choice,) = picks.asked
-    compiler = Compiler()
-    fake = FakeCuda(compiler.kernels)
-    fake.elapsed = lambda launches: sum(float(grid[0]) for _, grid, _, _ in launches)
-    rig = GpuRig(Driver(fake), CHIPS[0], compiler, beyond_cache=1)
-    with rig.prepare(choice) as runs:
-        assert list(runs) == list(choice.candidates)
-        for candidate, run in runs.items():
-            programs = -(-40 // one_row_of(candidate).outputs)
-            assert run() == pytest.approx(programs / 1000)
+            shape = one_row_of(candidate) if rows == 1 else few_rows_of(candidate)
+            assert run() == pytest.approx(-(-40 // shape.outputs) / 1000)
     assert not fake._memory
 
 
