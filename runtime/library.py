@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphwright.runtime.artifact import Artifact
-from graphwright.runtime.candidates import Candidates
+from graphwright.runtime.draws import LARGEST, Draw
 from graphwright.runtime.errors import ArtifactError
 from graphwright.runtime.memory import ALIGNMENT, is_aligned
 from graphwright.runtime.step_code import StepCode, StepPool
@@ -56,31 +57,37 @@ class StepLibrary(Protocol):
         """May a step be started while another one runs? Then it is an OverlappingLibrary."""
 
     @property
-    def candidates(self) -> int:
-        """How many of the largest logits of each row a step can find."""
+    def takes_largest(self) -> bool:
+        """Can a step choose the token of the largest logit?"""
+
+    @property
+    def draws(self) -> bool:
+        """And draw one?"""
 
     def run(
-        self, entry: str, buffers: StepBuffers, largest: int = 0, logits: bool = True
-    ) -> Candidates | None:
+        self, entry: str, buffers: StepBuffers, draws: Sequence[Draw] = (), logits: bool = True
+    ) -> NDArray[np.int32] | None:
         """One step over the batch described in `buffers`.
 
-        largest: so many of the largest logits of each row are wanted, at most `candidates`; a
-        step may return more. Without `logits` nobody reads the logits in `buffers`.
+        draws: how it is to choose the token of each sampled row, LARGEST or a draw; none: it is not
+        to choose. It returns their ids [>= R], of equal logits the lowest; -1 where a logit is NaN,
+        -2 where the largest is infinite and one was to be drawn. Without `logits` nobody reads the
+        logits in `buffers`.
         """
 
 
 class OverlappingLibrary(StepLibrary, Protocol):
     """One whose steps run elsewhere, in their order, while the host prepares the next one."""
 
-    def start(self, entry: str, buffers: StepBuffers, largest: int, logits: bool) -> Any:
+    def start(self, entry: str, buffers: StepBuffers, draws: Sequence[Draw], logits: bool) -> Any:
         """As `run`, but it does not wait: what it returns is for `finish`. `buffers` may describe
         another step from then on.
 
         Two steps may be open, if the host reads no logits of them. A token -1 - row is what the
-        step in front chooses for its sampled `row`; that step must find one largest logit of each.
+        step in front chooses for its sampled `row`.
         """
 
-    def finish(self, ticket: Any) -> Candidates | None:
+    def finish(self, ticket: Any) -> NDArray[np.int32] | None:
         """Waits for a step; what it returns holds until another step is started."""
 
 
@@ -91,7 +98,8 @@ class NativeLibrary:
     """
 
     overlaps = False
-    candidates = 1  # its threads know the largest logit of each row when a step ends
+    takes_largest = True  # its threads know it when a step ends
+    draws = False
 
     def __init__(
         self, artifact: Artifact, threads: int, *, own_bytes: int, alone_rows: int, rows: int,
@@ -116,20 +124,19 @@ class NativeLibrary:
             code, threads, own_bytes=own_bytes, alone_rows=alone_rows, rows=rows, pin=pin
         )
         self._chosen = np.zeros(rows, np.int32)
-        self._found = Candidates(self._chosen[:, None])
         self._chosen_address = ctypes.c_void_p(self._chosen.ctypes.data)
         self._buffers: StepBuffers | None = None
         self._pointers = (ctypes.c_void_p * 0)()
 
     def run(
-        self, entry: str, buffers: StepBuffers, largest: int = 0, logits: bool = True
-    ) -> Candidates | None:
+        self, entry: str, buffers: StepBuffers, draws: Sequence[Draw] = (), logits: bool = True
+    ) -> NDArray[np.int32] | None:
         """One native call. Raises RuntimeError when the code reports a failure."""
         if buffers is not self._buffers:
             self._bind(buffers)
-        assert largest <= self.candidates, f"{largest} of the largest logits are wanted"
-        self.pool.run(entry, self._pointers, self._chosen_address if largest else None)
-        return self._found if largest else None
+        assert all(each is LARGEST for each in draws), "its steps do not draw"
+        self.pool.run(entry, self._pointers, self._chosen_address if draws else None)
+        return self._chosen if draws else None
 
     def mark(self, marks: NDArray[np.int64] | None) -> None:
         """From now on steps write the clock, in ns, into `marks` [threads, 1 + 2 * phases]: at

@@ -11,8 +11,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from graphwright.runtime.candidates import Candidates
+from graphwright.runtime.draws import LARGEST, Draw
 from graphwright.runtime.errors import RequestError
+from graphwright.runtime.library import StepLibrary
 from graphwright.runtime.sampler import Sampler
 from graphwright.runtime.sampling_params import Sampling
 from graphwright.runtime.scheduler import Sequence
@@ -85,10 +86,13 @@ class Request:
         """The token ids chosen so far."""
         return self.sequence.tokens[self.sequence.prompt_length :]
 
-    def candidates(self, most: int) -> int:
-        """How many of the largest logits decide the next token, where a step can find `most` of
-        them; 0: they are not enough."""
-        return self._sampler.candidates if self._sampler.candidates <= most else 0
+    def draw(self, library: StepLibrary) -> Draw | None:
+        """How a step of the library is to choose the next token; None: by its logits, here. Once
+        for each token: it takes a random number if one is needed.
+        """
+        if self._sampler.takes_largest:
+            return LARGEST if library.takes_largest else None
+        return self._sampler.draw() if library.draws else None
 
     @property
     def ends_next(self) -> bool:
@@ -100,14 +104,12 @@ class Request:
         """Are all logits part of its output?"""
         return self._logits is not None
 
-    def accept(
-        self, logits: NDArray[np.float32], known: Candidates | None = None, row: int = 0
-    ) -> None:
+    def accept(self, logits: NDArray[np.float32], chosen: int | None = None) -> None:
         """Chooses the next token from logits float32 [V] and says what follows from it.
 
-        known: the largest of them in its `row`, where a step has found them. Raises RequestError.
+        chosen: what a step has chosen, as `draw` said. Raises RequestError.
         """
-        token = self._sampler.choose(logits, known, row)
+        token = self._sampler.choose(logits, chosen)
         if self.first_token is None:
             self.first_token = time.perf_counter()
         if self._logits is not None:

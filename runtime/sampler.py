@@ -9,22 +9,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphwright.runtime.candidates import Candidates
+from graphwright.runtime.draws import Draw, draw_rule, random_word
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.sampling_params import Sampling
 
 __all__ = ["Sampler"]
 
 _FIRST_CANDIDATES = 1024
+_NAN = "the model's logits are not numbers (NaN) here; its weights may be damaged."
+_INFINITE = (
+    "the largest of the model's logits is infinite here, from which no token can be drawn; the "
+    "model's weights may be damaged, or its numbers too large for their type."
+)
 
 
 class Sampler:
     """Chooses the tokens of one sequence. Its random numbers depend on the seed alone.
 
     `seen`: token ids of the prompt; chosen tokens are added for the repetition penalty
-    (Keskar et al., arXiv 1909.05858). candidates: how many of the largest logits decide, 0 when
-    all of them do. A penalty may lift any token among the largest, and without top-k the mass of
-    all counts.
+    (Keskar et al., arXiv 1909.05858). takes_largest: is the token always that of the largest logit?
     """
 
     def __init__(self, sampling: Sampling, vocab_size: int, seen: list[int]) -> None:
@@ -34,26 +37,32 @@ class Sampler:
         if sampling.repetition_penalty != 1:
             self._seen = np.zeros(vocab_size, np.bool_)
             self._seen[seen] = True
-        self._takes_largest = sampling.temperature == 0 or sampling.top_k == 1
-        self.candidates = 0
-        if self._seen is None:
-            few = sampling.top_k if sampling.top_k < vocab_size else 0
-            self.candidates = 1 if self._takes_largest else few
+        self._never_draws = sampling.temperature == 0 or sampling.top_k == 1
+        self.takes_largest = self._never_draws and self._seen is None
+        self._rule = None if self._never_draws else draw_rule(sampling, vocab_size)
 
-    def choose(
-        self, logits: NDArray[np.float32], known: Candidates | None = None, row: int = 0
-    ) -> int:
+    def draw(self) -> Draw | None:
+        """How a step is to draw the next token: as `choose` would, with the same random number,
+        which is taken with this. None where the tokens that were seen must be known.
+        """
+        if self._rule is None or self._seen is not None:
+            return None
+        return (random_word(self._random.random()), *self._rule)
+
+    def choose(self, logits: NDArray[np.float32], chosen: int | None = None) -> int:
         """A token id for logits float32 [V]; of equal ones the lowest id comes first.
 
-        known: the largest of them in its `row`, where a step has found them; if they are enough,
-        the logits are not read and the token is the same. Raises RequestError when the logits hold
-        NaN, or the largest is infinite and a token is to be drawn.
+        chosen: what a step has chosen for it, as StepLibrary says; the logits are not read then.
+        Raises RequestError when the logits hold NaN, or the largest is infinite and a token is to
+        be drawn.
         """
-        if known is not None and 0 < self.candidates <= known.count:
-            return self._choose_among(known, row)
+        if chosen is not None:
+            if chosen < 0:
+                raise RequestError(_NAN if chosen == -1 else _INFINITE)
+            return chosen
         if self._seen is not None:
             logits = self._penalized(logits, self._seen)
-        if self._takes_largest:
+        if self._never_draws:
             token = int(logits.argmax())
             self._check(logits[token])
         else:
@@ -61,17 +70,6 @@ class Sampler:
         if self._seen is not None:
             self._seen[token] = True
         return token
-
-    def _choose_among(self, known: Candidates, row: int) -> int:
-        token = known.largest(row)
-        if token < 0:
-            self._check(np.float32(np.nan))
-        if self._takes_largest:
-            return token
-        assert known.values is not None, "several are known by their logits"
-        values = known.values[row, : self.candidates]
-        ids = known.ids[row, : self.candidates]
-        return self._draw(*self._kept(ids, self._weights(values, values[0])))
 
     def _penalized(
         self, logits: NDArray[np.float32], seen: NDArray[np.bool_]
@@ -105,10 +103,7 @@ class Sampler:
     def _weights(self, logits: NDArray[np.float32], top: np.float32) -> NDArray[np.float64]:
         """Unnormalised probabilities, those of the logit `top` being 1. Raises RequestError."""
         if np.isinf(top):
-            raise RequestError(
-                f"the largest of the model's logits is {top} here, from which no token can be "
-                "drawn; its weights may be damaged, or its numbers too large for their type."
-            )
+            raise RequestError(_INFINITE)
         scaled = (logits.astype(np.float64) - float(top)) / self._sampling.temperature
         return np.asarray(np.exp(scaled))
 
@@ -141,9 +136,7 @@ class Sampler:
 
     def _check(self, top: np.float32) -> None:
         if np.isnan(top):
-            raise RequestError(
-                "the model's logits are not numbers (NaN) here; its weights may be damaged."
-            )
+            raise RequestError(_NAN)
 
 
 def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from graphwright.runtime.buffers import describe
-from graphwright.runtime.candidates import Candidates
+from graphwright.runtime.draws import LARGEST, Draw
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.library import OverlappingLibrary, StepBuffers, StepLibrary
 from graphwright.runtime.request import Request
@@ -21,7 +24,7 @@ __all__ = ["Stepper"]
 
 @dataclass(frozen=True)
 class Flight:
-    """A step that was started and not looked at yet. requests: one a sampled row, all greedy.
+    """A step that was started and not looked at yet. requests: one a sampled row, which it chooses.
     start: when it may have begun, if the step in front had ended by then.
     """
 
@@ -75,21 +78,26 @@ class Stepper:
         if step is None:
             return False
         requests = [self.requests[chunk.sequence] for chunk in step.chunks if chunk.rows]
-        most = self._library.candidates
-        wanted = [request.candidates(most) for request in requests]
-        logits = 0 in wanted or any(request.keeps_logits for request in requests)
-        largest = max(wanted, default=0)
-        if self._library.overlaps and largest == 1 and not logits:
-            self._start(step, requests, start)
+        draws = [request.draw(self._library) for request in requests]
+        asked = [draw for draw in draws if draw is not None]
+        logits = len(asked) < len(draws) or any(request.keeps_logits for request in requests)
+        if self._library.overlaps and asked and not logits:
+            self._start(step, requests, asked, start)
             self._finish_flight()
         else:
-            known = self.run(step, largest, logits)
-            self._accept(step, enumerate(requests), known, start)
+            chosen = self.run(step, [each or LARGEST for each in draws] if asked else (), logits)
+            rows = [
+                (row, each, None if draws[row] is None else _token(chosen, row))
+                for row, each in enumerate(requests)
+            ]
+            self._accept(step, rows, start)
         return True
 
-    def _start(self, step: Step, requests: list[Request], start: float) -> None:
+    def _start(
+        self, step: Step, requests: list[Request], draws: Sequence[Draw], start: float
+    ) -> None:
         describe(step, self._buffers, self._blocks_each)
-        ticket = self._overlapping.start(step.entry, self._buffers, 1, False)
+        ticket = self._overlapping.start(step.entry, self._buffers, draws, False)
         self._flights.append(Flight(step, requests, ticket, start))
         for chunk in step.chunks:
             chunk.sequence.computed += chunk.count
@@ -104,21 +112,26 @@ class Stepper:
         step = self._scheduler.step_behind(going)
         if step is not None:
             requests = [self.requests[sequence] for sequence in going]
-            self._start(step, requests, front.start)
+            draws = [request.draw(self._library) for request in requests]
+            self._start(step, requests, [each for each in draws if each is not None], front.start)
 
     def _finish_flight(self) -> None:
         """Starts the step behind the first in flight, if that can be, then waits for the first."""
         front = self._flights[0]
         if len(self._flights) == 1:
             self._start_behind(front)
-        known = self._overlapping.finish(front.ticket)
+        chosen = self._overlapping.finish(front.ticket)
         self._flights.pop(0)
         step, start = front.step, max(front.start, self._last_end)
-        rows = [each for each in enumerate(front.requests) if each[1].sequence in self.requests]
+        rows = [
+            (row, each, _token(chosen, row))
+            for row, each in enumerate(front.requests)
+            if each.sequence in self.requests
+        ]
         if len(rows) < len(front.requests):  # some have ended since: their rows mean nothing
             live = tuple(chunk for chunk in step.chunks if chunk.sequence in self.requests)
             step = replace(step, chunks=live)
-        self._accept(step, rows, known, start)
+        self._accept(step, rows, start)
 
     def drop_ended(self) -> None:
         """Waits for steps in flight whose requests have all ended: nobody wants what they say."""
@@ -130,14 +143,15 @@ class Stepper:
             self._flights.pop(0)
 
     def _accept(
-        self, step: Step, rows: Iterable[tuple[int, Request]], known: Candidates | None,
-        start: float,
-    ) -> None:  # fmt: skip
-        """Gives each request what a step says in its row; the step took from `start` to now."""
+        self, step: Step, rows: Iterable[tuple[int, Request, int | None]], start: float
+    ) -> None:
+        """Gives each request what a step says in its row, and the token if it has chosen one; the
+        step took from `start` to now.
+        """
         failed: BaseException | None = None
-        for row, request in rows:
+        for row, request, chosen in rows:
             try:
-                request.accept(self._buffers.logits[row], known, row)
+                request.accept(self._buffers.logits[row], chosen)
             except BaseException as error:  # noqa: BLE001  the others get their tokens first
                 failed = error
                 request.error = _as_request_error(error)
@@ -148,13 +162,20 @@ class Stepper:
         if failed is not None:
             raise failed
 
-    def run(self, step: Step, largest: int = 0, logits: bool = True) -> Candidates | None:
+    def run(
+        self, step: Step, draws: Sequence[Draw] = (), logits: bool = True
+    ) -> NDArray[np.int32] | None:
         """A step from its start to its end, as StepLibrary.run; nobody accepts its tokens."""
         describe(step, self._buffers, self._blocks_each)
-        found = self._library.run(step.entry, self._buffers, largest, logits)
+        found = self._library.run(step.entry, self._buffers, draws, logits)
         for chunk in step.chunks:
             chunk.sequence.computed += chunk.count
         return found
+
+
+def _token(chosen: NDArray[np.int32] | None, row: int) -> int:
+    assert chosen is not None, "the step was to choose"
+    return int(chosen[row])
 
 
 def _as_request_error(error: BaseException) -> RequestError:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 from toy_model import ToyLibrary
 
-from graphwright.runtime.candidates import Candidates
+from graphwright.runtime.draws import Draw
 from graphwright.runtime.library import StepBuffers
 
 __all__ = ["LateToy"]
@@ -24,30 +26,31 @@ class LateToy(ToyLibrary):
 
     overlaps = True
 
-    def __init__(self, candidates: int = 1) -> None:
-        super().__init__(candidates)
+    def __init__(self) -> None:
+        super().__init__("any")
         self.said: list[tuple[str, int]] = []
         self.nan: set[int] = set()
-        self.open: dict[int, tuple[int, bool]] = {}  # what is wanted of each step
+        self.open: dict[int, tuple[Sequence[Draw], bool]] = {}  # what is wanted of each step
         self._number = 0
         self._stream: deque[tuple[int, str, StepBuffers]] = deque()
         self._chosen = np.zeros(0, np.int32)  # by the step in front
-        self._found: dict[int, Candidates | None] = {}
-        self._shown: list[Candidates] = []
+        self._found: dict[int, NDArray[np.int32] | None] = {}
+        self._shown: list[NDArray[np.int32]] = []
 
     def run(
-        self, entry: str, buffers: StepBuffers, largest: int = 0, logits: bool = True
-    ) -> Candidates | None:
-        return self.finish(self.start(entry, buffers, largest, logits))
+        self, entry: str, buffers: StepBuffers, draws: Sequence[Draw] = (), logits: bool = True
+    ) -> NDArray[np.int32] | None:
+        return self.finish(self.start(entry, buffers, draws, logits))
 
-    def start(self, entry: str, buffers: StepBuffers, largest: int, logits: bool) -> int:
+    def start(self, entry: str, buffers: StepBuffers, draws: Sequence[Draw], logits: bool) -> int:
         """The number of the step."""
         for shown in self._shown:
-            shown.ids[:] = 10**6
+            shown[:] = 10**6
         self._shown.clear()
         number, self._number = self._number, self._number + 1
-        self.open[number] = largest, logits
-        assert len(self.open) < 2 or set(self.open.values()) == {(1, False)}, self.open
+        self.open[number] = draws, logits
+        assert len(self.open) < 2 or not any(rows for _, rows in self.open.values()), self.open
+        assert len(self.open) < 2 or all(draws for draws, _ in self.open.values()), self.open
         assert len(self.open) <= 2
         inputs = ("batch", "tokens", "positions", "query_start", "block_table", "sample_rows")
         kept = replace(buffers, **{name: getattr(buffers, name).copy() for name in inputs})
@@ -57,7 +60,7 @@ class LateToy(ToyLibrary):
         self.said.append(("start", number))
         return number
 
-    def finish(self, ticket: int) -> Candidates | None:
+    def finish(self, ticket: int) -> NDArray[np.int32] | None:
         self.said.append(("finish", ticket))
         while self._stream and self._stream[0][0] <= ticket:
             self._compute(*self._stream.popleft())
@@ -73,7 +76,6 @@ class LateToy(ToyLibrary):
             tokens[place] = max(0, self._chosen[-1 - tokens[place]])
         found = super().run(entry, buffers, *self.open[number])
         if found is not None and number in self.nan:
-            found.ids[0] = -1
-        alone = found is not None and found.count == 1
-        self._chosen = found.ids[:, 0].copy() if found and alone else np.zeros(0, np.int32)
+            found[0] = -1
+        self._chosen = np.zeros(0, np.int32) if found is None else found.copy()
         self._found[number] = found

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import uvicorn
+from numpy.typing import NDArray
 from toy_model import ToyLibrary, word_tokenizer, write_toy
 
-from graphwright.runtime.candidates import Candidates
+from graphwright.runtime.draws import Draw
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.library import StepBuffers
 from graphwright.runtime.server.app import make_app
@@ -46,13 +48,13 @@ class GatedLibrary(ToyLibrary):
         self.error: Exception | None = None
 
     def run(
-        self, entry: str, buffers: StepBuffers, largest: int = 0, logits: bool = True
-    ) -> Candidates | None:
+        self, entry: str, buffers: StepBuffers, draws: Sequence[Draw] = (), logits: bool = True
+    ) -> NDArray[np.int32] | None:
         self.entered.set()
         assert self.gate.wait(WAIT)
         if self.error is not None:
             raise self.error
-        return super().run(entry, buffers, largest, logits)
+        return super().run(entry, buffers, draws, logits)
 
 
 @dataclass

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from drawn_tokens import chosen_token
 from numpy.typing import NDArray
 
 from graphwright.runtime.artifact import ArtifactWriter
-from graphwright.runtime.candidates import Candidates
+from graphwright.runtime.draws import LARGEST, Draw
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.library import StepBuffers
 from graphwright.runtime.variants import Variant
@@ -39,28 +40,32 @@ def toy_greedy(prompt: Sequence[int], count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
+Chooses: TypeAlias = Literal["none", "largest", "any"]
+
+
 class ToyLibrary:
     """A StepLibrary. `steps` records (entry, tokens, sequences, rows) of every call, `asked`
-    (largest, logits). candidates: how many of the largest logits it finds.
+    (draws, logits). chooses: which tokens it chooses by itself.
     """
 
     overlaps = False
 
-    def __init__(self, candidates: int = 0) -> None:
-        self.candidates = candidates
+    def __init__(self, chooses: Chooses = "none") -> None:
+        self.takes_largest, self.draws = chooses != "none", chooses == "any"
         self.steps: list[tuple[str, int, int, int]] = []
-        self.asked: list[tuple[int, bool]] = []
+        self.asked: list[tuple[tuple[Draw, ...], bool]] = []
 
     def run(
-        self, entry: str, buffers: StepBuffers, largest: int = 0, logits: bool = True
-    ) -> Candidates | None:
+        self, entry: str, buffers: StepBuffers, draws: Sequence[Draw] = (), logits: bool = True
+    ) -> NDArray[np.int32] | None:
         tokens, sequences, stride, rows = (int(each) for each in buffers.batch[:4])
         assert not buffers.batch[4:].any()
         limit = PLAN["entries"][entry]
         assert 0 < tokens <= limit["max_tokens"] and rows <= limit["max_rows"]
         self.steps.append((entry, tokens, sequences, rows))
-        self.asked.append((largest, logits))
-        assert largest <= self.candidates
+        self.asked.append((tuple(draws), logits))
+        assert len(draws) in (0, rows) and (self.takes_largest or not draws)
+        assert self.draws or all(draw is LARGEST for draw in draws)
         cache = buffers.kv.view(np.int64).reshape(-1, BLOCK, 2)
         starts = buffers.query_start[: sequences + 1]
         assert starts[0] == 0 and starts[-1] == tokens and (np.diff(starts) > 0).all()
@@ -78,14 +83,10 @@ class ToyLibrary:
         sampled = [found[t] for t in buffers.sample_rows[:rows].tolist()]
         for row in range(rows if logits else 0):
             buffers.logits[row] = sampled[row]
-        if not largest or not rows:
+        if not draws:
             return None
-        values = np.stack(sampled)
-        ids = np.argsort(-values, axis=1, kind="stable").astype(np.int32)
-        if largest == 1:
-            return Candidates(ids[:, :1])
-        ids = ids[:, : self.candidates]
-        return Candidates(ids, np.take_along_axis(values, ids, axis=1))
+        chosen = [chosen_token(each, draw) for each, draw in zip(sampled, draws, strict=True)]
+        return np.array(chosen, np.int32)
 
 
 PLAN: dict[str, Any] = {
@@ -151,8 +152,10 @@ def write_toy(
     return path
 
 
-def toy_engine(folder: Path, candidates: int = 0, **options: Any) -> tuple[Engine, ToyLibrary]:
+def toy_engine(
+    folder: Path, chooses: Chooses = "none", **options: Any
+) -> tuple[Engine, ToyLibrary]:
     """An engine over a toy artifact without tokenizer, and the library that records its steps."""
-    library = ToyLibrary(candidates)
+    library = ToyLibrary(chooses)
     path = write_toy(folder / "toy.gw")
     return Engine(path, library=library, **options), library

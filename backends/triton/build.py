@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from graphwright.backends.blobs import BlobTable
-from graphwright.backends.rows import INPUTS
 from graphwright.backends.triton import lower as lower  # registers the lowerings
 from graphwright.backends.triton.arena import plan_arena
 from graphwright.backends.triton.chips import Chip, chips_of
@@ -22,8 +21,8 @@ from graphwright.backends.triton.fusions import Fusions
 from graphwright.backends.triton.kernels.kernel import Size, TritonKernel
 from graphwright.backends.triton.kernels.take_inputs import take_inputs
 from graphwright.backends.triton.kv_layout import KvLayout
-from graphwright.backends.triton.launches import Launch, Operand
-from graphwright.backends.triton.lower.largest import candidate_logits, largest_logits
+from graphwright.backends.triton.launches import GIVEN, Launch, Operand
+from graphwright.backends.triton.lower.largest import drawn_tokens, largest_logits
 from graphwright.backends.triton.registry import LedgerEntry, lower_entry
 from graphwright.backends.tuning import Picks
 from graphwright.ir.errors import BackendError
@@ -58,7 +57,8 @@ class GpuOptions:
 class Bucket:
     """A list of launches for steps of `entry` with at most so many tokens and sampled rows.
 
-    After all others: largest finds the largest logit of each row, candidates CANDIDATES of them.
+    After all others: largest finds the largest logit of each row; drawn, behind that, draws the
+    tokens of rows that ask for it.
     """
 
     entry: str
@@ -67,12 +67,12 @@ class Bucket:
     arena_bytes: int
     launches: tuple[Launch, ...]
     largest: tuple[Launch, ...]
-    candidates: tuple[Launch, ...]
+    drawn: tuple[Launch, ...]
 
     @property
     def all_launches(self) -> tuple[Launch, ...]:
         """Those of every kind of step."""
-        return (*self.launches, *self.largest, *self.candidates)
+        return (*self.launches, *self.largest, *self.drawn)
 
     @property
     def size(self) -> Size:
@@ -146,7 +146,7 @@ def lower_program(
             )  # fmt: skip
             launches, entries = lower_entry(context)
             step = [_inputs(context), *launches]
-            lists = (step, largest_logits(context), candidate_logits(context))
+            lists = (step, largest_logits(context), drawn_tokens(context))
             rows = min(tokens, plan.max_rows)
             settled = [tuple(context.settled(each)) for each in lists]
             buckets.append(Bucket(name, tokens, rows, context.arena_bytes, *settled))
@@ -161,8 +161,8 @@ def lower_program(
 
 def _inputs(context: LoweringContext) -> Launch:
     """What comes before all others: a step's inputs, from the host."""
-    given = (*(f"host_{name}" for name in INPUTS), "chosen")
-    operands = tuple(map(Operand, (*given, *INPUTS)))
+    given = (*(f"host_{name}" for name in GIVEN), "chosen")
+    operands = tuple(map(Operand, (*given, *GIVEN)))
     return Launch("inputs", context.kernel(take_inputs), operands)
 
 

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graphwright.backends.rows import INPUTS
 from graphwright.backends.triton.kernels.kernel import TritonKernel
+from graphwright.backends.triton.kernels.take_inputs import GIVEN
 from graphwright.ir.errors import BackendError
 
-__all__ = ["PARAMETERS", "Launch", "Operand"]
+__all__ = ["GIVEN", "PARAMETERS", "Launch", "Operand"]
 
 # The regions of memory that kernels work on, by the element type at their start; they lie where the
-# runtime puts them: host_… and the last two in pinned memory of the host, the others in the GPU's.
+# runtime puts them: host_… and the last in pinned memory of the host, the others in the GPU's.
 PARAMETERS = {
-    **{f"host_{name}": dtype for name, dtype in INPUTS.items()},
-    **INPUTS,
+    **{f"host_{name}": dtype for name, dtype in GIVEN.items()},
+    **GIVEN,
     "logits": "float32",  # [R * vocabulary]
     "arena": "uint8",
     "weights": "uint8",
     "kv": "uint8",
     "counters": "int32",  # zeros between launches
     "chosen": "int32",  # [R]: as `largest`, for the step behind
-    "largest": "int32",  # [R]: the token of the largest logit of each row
-    "candidates": "int32",  # [R, 2, k]: the tokens of the k largest, and their logits' bits
+    "largest": "int32",  # [R]: the token of the largest logit of each row, or one that was drawn
 }
 
 

@@ -17,14 +17,13 @@ from graphwright.backends.triton.chips import Chip
 from graphwright.backends.triton.cubin import ALIGNMENT, Cubin, compile_cubins
 from graphwright.backends.triton.kernels.kernel import TritonKernel
 from graphwright.backends.triton.launches import Launch
-from graphwright.backends.triton.lower.largest import CANDIDATES
 from graphwright.backends.triton.registry import LedgerEntry
 from graphwright.runtime.variants import Variant
 
 __all__ = ["LAUNCHES", "GpuPackage", "package"]
 
 LAUNCHES = "gpu/launches.json"
-FORMAT = 4  # of it, as runtime/cuda/program.py reads it
+FORMAT = 5  # of it, as runtime/cuda/program.py reads it
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ class GpuPackage:
     def launches(self) -> dict[str, Any]:
         """The content of launches.json.
 
-        `largest` of a bucket follow its launches where tokens are chosen greedily, `candidates`
-        where they are drawn from few; the number of that name says from how many at most.
+        `largest` of a bucket follow its launches where the step chooses its tokens, and `drawn`
+        follow those where some of them are drawn.
         counter_bytes: the size of the region `counters`. A launch is [kernel, grid, [[region,
         offset], …]]; offsets are bytes, those of weights from the start of the region. An `early`
         kernel waits by itself for the launches in front of it, and may begin before they end.
@@ -61,7 +60,7 @@ class GpuPackage:
                     "rows": bucket.rows,
                     "launches": [place(launch) for launch in bucket.launches],
                     "largest": [place(launch) for launch in bucket.largest],
-                    "candidates": [place(launch) for launch in bucket.candidates],
+                    "drawn": [place(launch) for launch in bucket.drawn],
                 }
             )
         kernels = {
@@ -78,7 +77,6 @@ class GpuPackage:
         return {
             "format": FORMAT, "chips": [chip.name for chip in self.chips], "kernels": kernels,
             "entries": buckets, "counter_bytes": self.lowered.counter_bytes,
-            "candidates": CANDIDATES,
         }  # fmt: skip
 
     @property

@@ -4,7 +4,7 @@ python benchmarks/gpu/host.py ARTIFACT        # for a GPU, with or without weigh
 
 Steps overlap: all of this time passes while the GPU computes the step in front, so that it waits
 for the host only where its own step is shorter. With --alone a step is started when all of the one
-in front has been looked at, as it is where tokens are drawn: then the GPU waits for all of it.
+in front has been looked at, as where the host chooses tokens: then the GPU waits for all of it.
 """
 
 from __future__ import annotations

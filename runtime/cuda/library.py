@@ -1,9 +1,9 @@
 """The step library of a GPU: weights and caches in its memory, a captured graph for each bucket.
 
-A step's small inputs go into pinned memory, which the first launch of the graph reads; the largest
-logits of each sampled row are written to such memory by the last launch. So a step is one replay
-and one wait, and a copy only where whole rows of logits are wanted. The engine's own arena, cache
-and slots stay untouched and take no memory.
+A step's small inputs go into pinned memory, which the first launch of the graph reads; the tokens
+that it chooses for its sampled rows are written to such memory by the last launch. So a step is one
+replay and one wait, and a copy only where whole rows of logits are wanted. The engine's own arena,
+cache and slots stay untouched and take no memory.
 
 That memory is there twice, as two sides. While a step on one side runs, the inputs of the step
 behind it are written on the other, and it is started: docs/decisions/0013-overlapped-steps.md.
@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphwright.runtime.artifact import Artifact
-from graphwright.runtime.candidates import Candidates
 from graphwright.runtime.cuda.driver import Driver
 from graphwright.runtime.cuda.program import Bucket, Launch, Program
 from graphwright.runtime.dlpack import DeviceTensor, Exporter, read_tensor
+from graphwright.runtime.draws import LARGEST, WORDS, Draw
 from graphwright.runtime.library import StepBuffers
 from graphwright.runtime.plan import Plan
 
@@ -34,7 +34,7 @@ __all__ = ["CudaLibrary"]
 _STAGING = 16 << 20  # bytes of each of the buffers that weights pass through
 _LOADERS = 8  # such buffers, and threads that fill them: they share the page faults of the file
 _PINNED_ROWS = 64  # of logits; more, as of all tokens of a prompt, are copied to pageable memory
-Wanted: TypeAlias = Literal["largest", "candidates"] | None  # of a bucket's launches
+Wanted: TypeAlias = Literal["largest", "drawn"] | None  # of a bucket's launches
 _INPUTS = ("batch", "tokens", "positions", "query_start", "block_table", "sample_rows")
 
 
@@ -43,23 +43,24 @@ class _Side:
     """Where one of two steps that overlap has its inputs and its results.
 
     pinned: by the names of inputs and results. regions: the addresses of all regions, those two
-    kinds on this side. done: the event behind its last step. open: is that still to be finished?
+    kinds on this side. chosen: the tokens that a step has said. done: the event behind its last
+    step. open: is that still to be finished?
     """
 
     done: Any
     pinned: dict[str, NDArray[Any]] = field(default_factory=dict)
     regions: dict[str, int] = field(default_factory=dict)
-    found: dict[str, Candidates] = field(default_factory=dict)
+    chosen: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     open: bool = False
 
 
 @dataclass(frozen=True)
 class _Ticket:
-    """A step that was started: its side, the rows of logits that the host reads, what it finds."""
+    """A step that was started: its side, the rows of logits that the host reads, does it choose?"""
 
     side: _Side
     rows: int
-    wanted: Wanted
+    chooses: bool
 
 
 class CudaLibrary:
@@ -69,6 +70,9 @@ class CudaLibrary:
     while one runs? Memory is taken at the first step, when the buffers tell its sizes. Raises
     ArtifactError.
     """
+
+    takes_largest = True
+    draws = True
 
     def __init__(
         self, artifact: Artifact, driver: Driver | None = None, *, capture: bool = True,
@@ -109,11 +113,6 @@ class CudaLibrary:
         return self._program.chip
 
     @property
-    def candidates(self) -> int:
-        """How many of the largest logits of each row a step can find."""
-        return self._program.candidates
-
-    @property
     def regions(self) -> dict[str, int]:
         """Device addresses of the regions, once there was a step; `kv` that of block 0. Inputs and
         results are those of the last step.
@@ -121,18 +120,20 @@ class CudaLibrary:
         return dict(self._sides[self._last].regions)
 
     def run(
-        self, entry: str, buffers: StepBuffers, largest: int = 0, logits: bool = True
-    ) -> Candidates | None:
+        self, entry: str, buffers: StepBuffers, draws: Sequence[Draw] = (), logits: bool = True
+    ) -> NDArray[np.int32] | None:
         """One step over the batch described in `buffers`; what is wanted of it is there on return:
-        its logits in `buffers`, unless nobody reads those, and the largest of each row.
+        its logits in `buffers`, unless nobody reads those, and the tokens it has chosen.
         """
-        return self.finish(self.start(entry, buffers, largest, logits))
+        return self.finish(self.start(entry, buffers, draws, logits))
 
-    def start(self, entry: str, buffers: StepBuffers, largest: int, logits: bool) -> _Ticket:
+    def start(
+        self, entry: str, buffers: StepBuffers, draws: Sequence[Draw], logits: bool
+    ) -> _Ticket:
         """As `run`, but it does not wait; `buffers` may describe another step from then on.
 
         Two steps may be open, if the host reads no logits of them. A token -1 - row is what the
-        step in front chooses for its sampled `row`; that step must find one largest logit of each.
+        step in front chooses for its sampled `row`.
         """
         if self._buffers is None:
             self._place(buffers)
@@ -143,10 +144,10 @@ class CudaLibrary:
         used = (8, tokens, tokens, sequences + 1, sequences * blocks, rows)
         for name, count in zip(_INPUTS, used, strict=True):
             side.pinned[name][:count] = getattr(buffers, name)[:count]
-        assert largest <= self.candidates, f"{largest} of the largest logits are wanted"
-        wanted: Wanted = None
-        if rows and largest:
-            wanted = "largest" if largest == 1 else "candidates"
+        wanted: Wanted = "largest" if draws else None
+        if any(each is not LARGEST for each in draws):
+            wanted = "drawn"
+            side.pinned["draws"][:rows] = draws
         side.open = True
         self._start(entry, bucket, wanted)
         rows = rows if logits else 0
@@ -155,9 +156,9 @@ class CudaLibrary:
             host = buffers.logits.ctypes.data if direct else self._logits_address
             self._driver.copy_out(host, self._regions["logits"], buffers.logits[:rows].nbytes)
         self._driver.mark(side.done)
-        return _Ticket(side, rows, wanted)
+        return _Ticket(side, rows, wanted is not None)
 
-    def finish(self, ticket: _Ticket) -> Candidates | None:
+    def finish(self, ticket: _Ticket) -> NDArray[np.int32] | None:
         """Waits for a step, and not for one behind it; what is wanted of it is there on return, and
         stays until another step is started.
         """
@@ -166,7 +167,7 @@ class CudaLibrary:
         if 0 < ticket.rows <= len(self._logits):
             assert self._buffers is not None
             self._buffers.logits[: ticket.rows] = self._logits[: ticket.rows]
-        return ticket.side.found[ticket.wanted] if ticket.wanted else None
+        return ticket.side.chosen if ticket.chooses else None
 
     def _free_side(self) -> _Side:
         """The side for the next step: that of the last one, unless it is open."""
@@ -211,7 +212,12 @@ class CudaLibrary:
         self._driver.replay(self._graphs[key])
 
     def _launch(self, bucket: Bucket, wanted: Wanted) -> None:
-        self.launch((*bucket.launches, *(getattr(bucket, wanted) if wanted else ())))
+        launches = bucket.launches
+        if wanted:
+            launches += bucket.largest
+        if wanted == "drawn":
+            launches += bucket.drawn
+        self.launch(launches)
 
     def launch(self, launches: Sequence[Launch]) -> None:
         """The launches of a step, or some of them, in the stream, on the side of the last one;
@@ -238,6 +244,7 @@ class CudaLibrary:
         for name in (*_INPUTS, "logits", "arena", "weights"):
             self._regions[name] = self._driver.allocate(getattr(buffers, name).nbytes)
         self._regions["chosen"] = self._driver.allocate(4 * len(buffers.logits))
+        self._regions["draws"] = self._driver.allocate(8 * WORDS * len(buffers.logits))
         slots, _ = self._plan.kv_bytes(len(buffers.query_start) - 1, 0)
         caches = self._driver.allocate(slots + buffers.kv.nbytes)
         self._driver.clear(caches, slots + buffers.kv.nbytes)
@@ -255,13 +262,9 @@ class CudaLibrary:
         for name in _INPUTS:
             side.pinned[name], side.regions[f"host_{name}"] = self._share(getattr(buffers, name))
         rows = len(buffers.logits)
-        for name, shape in {"largest": (rows,), "candidates": (rows, 2, self.candidates)}.items():
-            side.pinned[name], side.regions[name] = self._share(np.empty(shape, np.int32))
-        pairs = side.pinned["candidates"]
-        side.found = {
-            "largest": Candidates(side.pinned["largest"][:, None]),
-            "candidates": Candidates(pairs[:, 0], pairs[:, 1].view(np.float32)),
-        }
+        draws = np.empty((rows, WORDS), np.int64)
+        side.pinned["draws"], side.regions["host_draws"] = self._share(draws)
+        side.chosen, side.regions["largest"] = self._share(np.empty(rows, np.int32))
 
     def _share(self, like: NDArray[Any]) -> tuple[NDArray[Any], int]:
         """Pinned memory of the host, and its address for kernels."""

@@ -11,9 +11,9 @@ from graphwright.runtime.errors import ArtifactError
 __all__ = ["FORMAT", "LAUNCHES", "Bucket", "KernelCode", "Launch", "Program"]
 
 LAUNCHES = "gpu/launches.json"
-FORMAT = 4  # of that file; since 3 the first launch of a step takes tokens that the step in front
+FORMAT = 5  # of that file; since 3 the first launch of a step takes tokens that the step in front
 # has chosen, where the host names their rows, and the last one leaves them in the GPU's memory;
-# since 4 it says which kernels may begin early
+# since 4 it says which kernels may begin early; since 5 a step may draw tokens
 
 
 @dataclass(frozen=True)
@@ -41,27 +41,24 @@ class Launch:
 @dataclass(frozen=True)
 class Bucket:
     """The launches of steps with at most so many tokens and sampled rows; `largest` go on to find
-    the largest logit of each row, `candidates` instead of them several.
+    the largest logit of each row, `drawn` behind them draw the tokens of rows that ask for it.
     """
 
     tokens: int
     rows: int
     launches: tuple[Launch, ...]
     largest: tuple[Launch, ...]
-    candidates: tuple[Launch, ...]
+    drawn: tuple[Launch, ...]
 
 
 @dataclass(frozen=True)
 class Program:
-    """The part of launches.json that is for one chip. counter_bytes: of the region `counters`.
-    candidates: how many of the largest logits the launches of that name find.
-    """
+    """The part of launches.json that is for one chip. counter_bytes: of the region `counters`."""
 
     chip: str
     kernels: dict[str, KernelCode]
     entries: dict[str, tuple[Bucket, ...]]
     counter_bytes: int
-    candidates: int
 
     @classmethod
     def read(cls, artifact: Artifact, capability: int) -> Program:
@@ -94,12 +91,12 @@ class Program:
                 name: tuple(_bucket(each) for each in buckets)
                 for name, buckets in found["entries"].items()
             }
-            counter_bytes, most = int(found["counter_bytes"]), int(found["candidates"])
+            counter_bytes = int(found["counter_bytes"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(
                 f"{LAUNCHES} of {artifact.path} is incomplete: {error!r}."
             ) from error
-        return cls(chip, kernels, entries, counter_bytes, most)
+        return cls(chip, kernels, entries, counter_bytes)
 
     def bucket(self, entry: str, tokens: int, rows: int) -> Bucket:
         """The smallest bucket that such a step fits into."""
@@ -110,7 +107,7 @@ class Program:
 
 
 def _bucket(found: dict[str, Any]) -> Bucket:
-    launches, largest, candidates = (
+    launches, largest, drawn = (
         tuple(
             Launch(
                 str(kernel),
@@ -119,6 +116,6 @@ def _bucket(found: dict[str, Any]) -> Bucket:
             )
             for kernel, grid, operands in found[name]
         )
-        for name in ("launches", "largest", "candidates")
+        for name in ("launches", "largest", "drawn")
     )
-    return Bucket(int(found["tokens"]), int(found["rows"]), launches, largest, candidates)
+    return Bucket(int(found["tokens"]), int(found["rows"]), launches, largest, drawn)

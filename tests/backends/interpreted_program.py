@@ -6,13 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from drawn_tokens import chosen_token
 
 from graphwright.backends.triton.build import LoweredProgram
 from graphwright.backends.triton.interpret import run_launches
+from graphwright.runtime.draws import LARGEST, draw_rule, random_word
+from graphwright.runtime.sampling_params import SamplingParams
 
 __all__ = ["InterpretedProgram"]
 
 BLOCK = 16
+RULE = SamplingParams(temperature=0.8, top_k=50, top_p=0.9).resolve({})
+DRAWN = (random_word(0.7), *draw_rule(RULE, 1000))  # of each fourth row
 
 
 class InterpretedProgram:
@@ -56,6 +61,7 @@ class InterpretedProgram:
         bucket = self.lowered.bucket(entry, len(tokens), len(rows))
         vocabulary = self.lowered.plan["vocab_size"]
         logits = torch.full((bucket.rows, vocabulary), 777.0)
+        draws = [(DRAWN if row % 4 == 1 else LARGEST) for row in range(len(rows))]
         header = [len(tokens), len(batch), self.row, len(rows), 0, 0, 0, 0]
 
         def padded(values: Sequence[int], count: int, dtype: torch.dtype) -> torch.Tensor:
@@ -69,6 +75,9 @@ class InterpretedProgram:
             "query_start": padded(starts, bucket.tokens + 1, torch.int32),
             "block_table": torch.cat([self.tables[s] for s, _ in batch]),
             "sample_rows": padded(rows, bucket.rows, torch.int32),
+            "draws": padded(
+                [word for draw in draws for word in draw], 4 * bucket.rows, torch.int64
+            ),
         }
         regions = {
             **{f"host_{name}": given for name, given in inputs.items()},
@@ -82,13 +91,14 @@ class InterpretedProgram:
             "largest": torch.full((bucket.rows,), 777, dtype=torch.int32),
         }
         memory = {name: each.reshape(-1).view(torch.uint8) for name, each in regions.items()}
-        launches = [*bucket.launches, *bucket.largest]
+        launches = [*bucket.launches, *bucket.largest, *bucket.drawn]
         blobs = self.lowered.blobs.offsets()
         run_launches(launches, bucket.size, memory, blobs, self.run, slots=self.slots)
         for sequence, new in batch:
             self.lengths[sequence] += len(new)
         assert (logits[len(rows) :] == 777.0).all()
         assert not regions["counters"].any(), "a launch has left counters behind"
+        want = [chosen_token(logits[row].numpy(), draw) for row, draw in enumerate(draws)]
         for name in ("largest", "chosen"):
-            assert torch.equal(regions[name][: len(rows)], logits[: len(rows)].argmax(-1).int())
+            assert regions[name].tolist()[: len(rows)] == want
         return logits[: len(rows)]

@@ -74,6 +74,14 @@ _INTEGERS: dict[str, Callable[..., Any]] = {
 _ARITY = {"mad": 3, "fma": 3} | dict.fromkeys(("add", "sub", "mul", "div", "rem", "min", "max"), 2)
 
 
+def _upper_half(a: Array, b: Array) -> Any:
+    """Of products of 64 bits, by halves."""
+    half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
+    first, second = (a >> half) * (b & low), (a & low) * (b >> half)
+    middle = ((a & low) * (b & low) >> half) + (first & low) + (second & low)
+    return (a >> half) * (b >> half) + (first >> half) + (second >> half) + (middle >> half)
+
+
 def _numbers(name: str, modifiers: list[str], kinds: list[str]) -> Arithmetic:
     (kind,) = kinds
     count = _ARITY.get(name, 1)
@@ -99,9 +107,11 @@ def _numbers(name: str, modifiers: list[str], kinds: list[str]) -> Arithmetic:
         return Arithmetic(wide, (kind, kind, wide)[:count], product)
     if "hi" in modifiers:
         width = TYPES[kind]
-        if width not in (16, 32) or name != "mul":
+        if name != "mul" or kind == "s64":
             raise NotImplementedError(f"{name}.hi.{kind}")
         _only(modifiers, ("hi",))
+        if kind == "u64":
+            return Arithmetic(kind, (kind,) * 2, _upper_half)
         wider = np.int64 if kind[0] == "s" else np.uint64
         return Arithmetic(kind, (kind,) * 2, lambda a, b: (a.astype(wider) * b) >> wider(width))
     _only(modifiers, ("lo",))
@@ -264,9 +274,10 @@ def _convert(name: str, modifiers: list[str], kinds: list[str]) -> Arithmetic:
 
         def rounded(a: Array) -> Any:
             whole = _TO_INTEGER[how](np.nan_to_num(a.astype(np.float64), nan=0.0))
-            if TYPES[to] == 64:
+            if to == "u64":
                 raise NotImplementedError(f"cvt.{to}.{source}")
-            return np.clip(whole, info.min, info.max).astype(np.int64)
+            most = np.nextafter(2.0**63, 0) if to == "s64" else info.max
+            return np.clip(whole, info.min, most).astype(np.int64)
 
         return Arithmetic(to, (source,), rounded)
     if "f" in source and set(modifiers) & set(_TO_INTEGER):

@@ -86,6 +86,14 @@ def test_bits_are_moved_as_the_manual_says() -> None:
         "bfi.b32 %r6, %r2, %r3, 8, 4": (b & ~0xF00) | (a % 16 << 8),
         "mad.lo.s32 %r6, %r2, %r3, %r4": (a * b + c) % 2**32,
         "mul.hi.u32 %r6, %r2, %r3": a * b >> 32,
+        "mov.b64 %rd5, {%r2, %r3}; mov.b64 %rd6, {%r4, %r2}; mul.hi.u64 %rd7, %rd5, %rd6; "
+        "mov.b64 {%r6, _}, %rd7": ((b << 32 | a) * (a << 32 | c) >> 64) % 2**32,
+        "mov.b64 %rd5, {%r2, %r3}; mov.b64 %rd6, {%r4, %r2}; mul.hi.u64 %rd7, %rd5, %rd6; "
+        "mov.b64 {_, %r6}, %rd7": (b << 32 | a) * (a << 32 | c) >> 96,
+        "cvt.rn.f32.u32 %r7, %r2; mul.rn.f32 %r7, %r7, 0f4F800000; cvt.rzi.s64.f32 %rd5, %r7; "
+        "mov.b64 {_, %r6}, %rd5": [
+            min(int(np.float32(int(x))), 2**31 - 1 if x >= 2**31 else 2**32) for x in a
+        ],
         "mad.lo.cc.u32 %r7, %r2, %r3, %r4; madc.hi.u32 %r6, %r2, %r3, 7": (a * b + c >> 32) + 7,
         "cvt.u16.u32 %rs1, %r2; mul.hi.u16 %rs2, %rs1, 2731; cvt.u32.u16 %r6, %rs2": (
             a % 2**16 * 2731 >> 16

@@ -152,16 +152,18 @@ def test_a_replayed_graph_gives_what_its_launches_do(tmp_path: Path) -> None:
     assert outputs[0][0].token_ids == outputs[1][0].token_ids
 
 
-def test_drawing_from_few_tokens_is_drawing_from_their_row(tmp_path: Path) -> None:
-    """64 logits of each row come to the host, or all of them: the same tokens."""
+def test_drawing_on_the_gpu_is_drawing_from_its_logits(tmp_path: Path) -> None:
+    """By the host, from the rows that the GPU drew from: the same tokens."""
     engine = Engine(compiled(tmp_path, save_tiny("llama", tmp_path / "c"), "bf16"), context=64)
     common: dict[str, Any] = {"max_tokens": 24, "ignore_eos": True}
     params = [
         SamplingParams(temperature=0.0, **common),
         SamplingParams(temperature=2.0, top_k=64, seed=7, **common),
         SamplingParams(temperature=1.5, top_k=20, top_p=0.9, min_p=0.01, seed=8, **common),
+        SamplingParams(temperature=1.0, seed=9, **common),
+        SamplingParams(temperature=5.0, top_p=0.99, seed=10, **common),
     ]
-    prompts = [[5, 7], [3], [11, 2, 9]]
+    prompts = [[5, 7], [3], [11, 2, 9], [8], [6, 6]]
     few = engine.generate(prompts, params)
     whole = engine.generate(prompts, params, return_logits=True)
     for prompt, each, drawn, output in zip(prompts, params, few, whole, strict=True):

@@ -7,9 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_model import MAX_CONTEXT, VOCAB, toy_engine, toy_greedy, toy_logits, write_toy
+from toy_model import (
+    MAX_CONTEXT,
+    VOCAB,
+    Chooses,
+    toy_engine,
+    toy_greedy,
+    toy_logits,
+    write_toy,
+)
 
 import graphwright.runtime.artifact
+from graphwright.runtime.draws import LARGEST
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import ArtifactError, RequestError
 from graphwright.runtime.memory import is_aligned
@@ -43,42 +52,39 @@ def test_a_ragged_batch_with_chunked_prefill(tmp_path: Path) -> None:
     assert engine._pool.free == engine._pool.blocks
 
 
-@pytest.mark.parametrize("most", [1, 8])
-def test_steps_find_what_tokens_are_chosen_from(most: int, tmp_path: Path) -> None:
-    """As many of the largest logits as decide, if a step can find so many; whole rows only where
-    they do not suffice. The tokens are the same either way."""
+@pytest.mark.parametrize("chooses", ["largest", "any"])
+def test_steps_choose_what_they_can(chooses: Chooses, tmp_path: Path) -> None:
+    """Whole rows of logits are read only where they do not; the tokens are the same either way."""
     drawn: dict[str, Any] = {"seed": 3, "max_tokens": 3}
-    greedy, eight, nine, penalised, all_logits = (
+    greedy, cut, whole, penalised = (
         SamplingParams(temperature=0, max_tokens=3),
         SamplingParams(temperature=2, top_k=8, top_p=0.9, min_p=0.01, **drawn),
-        SamplingParams(temperature=2, top_k=9, **drawn),
-        SamplingParams(top_k=2, repetition_penalty=1.3, **drawn),
         SamplingParams(temperature=2, **drawn),
+        SamplingParams(top_k=2, repetition_penalty=1.3, **drawn),
     )
-    few = most == 8
     plain, _ = toy_engine(tmp_path)
-    engine, library = toy_engine(tmp_path, most)
-    for params, largest, rows in (
-        ([greedy], 1, False),
-        ([eight], 8 if few else 0, not few),
-        ([greedy, eight], 8 if few else 1, not few),
-        ([nine], 0, True),
-        ([greedy, nine], 1, True),
-        ([eight, penalised, all_logits], 8 if few else 0, True),
-    ):
+    engine, library = toy_engine(tmp_path, chooses)
+    drawing = (cut, whole) if chooses == "any" else ()
+    for params in (
+        [greedy], [cut], [whole, cut], [greedy, cut], [penalised], [greedy, penalised],
+        [cut, penalised, whole],
+    ):  # fmt: skip
         library.asked.clear()
         many = prompts(3, 5, 2)[: len(params)]
         outputs = engine.generate(many, params)
-        assert set(library.asked) == {(largest, rows)}
+        chosen = [each is greedy or each in drawing for each in params]
+        for draws, rows in library.asked:
+            assert rows == (not all(chosen)) and bool(draws) == any(chosen)
+            assert not draws or [d is not LARGEST for d in draws] == [p in drawing for p in params]
         assert [each.token_ids for each in outputs] == [
             each.token_ids for each in plain.generate(many, params)
         ]
     long = prompts(25)
     library.asked.clear()
-    engine.generate(long, all_logits)
-    assert library.asked[0] == (0, False), "the chunk before the last: nothing is sampled"
+    engine.generate(long, whole)
+    assert library.asked[0] == ((), False), "the chunk before the last: nothing is sampled"
     [kept] = engine.generate(long, greedy, return_logits=True)
-    assert library.asked[-1] == (1, True)
+    assert library.asked[-1] == ((LARGEST,), True)
     assert kept.logits is not None
     assert (kept.logits[0] == toy_logits(long[0])).all()
 
@@ -204,12 +210,13 @@ def test_bad_prompts(tmp_path: Path, prompt: list[int] | str, message: str) -> N
 
 
 def test_bad_options(tmp_path: Path) -> None:
-    for options, message in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"context": MAX_CONTEXT + 1}, "from 1 to 64 tokens, not 65"),
         ({"context": 0}, "not 0"),
         ({"max_sequences": 11}, "from 1 to 10, not 11"),
         ({"threads": 0}, "from 1 to 512, not 0"),
-    ):
+    )
+    for options, message in cases:
         with pytest.raises(RequestError, match=message):
             toy_engine(tmp_path, **options)
 

@@ -30,7 +30,7 @@ def greedy(tokens: int, **options: Any) -> SamplingParams:
 
 
 def late_engine(folder: Path, **options: Any) -> tuple[Engine, LateToy]:
-    library = LateToy(8)
+    library = LateToy()
     path = write_toy(
         folder / "late.gw",
         tokenizer=word_tokenizer(),
@@ -57,11 +57,12 @@ def test_a_step_starts_before_the_one_in_front_is_looked_at(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "params",
     [
-        SamplingParams(temperature=2, top_k=8, seed=1, max_tokens=4, ignore_eos=True),
-        SamplingParams(temperature=2, seed=1, max_tokens=4, ignore_eos=True),
+        SamplingParams(
+            temperature=2, seed=1, max_tokens=4, ignore_eos=True, repetition_penalty=1.3
+        ),
         greedy(4, repetition_penalty=1.3),
     ],
-    ids=["few", "all", "penalty"],
+    ids=["drawn", "greedy"],
 )
 def test_steps_wait_where_the_host_chooses(tmp_path: Path, params: SamplingParams) -> None:
     engine, library = late_engine(tmp_path)
@@ -76,6 +77,22 @@ def test_steps_wait_where_the_host_chooses(tmp_path: Path, params: SamplingParam
     library.said.clear()
     engine.generate([[5]], greedy(3), return_logits=True)
     assert [what for what, _ in library.said] == ["start", "finish"] * 3
+
+
+DRAWS = [{}, {"top_k": 8}, {"top_p": 0.8, "min_p": 0.1}]
+
+
+@pytest.mark.parametrize("options", DRAWS, ids=str)
+def test_steps_that_draw_overlap(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Beside a greedy one; a request's random numbers are those that it would have alone."""
+    drawn = SamplingParams(temperature=2, seed=1, max_tokens=4, ignore_eos=True, **options)
+    engine, library = late_engine(tmp_path)
+    outputs = engine.generate([[5], [6, 3]], [greedy(4), drawn])
+    assert order(library)[:3] == ["start 0", "start 1", "finish 0"]
+    plain = Engine(engine.artifact, library=ToyLibrary())
+    assert [each.token_ids for each in outputs] == [
+        toy_greedy([5], 4), plain.generate([[6, 3]], drawn)[0].token_ids
+    ]  # fmt: skip
 
 
 def test_who_surely_ends_is_left_out_of_the_step_behind(tmp_path: Path) -> None:
@@ -227,7 +244,7 @@ GREEDY = st.builds(
 DRAWN = st.builds(
     lambda tokens, options: SamplingParams(temperature=2, max_tokens=tokens, seed=5, **options),
     st.integers(1, 6),
-    st.sampled_from([{}, {"top_k": 8}, {"top_k": 3, "repetition_penalty": 1.2}]),
+    st.sampled_from([*DRAWS, {"top_k": 3, "repetition_penalty": 1.2}]),
 )
 PROMPT = st.builds(
     lambda length, first: [(first + 3 * i) % 97 for i in range(length)],
@@ -258,7 +275,7 @@ def plain() -> Any:
             Path(folder) / "plain.gw", tokenizer=word_tokenizer(),
             generation_config={"eos_token_id": EOS},
         )  # fmt: skip
-        _PLAIN = Engine(path, library=ToyLibrary(8), max_sequences=3)
+        _PLAIN = Engine(path, library=ToyLibrary(), max_sequences=3)
         yield
 
 
@@ -273,7 +290,7 @@ def test_every_request_says_what_it_says_alone(
     """Prompts often begin alike. The toy's logits depend on all that its cache holds, so that they
     differ where a block is shared that is not what it was taken for, or is written again.
     """
-    library = LateToy(8) if overlaps else ToyLibrary(8)
+    library = LateToy() if overlaps else ToyLibrary("any")
     engine = Engine(_PLAIN.artifact, library=library, max_sequences=3, prefix_cache=prefix_cache)
     requests: list[tuple[tuple[int, ...], SamplingParams, Request]] = []
     cancelled: set[int] = set()

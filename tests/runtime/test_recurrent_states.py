@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from toy_model import BLOCK, MAX_CONTEXT, PLAN, VOCAB, toy_logits, write_toy
 
 from graphwright.inspector.text import memory_table, summary
 from graphwright.runtime.artifact import Artifact
-from graphwright.runtime.candidates import Candidates
+from graphwright.runtime.draws import Draw
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import ArtifactError
 from graphwright.runtime.kv_cache import BlockPool, BlockTable
@@ -75,15 +76,15 @@ def test_what_the_plan_says_of_slots() -> None:
 class Recurrence:
     """A StepLibrary that keeps all that a sequence has said in its slot, before block 0."""
 
-    candidates = 0
+    takes_largest = draws = False
     overlaps = False
 
     def __init__(self) -> None:
         self.slots: set[int] = set()
 
     def run(
-        self, entry: str, buffers: StepBuffers, largest: int = 0, logits: bool = True
-    ) -> Candidates | None:
+        self, entry: str, buffers: StepBuffers, draws: Sequence[Draw] = (), logits: bool = True
+    ) -> NDArray[np.int32] | None:
         _, sequences, stride, rows = (int(each) for each in buffers.batch[:4])
         found = {}
         for b in range(sequences):
@@ -134,10 +135,10 @@ def test_compiled_code_gets_an_aligned_address_behind_the_slots(
 
     class Recorder(Recurrence):
         def run(
-            self, entry: str, buffers: StepBuffers, largest: int = 0, logits: bool = True
-        ) -> Candidates | None:
+            self, entry: str, buffers: StepBuffers, draws: Sequence[Draw] = (), logits: bool = True
+        ) -> NDArray[np.int32] | None:
             seen.append(buffers)
-            return super().run(entry, buffers, largest, logits)
+            return super().run(entry, buffers, draws, logits)
 
     path = write_toy(tmp_path / "recurrent.gw", kv={**RECURRENT, "block_bytes": block_bytes})
     engine = Engine(path, library=Recorder(), max_sequences=2)

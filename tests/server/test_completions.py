@@ -7,14 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from served_toy import Served, served, served_toy
 from toy_model import VOCAB, ToyLibrary, toy_greedy, write_toy
 
 from graphwright import SamplingParams
-from graphwright.runtime.candidates import Candidates
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.library import StepBuffers
 from graphwright.runtime.server.body import Body
@@ -185,7 +186,7 @@ class Script(ToyLibrary):
 
     tokens = (40, 95, 96, 41, 95, 41, 95)
 
-    def run(self, entry: str, buffers: StepBuffers, *rest: Any) -> Candidates | None:
+    def run(self, entry: str, buffers: StepBuffers, *rest: Any) -> NDArray[np.int32] | None:
         found = super().run(entry, buffers, *rest)
         buffers.logits[0] = 0
         buffers.logits[0, self.tokens[(len(self.steps) - 1) % len(self.tokens)]] = 1

@@ -18,7 +18,10 @@ from graphwright.backends.rows import INPUTS
 from graphwright.backends.triton.kernels.kernel import ROWS, Size, TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import quotient_up
 
-__all__ = ["take_inputs"]
+__all__ = ["GIVEN", "take_inputs"]
+
+# What the host says of a step; draws [R, 4]: how tokens are to be drawn (runtime/draws.py).
+GIVEN = {**INPUTS, "draws": "int64"}
 
 _BLOCK = 1024  # numbers that a program takes at once
 _MOST_PROGRAMS = 32  # of an input; a program goes on behind the others
@@ -46,7 +49,7 @@ def take_tokens(source, chosen, target, count, BLOCK: tl.constexpr):
 @triton.jit
 def take_inputs_kernel(
     host_batch, host_tokens, host_positions, host_query_start, host_block_table, host_sample_rows,
-    chosen, batch, tokens, positions, query_start, block_table, sample_rows,
+    host_draws, chosen, batch, tokens, positions, query_start, block_table, sample_rows, draws,
     T: tl.constexpr, B: tl.constexpr, M: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     which = tl.program_id(1)
@@ -62,6 +65,9 @@ def take_inputs_kernel(
     elif which == 3:
         count = tl.load(host_batch + B) * tl.load(host_batch + M)
         take(host_block_table, block_table, count, BLOCK)
+    elif which == 4:
+        count = tl.load(host_batch + R) * 4
+        take(host_draws, draws, count, BLOCK)
     else:
         count = tl.load(host_batch + R)
         take(host_sample_rows, sample_rows, count, BLOCK)
@@ -71,8 +77,8 @@ def take_inputs_kernel(
 
 
 def take_inputs() -> TritonKernel:
-    """Pointers: INPUTS in memory of the host, what the step in front chose for its sampled rows,
-    int32, and INPUTS in the GPU's memory, where what lies behind those of the step stays as it was.
+    """Pointers: GIVEN in memory of the host, what the step in front chose for its sampled rows,
+    int32, and GIVEN in the GPU's memory, where what lies behind those of the step stays as it was.
 
     A token -1 - row stands for what was chosen for that row; for 0, where a logit of it was NaN.
     """
@@ -80,9 +86,9 @@ def take_inputs() -> TritonKernel:
         "take_inputs",
         take_inputs_kernel,
         {
-            **{f"host_{name}": dtype for name, dtype in INPUTS.items()},
+            **{f"host_{name}": dtype for name, dtype in GIVEN.items()},
             "chosen": "int32",
-            **INPUTS,
+            **GIVEN,
         },
         {**ROWS, "BLOCK": _BLOCK},
         grid=_grid,
@@ -94,4 +100,4 @@ def _grid(size: Size) -> tuple[int, int, int]:
     """On the first axis programs of an input: one for two tokens' rows of a block table with some
     hundred entries. On the second the inputs, but for the counts, which the last one takes along.
     """
-    return min(_MOST_PROGRAMS, quotient_up(size["T"], 2)), len(INPUTS) - 1, 1
+    return min(_MOST_PROGRAMS, quotient_up(size["T"], 2)), len(GIVEN) - 1, 1

@@ -8,19 +8,24 @@ import triton.language as tl
 from graphwright.backends.triton.kernels.kernel import ROWS, RowCount, TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two
 
-__all__ = ["NAN_KEY", "ranking_key", "top_k"]
+__all__ = ["NAN_KEY", "ordered_bits", "ranking_key", "top_k"]
 
 NAN_KEY = 0x7FFFFFFF  # the upper half of a NaN's key: above infinity's
 _WIDEST = 4096
 
 
 @triton.jit
-def ranking_key(value, index):
-    """int64 keys that order like (value, -index): NaN first, -0 like 0. value float32."""
+def ordered_bits(value):
+    """int32 that order like float32 `value`: NaN first, -0 like 0."""
     bits = (value + 0.0).to(tl.int32, bitcast=True)
     ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    ordered = tl.where(value != value, 0x7FFFFFFF, ordered)
-    return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
+    return tl.where(value != value, 0x7FFFFFFF, ordered)
+
+
+@triton.jit
+def ranking_key(value, index):
+    """int64 keys that order like (value, -index), value float32 as in `ordered_bits`."""
+    return (ordered_bits(value).to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
 
 
 @triton.jit

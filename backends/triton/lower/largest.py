@@ -1,16 +1,16 @@
-"""What follows a step whose tokens are chosen from the largest logits of each sampled row."""
+"""What follows a step that chooses its tokens from the logits of each sampled row."""
 
 from __future__ import annotations
 
 from graphwright.backends.triton.context import LoweringContext
 from graphwright.backends.triton.kernels.argmax import argmax, argmax_scratch
-from graphwright.backends.triton.kernels.candidates import candidates, candidates_scratch
+from graphwright.backends.triton.kernels.draw import draw, draw_scratch
 from graphwright.backends.triton.launches import Launch, Operand
 
-__all__ = ["CANDIDATES", "candidate_logits", "largest_logits"]
+__all__ = ["drawn_tokens", "largest_logits"]
 
-CANDIDATES = 64  # what models' own generation_config.json asks for as top_k is 20 to 64
-LOGITS = (Operand("batch"), Operand("logits"))
+LOGITS = Operand("logits")
+RESULTS = (Operand("largest"), Operand("chosen"))
 
 
 def largest_logits(context: LoweringContext) -> list[Launch]:
@@ -19,17 +19,17 @@ def largest_logits(context: LoweringContext) -> list[Launch]:
     keys, counters = argmax_scratch(width, context.bucket("R"))
     kernel = context.kernel(argmax, width, stride=width)
     scratch = (*context.scratch(keys), context.counters(counters))
-    results = (Operand("largest"), Operand("chosen"))
-    return [Launch("largest", kernel, (*LOGITS, *scratch, *results))]
+    return [Launch("largest", kernel, (Operand("batch"), LOGITS, *scratch, *RESULTS))]
 
 
-def candidate_logits(context: LoweringContext) -> list[Launch]:
-    """One launch, too, that finds CANDIDATES of them: for sampling from few."""
+def drawn_tokens(context: LoweringContext) -> list[Launch]:
+    """One launch behind that of `largest_logits`, which says what the largest is."""
     width = _width(context)
-    keys, counters = candidates_scratch(width, CANDIDATES, context.bucket("R"))
-    kernel = context.kernel(candidates, width, CANDIDATES, stride=width)
-    scratch = (*context.scratch(keys), context.counters(counters))
-    return [Launch("candidates", kernel, (*LOGITS, *scratch, Operand("candidates")))]
+    parts, keys, counters = draw_scratch(width, context.bucket("R"))
+    kernel = context.kernel(draw, width, stride=width)
+    scratch = (*context.scratch(parts, keys), context.counters(counters))
+    given = (Operand("batch"), Operand("draws"), LOGITS)
+    return [Launch("drawn", kernel, (*given, *scratch, *RESULTS))]
 
 
 def _width(context: LoweringContext) -> int:

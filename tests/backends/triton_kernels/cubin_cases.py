@@ -19,8 +19,8 @@ from graphwright.backends.triton.kernels.attention_prefill import (
     prefill_sizes,
 )
 from graphwright.backends.triton.kernels.attention_tile import AttentionShape
-from graphwright.backends.triton.kernels.candidates import candidates
 from graphwright.backends.triton.kernels.causal_conv import causal_conv, roll_state
+from graphwright.backends.triton.kernels.draw import draw
 from graphwright.backends.triton.kernels.embedding import quantized_embedding
 from graphwright.backends.triton.kernels.few_rows import FewRows, few_rows
 from graphwright.backends.triton.kernels.gated_act import gated_act
@@ -179,8 +179,8 @@ SMALL: dict[str, Callable[[], TritonKernel]] = {
     "top_k 256, 8": lambda: top_k(256, 8, x_stride=256),
     "weighted_sum": lambda: weighted_sum(8, 2048, y_stride=16384, weights_stride=8, dtype=HALF),
     "argmax": lambda: argmax(128256, stride=128256),
-    "candidates, 128256 tokens": lambda: candidates(128256, 64, stride=128256),
-    "candidates, 262208 tokens": lambda: candidates(262208, 64, stride=262208),
+    "draw, 128256 tokens": lambda: draw(128256, stride=128256),
+    "draw, 262208 tokens": lambda: draw(262208, stride=262208),
     "causal_conv": lambda: causal_conv(2048, 2048, 4, x_stride=6144, block_stride=1 << 17),
     "roll_state": lambda: roll_state(2048, 4, x_stride=6144, block_stride=1 << 17),
     "quantize_rows g32": lambda: quantize_rows(4096, x_stride=4096, groups=128, dtype=HALF),

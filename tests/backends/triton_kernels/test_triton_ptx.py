@@ -14,6 +14,7 @@ import torch
 
 from graphwright.ir.schemes import quantize_weight
 from graphwright.ir.tolerance import check_close
+from graphwright.runtime.sampling_params import SamplingParams
 
 triton = pytest.importorskip("triton")
 
@@ -199,13 +200,18 @@ def test_the_best_token() -> None:
 
 
 @BOTH
-def test_candidates() -> None:
+def test_draws() -> None:
+    """By the parts' largest logits, by whole rows, in the order of ids, and where none can be."""
     torch.manual_seed(0)
-    logits = (torch.randn(2, 4500) * 4).round() / 4
+    logits = (torch.randn(6, 4500) * 4).round() / 4
     logits[1, torch.rand(4500) < 0.99] = -torch.inf
-    logits[0, 4499] = torch.nan
-    rows.check_candidates(logits, 64)
-    rows.check_candidates(logits[:, :97].contiguous(), 8)
+    logits[2, 4499] = torch.nan
+    logits[3, 17] = torch.inf
+    cut = SamplingParams(temperature=0.7, top_k=64, top_p=0.9, min_p=0.01)
+    flat = SamplingParams(temperature=2, top_p=0.99)
+    asked = [cut, cut, cut, flat, flat, SamplingParams(temperature=1.3)]
+    rows.check_drawn(logits, [(each, 0.61) for each in asked])
+    rows.check_drawn(logits[:2, :97].contiguous(), [(cut, 0.9), (SamplingParams(), 0.0)])
 
 
 @BOTH

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from drawn_tokens import chosen_token
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,16 +12,15 @@ from graphwright.ir.activations import ACTIVATIONS
 from graphwright.ir.op import get_op
 from graphwright.ir.schemes import quantize_weight
 from graphwright.ir.tolerance import check_close
+from graphwright.runtime.draws import LARGEST, draw_rule, random_word
+from graphwright.runtime.sampling_params import SamplingParams
 
 triton = pytest.importorskip("triton")
 
 from triton_harness import batch_header, call, untouched  # noqa: E402
 
 from graphwright.backends.triton.kernels.argmax import argmax, argmax_scratch  # noqa: E402
-from graphwright.backends.triton.kernels.candidates import (  # noqa: E402
-    candidates,
-    candidates_scratch,
-)
+from graphwright.backends.triton.kernels.draw import draw, draw_scratch  # noqa: E402
 from graphwright.backends.triton.kernels.embedding import (  # noqa: E402
     embedding,
     quantized_embedding,
@@ -183,41 +183,77 @@ def test_the_best_token_is_the_lowest_of_equals_and_nan_is_noticed() -> None:
     assert shown.tolist() == kept.tolist() == [4097, -1, 0, 8999, 0, 77]
 
 
-@FEW
-@given(st.integers(1, 3), st.sampled_from([5, 64, 97, 1030, 4096, 4097, 9001]),
-       st.sampled_from([1, 8, 64]), st.integers(0, 2**31), st.data())  # fmt: skip
-def test_candidates_come_in_order_and_ties_by_token(
-    rows: int, width: int, k: int, seed: int, data: st.DataObject
+RULES = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 0.2, 1.0, 3.0]),
+    top_k=st.sampled_from([0, 1, 2, 40, 64, 100, 5000]),
+    top_p=st.sampled_from([1e-9, 0.5, 0.9, 0.999, 1.0]),
+    min_p=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
+)
+NUMBERS = st.sampled_from([0.0, 1 - 2**-53]) | st.floats(0, 1, exclude_max=True)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.sampled_from([5, 64, 97, 2048, 2049, 6001]), st.integers(0, 2**31),
+       st.lists(st.tuples(RULES, NUMBERS), min_size=1, max_size=3), st.data())  # fmt: skip
+def test_tokens_are_drawn_as_the_host_would(
+    width: int, seed: int, asked: list[tuple[SamplingParams, float]], data: st.DataObject
 ) -> None:
     """Coarse values give ties within a part and between parts; few are left above -inf or none."""
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(rows, width, generator=generator)
+    logits = torch.randn(len(asked), width, generator=generator) * data.draw(
+        st.sampled_from([0.01, 1.0, 5.0])
+    )
     coarse = data.draw(st.sampled_from([0.0, 0.5, 4.0]))
     if coarse:
         logits = (logits / coarse).round() * coarse  # -0 among them
     banned = data.draw(st.sampled_from([0.0, 0.5, 0.999, 1.0]))
     logits[torch.rand(logits.shape, generator=generator) < banned] = -torch.inf
-    for special in data.draw(st.lists(st.sampled_from([torch.nan, torch.inf]), max_size=2)):
+    for special in data.draw(st.lists(st.sampled_from([torch.nan, torch.inf]), max_size=1)):
         logits[0, data.draw(st.integers(0, width - 1))] = special
-    check_candidates(logits, k)
+    check_drawn(logits, asked)
 
 
-def check_candidates(logits: torch.Tensor, k: int) -> None:
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=1.0, top_k=65),  # more than a part hands over
+        SamplingParams(temperature=1.0, top_p=0.99),
+        SamplingParams(temperature=1.0, min_p=0.5),
+        SamplingParams(temperature=1.0, top_k=900, top_p=0.9, min_p=0.2),
+    ],
+    ids=["top_k", "top_p", "min_p", "all"],
+)
+def test_what_no_part_handed_over_is_drawn_too(params: SamplingParams) -> None:
+    """Of a flat row with many ties, at its end, and of a row with all its tokens in one part."""
+    logits = torch.full((2, 9000), -0.25)
+    logits[0] += (torch.arange(9000) % 7) / 64
+    logits[1] = -40.0
+    logits[1, 4096:4224] = 1.0
+    for number in (0.0, 0.4, 0.95, 1 - 2**-53):
+        check_drawn(logits, [(params, number)] * 2)
+
+
+def check_drawn(logits: torch.Tensor, asked: list[tuple[SamplingParams, float]]) -> None:
+    """Draws by these rules and random numbers, a row each, behind `argmax`."""
     rows, width = logits.shape
-    keys, counters = (
-        torch.zeros(size, dtype=torch.uint8) for size in candidates_scratch(width, k, rows)
-    )
-    out = untouched((rows + 1, 2, k), torch.int32)
-    scratch = (keys.view(torch.int64), counters.view(torch.int32))
-    kernel = candidates(width, k, stride=width)
-    call(kernel, batch_header(rows + 2, rows=rows), logits, *scratch, out)
-    want, tokens = torch.sort(logits, dim=1, descending=True, stable=True)
-    found = min(k, width)
-    values = out[:rows, 1].contiguous().view(torch.float32)[:, :found]
-    assert torch.equal(out[:rows, 0, :found].long(), tokens[:, :found])
-    assert torch.equal(values.nan_to_num(7.5), want[:, :found].nan_to_num(7.5))
+    rules = [params.resolve({}) for params, _ in asked]
+    draws = [
+        LARGEST if rule.temperature == 0 else (random_word(number), *draw_rule(rule, width))
+        for rule, (_, number) in zip(rules, asked, strict=True)
+    ]
+    words = torch.tensor([*draws, (7, 7, 7, 7)], dtype=torch.int64)
+    keys, counters = (torch.zeros(n, dtype=torch.uint8) for n in argmax_scratch(width, rows))
+    scratch = [keys.view(torch.int64), counters.view(torch.int32)]
+    batch = batch_header(rows + 2, rows=rows)
+    said, chosen = untouched((rows + 1,), torch.int32), untouched((rows + 1,), torch.int32)
+    call(argmax(width, stride=width), batch, logits, *scratch, said, chosen)
+    parts, keys, counters = (torch.zeros(n, dtype=torch.uint8) for n in draw_scratch(width, rows))
+    scratch = [parts.view(torch.int64), keys.view(torch.int64), counters.view(torch.int32)]
+    call(draw(width, stride=width), batch, words, logits, *scratch, said, chosen)
+    want = [chosen_token(row.numpy(), each) for row, each in zip(logits, draws, strict=True)]
+    assert said.tolist() == chosen.tolist() == [*want, 77]
     assert not counters.any()
-    assert (out[rows] == 77).all()
 
 
 @FEW
@@ -231,12 +267,12 @@ def test_inputs_are_taken_as_far_as_they_are_used(
 
 def check_inputs(tokens: int, sequences: int, width: int, rows: int, unknown: float = 0.0) -> None:
     """unknown: the share of tokens that the step in front has chosen; of its row 3 nothing was."""
-    sizes = {torch.int64: (tokens, tokens), torch.int32: (sequences + 1, sequences * width, rows)}
-    given = [
-        torch.randint(1 << 30, (size + 5,), dtype=dtype)
-        for dtype, each in sizes.items()
-        for size in each
-    ]
+    long, short = torch.int64, torch.int32
+    sizes = [
+        (long, tokens), (long, tokens), (short, sequences + 1), (short, sequences * width),
+        (short, rows), (long, 4 * rows),
+    ]  # fmt: skip
+    given = [torch.randint(1 << 30, (size + 5,), dtype=dtype) for dtype, size in sizes]
     chosen = torch.randint(1 << 30, (64,), dtype=torch.int32)
     chosen[3] = -1
     known = given[0].clone()

@@ -114,7 +114,7 @@ def test_it_holds_code_launches_and_sources(artifact: Artifact) -> None:
     ends = {"batch": 32, "weights": len(artifact.view("weights.bin"))}
     for entry in launches["entries"].values():
         for bucket in entry:
-            for _, _, operands in bucket["launches"] + bucket["largest"] + bucket["candidates"]:
+            for _, _, operands in bucket["launches"] + bucket["largest"] + bucket["drawn"]:
                 assert all(o < ends.get(region, 1 << 62) for region, o in operands)
 
 
@@ -229,7 +229,7 @@ def test_greedy_decoding_copies_nothing_to_the_host(
     assert output.token_ids == want
 
 
-def test_drawing_from_few_tokens_copies_no_logits_and_draws_the_same(
+def test_drawing_copies_no_logits_and_draws_what_the_host_would(
     checkpoint: Path, artifact: Artifact, driver: FakeCuda
 ) -> None:
     """Greedy and drawn sequences in one batch: the tokens that the sampler takes of eager's rows,
@@ -241,11 +241,13 @@ def test_drawing_from_few_tokens_copies_no_logits_and_draws_the_same(
         SamplingParams(temperature=0.0, **common),
         SamplingParams(temperature=1.5, top_k=64, seed=7, **common),
         SamplingParams(temperature=0.7, top_k=20, top_p=0.9, min_p=0.01, seed=8, **common),
+        SamplingParams(temperature=1.0, seed=9, **common),
+        SamplingParams(temperature=2.0, top_p=0.95, seed=10, **common),
     ]
-    prompts = [[5, 7], [3], [11, 2, 9]]
+    prompts = [[5, 7], [3], [11, 2, 9], [8], [6, 6]]
     driver.copied.clear()
     outputs = engine.generate(prompts, params)
-    assert not driver.copied, "64 tokens and their logits a sequence are where they belong"
+    assert not driver.copied, "tokens are where they belong"
     wholes = engine.generate(prompts, params, return_logits=True)
     for prompt, each, output, whole in zip(prompts, params, outputs, wholes, strict=True):
         rows = continued_logits(eager, prompt, output.token_ids).numpy()
@@ -255,19 +257,19 @@ def test_drawing_from_few_tokens_copies_no_logits_and_draws_the_same(
             assert [sampler.choose(row) for row in logits] == output.token_ids
 
 
-@pytest.mark.parametrize(
-    "options", [{"top_p": 0.9}, {"top_k": 65}, {"top_k": 5, "repetition_penalty": 1.2}], ids=str
-)
-def test_whole_rows_are_fetched_where_all_logits_count(
-    options: dict[str, Any], artifact: Artifact, driver: FakeCuda
+def test_whole_rows_are_fetched_where_the_host_changes_them(
+    artifact: Artifact, driver: FakeCuda
 ) -> None:
+    """Beside them others are chosen by the step as ever."""
     engine = Engine(artifact, context=64, library=CudaLibrary(artifact, Driver(driver)))
-    greedy = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
-    drawn = SamplingParams(seed=1, max_tokens=1, ignore_eos=True, **options)
+    common: dict[str, Any] = {"max_tokens": 2, "ignore_eos": True}
+    greedy, drawn = SamplingParams(temperature=0.0, **common), SamplingParams(seed=2, **common)
+    changed = SamplingParams(seed=1, top_k=5, repetition_penalty=1.2, **common)
     driver.copied.clear()
-    outputs = engine.generate([[5, 7], [3]], [greedy, drawn])
-    assert driver.copied[0] == 2 * 4 * engine.plan.vocab_size
+    outputs = engine.generate([[5, 7], [3], [8]], [greedy, changed, drawn])
+    assert driver.copied[0] == 3 * 4 * engine.plan.vocab_size
     assert outputs[0].token_ids == engine.generate([[5, 7]], greedy)[0].token_ids
+    assert outputs[2].token_ids == engine.generate([[8]], drawn)[0].token_ids
 
 
 class OnGpu:
@@ -328,16 +330,16 @@ def test_a_file_of_another_format_is_refused(
     artifact: Artifact, driver: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = artifact.json(LAUNCHES)
-    del old["format"], old["candidates"]
+    del old["format"], old["counter_bytes"]
     monkeypatch.setattr(Artifact, "json", lambda self, name: old)
     sentence = (
-        f"{LAUNCHES} of {artifact.path} has format 1, and this graphwright runs format 4: another "
+        f"{LAUNCHES} of {artifact.path} has format 1, and this graphwright runs format 5: another "
         "version wrote it. Compile it again."
     )
     with pytest.raises(ArtifactError, match=f"^{re.escape(sentence)}$"):
         CudaLibrary(artifact, Driver(driver))
-    old["format"] = 4
-    with pytest.raises(ArtifactError, match=r"is incomplete: KeyError\('candidates'\)"):
+    old["format"] = 5
+    with pytest.raises(ArtifactError, match=r"is incomplete: KeyError\('counter_bytes'\)"):
         CudaLibrary(artifact, Driver(driver))
 
 
@@ -385,7 +387,7 @@ def test_a_step_starts_on_the_other_side_while_one_runs(
         *["replay", "mark", done] * 2, "replay", "mark", done, done,
     ]  # fmt: skip
     pinned = [region for region in library.regions if region.startswith("host_")]
-    for name in (*pinned, "largest", "candidates"):
+    for name in (*pinned, "largest"):
         assert len({side.regions[name] for side in library._sides}) == 2, name
     assert library._sides[0].regions["chosen"] == library._sides[1].regions["chosen"]
 
@@ -394,7 +396,7 @@ def test_steps_that_overlap_say_what_others_do(artifact: Artifact, driver: FakeC
     """Sequences of several lengths, one that ends itself, one that comes later and is drawn, one
     that is cancelled and one that stops at once, with places for three."""
     greedy: dict[str, Any] = {"temperature": 0.0}
-    drawn = SamplingParams(temperature=1.5, top_k=8, seed=3, max_tokens=2, ignore_eos=True)
+    drawn = SamplingParams(temperature=1.5, top_p=0.9, seed=3, max_tokens=5, ignore_eos=True)
 
     def said(eos: int | None, **options: bool) -> list[list[int]]:
         library = CudaLibrary(artifact, Driver(driver), **options)
@@ -417,7 +419,7 @@ def test_steps_that_overlap_say_what_others_do(artifact: Artifact, driver: FakeC
         return [request.generated for request in requests]
 
     free = said(None, overlaps=False)
-    assert [len(each) for each in free] == [7, 1, 9, 2]
+    assert [len(each) for each in free] == [7, 1, 9, 5]
     eos = free[2][4]
     want = said(eos, overlaps=False)
     assert len(want[2]) < 6
