@@ -5,6 +5,7 @@ python benchmarks/gpu/host.py ARTIFACT        # for a GPU, with or without weigh
 Steps overlap: all of this time passes while the GPU computes the step in front, so that it waits
 for the host only where its own step is shorter. With --alone a step is started when all of the one
 in front has been looked at, as where the host chooses tokens: then the GPU waits for all of it.
+With --drawn tokens are drawn, by the steps.
 """
 
 from __future__ import annotations
@@ -39,10 +40,17 @@ class IdleDriver:
     )
     CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=0)
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+    CUlaunchConfig = SimpleNamespace
+    CUlaunchAttributeID = SimpleNamespace(
+        CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION="early"
+    )
 
     def __init__(self, capability: int) -> None:
         self._capability = divmod(capability, 10)
         self._kept: list[Any] = []
+
+    def CUlaunchAttribute(self) -> SimpleNamespace:
+        return SimpleNamespace(value=SimpleNamespace())
 
     def cuDeviceGetCount(self) -> tuple[int, int]:
         return 0, 1
@@ -65,16 +73,22 @@ class IdleDriver:
         return call
 
 
-def step_seconds(artifact: Artifact, sequences: int, overlaps: bool = True) -> float:
-    """The median of steps that decode a token of each of `sequences` sequences behind PROMPT."""
+def step_seconds(
+    artifact: Artifact, sequences: int, overlaps: bool = True, drawn: bool = False
+) -> float:
+    """The median of steps that decode a token of each of `sequences` sequences behind PROMPT, or as
+    much of it as the model's context takes.
+    """
     chip = artifact.json("gpu/launches.json")["chips"][-1]
     driver = Driver(IdleDriver(int(chip.removeprefix("sm_"))))
     library = CudaLibrary(artifact, driver, overlaps=overlaps)
-    engine = Engine(
-        artifact, library=library, max_sequences=SEQUENCES[-1], context=PROMPT + 2 * STEPS
+    limit = artifact.json("plan.json")["max_context"] or PROMPT + 2 * STEPS
+    context = min(limit, PROMPT + 2 * STEPS)
+    engine = Engine(artifact, library=library, max_sequences=SEQUENCES[-1], context=context)
+    params = SamplingParams(
+        temperature=float(drawn), top_p=0.9, max_tokens=2 * STEPS, ignore_eos=True
     )
-    params = SamplingParams(temperature=0.0, max_tokens=2 * STEPS, ignore_eos=True)
-    requests = [engine.submit([1] * (PROMPT - 1), params) for _ in range(sequences)]
+    requests = [engine.submit([1] * (context - 2 * STEPS - 1), params) for _ in range(sequences)]
     while any(not request.generated for request in requests):
         engine.step()
     taken = []
@@ -89,10 +103,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--alone", action="store_true", help="steps that do not overlap")
+    parser.add_argument("--drawn", action="store_true", help="temperature 1 and top_p 0.9")
     options = parser.parse_args()
     artifact = Artifact.open(options.artifact, any_cpu=True, verify=False)
     for sequences in SEQUENCES:
-        taken = 1e6 * step_seconds(artifact, sequences, not options.alone)
+        taken = 1e6 * step_seconds(artifact, sequences, not options.alone, options.drawn)
         print(f"{sequences:3} sequences: {taken:6.1f} us a step")
     return 0
 
