@@ -134,7 +134,7 @@ def compile(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Compiled:
-    """Compiles a checkpoint directory or a decoder `nn.Module` to native code.
+    """Compiles a checkpoint directory, an ONNX file or a decoder `nn.Module` to native code.
 
     `example_tokens` int64 [1, S] helps to trace a module whose vocabulary is not known otherwise.
     `calibration`, a UTF-8 text file for the checkpoint's tokenizer, token ids [sequences, length],
@@ -238,15 +238,34 @@ def _capture(
     from graphwright.frontend.checkpoint import capture_checkpoint
 
     if isinstance(model, (str, Path)):
-        directory = Path(model)
-        program = capture_checkpoint(directory, trust_remote_code=trust, max_context=context)
-        found = [directory / name for name in _COPIED]
-        return program, {path.name: path.read_bytes() for path in found if path.is_file()}
+        path = Path(model)
+        if path.suffix == ".onnx":
+            program, folder = _capture_onnx(path, context), path.parent
+        else:
+            program = capture_checkpoint(path, trust_remote_code=trust, max_context=context)
+            folder = path
+        found = [folder / name for name in _COPIED]
+        return program, {each.name: each.read_bytes() for each in found if each.is_file()}
     if not hasattr(model, "forward"):
         raise FrontendError(
-            f"compile takes a checkpoint directory or an nn.Module, not a {type(model).__name__}."
+            "compile takes a checkpoint directory, an ONNX file or an nn.Module, not a "
+            f"{type(model).__name__}."
         )
     return capture_module(model, example_tokens=example_tokens, max_context=context), {}
+
+
+def _capture_onnx(path: Path, context: int | None) -> Program:
+    if not path.is_file():
+        raise FrontendError(f"there is no file '{path}'.")
+    try:
+        from graphwright.frontend.onnx_models.decoder import capture_onnx
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        raise FrontendError(
+            "ONNX files need the package onnx: pip install 'graphwright[onnx]'."
+        ) from error
+    return capture_onnx(path, max_context=context)
 
 
 def log_as_json(program: Program) -> str:

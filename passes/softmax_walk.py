@@ -23,6 +23,7 @@ _CASTS = {
 }  # fmt: skip
 _PRODUCTS = {aten.matmul.default, aten.bmm.default}
 _RESHAPES = {aten.reshape.default, aten.view.default, aten._unsafe_view.default}
+_CHOICES = {aten.where.self, aten.where.ScalarSelf}
 _FILLS: dict[Any, int] = {  # where the value stands among the arguments
     aten.full.default: 1, aten.scalar_tensor.default: 0, aten.new_full.default: 2,
 }  # fmt: skip
@@ -99,12 +100,12 @@ class SoftmaxWalk:
         target = node.target
         first: Any = node.args[0] if node.args else None
         if target in _PRODUCTS:
-            self._core.q, self._core.k = node.args[0], node.args[1]  # type: ignore[assignment]
+            self._core.q, self._core.k = self._unscaled(node.args[0]), self._unscaled(node.args[1])
             return None
         if target is aten.baddbmm.default:
             self._add(first, self._factor * float(node.kwargs.get("beta", 1)))  # type: ignore[arg-type]
             self._factor *= float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type]
-            self._core.q, self._core.k = node.args[1], node.args[2]  # type: ignore[assignment]
+            self._core.q, self._core.k = self._unscaled(node.args[1]), self._unscaled(node.args[2])
             return None
         if target in _CASTS or (target is aten.expand.default and _same_shape(first, node)):
             return first  # type: ignore[no-any-return]
@@ -129,6 +130,17 @@ class SoftmaxWalk:
         if target not in steps:
             raise self._fail(node, f"({target}) does not lead to a product of queries and keys")
         return steps[target](node)
+
+    def _unscaled(self, node: Any) -> fx.Node:
+        """What queries or keys are before a number multiplies them: it belongs to the scale."""
+        while node.target in (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar):
+            factor = self._number(node.args[1])
+            if factor is None or not _same_shape(node.args[0], node):
+                break
+            divides = node.target in (aten.div.Tensor, aten.div.Scalar)
+            self._factor *= 1 / factor if divides else factor
+            node = node.args[0]
+        return node  # type: ignore[no-any-return]
 
     def _up_shift(self, node: fx.Node) -> fx.Node:
         if self._core.softcap:
@@ -254,6 +266,7 @@ class SoftmaxWalk:
     def _down(self) -> None:
         node, cut = self._root, self._core.sinks is None or self._core.rescaled is not None
         while True:
+            node = self._without_nan(node)
             users = list(node.users)
             if len(users) != 1:
                 raise self._fail(node, f"has {len(users)} uses after the softmax, not one")
@@ -272,6 +285,26 @@ class SoftmaxWalk:
         if not cut:
             raise self._fail(node, "keeps the column of the sinks")
         self._core.v, self._core.result = user.args[1], user  # type: ignore[assignment]
+
+    def _without_nan(self, node: fx.Node) -> fx.Node:
+        """where(isnan(x), 0, x) of a softmax x, where that is all it is used for: rows that see
+        nothing, of which there are none under any mask that is recognised.
+        """
+        for user in node.users:
+            if user.target in _CHOICES and user.args[2] is node:
+                test, zero = user.args[:2]
+                if _is_nan(test, node) and self._number(zero) == 0 and len(node.users) == 2:
+                    return user
+        return node
+
+
+def _is_nan(test: Any, node: fx.Node) -> bool:
+    """Is it isnan(node), or node != node?"""
+    if not isinstance(test, fx.Node):
+        return False
+    if test.target is aten.isnan.default:
+        return test.args[0] is node
+    return test.target is aten.ne.Tensor and test.args == (node, node)
 
 
 def _same_shape(left: Any, right: fx.Node) -> bool:

@@ -71,7 +71,10 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Compile MODEL, a Hugging Face checkpoint directory or FILE.py:FUNCTION, to one .gw file."""
+    """Compile MODEL to one .gw file.
+
+    MODEL: a Hugging Face checkpoint directory, an ONNX file of a decoder, or FILE.py:FUNCTION.
+    """
     from graphwright.commands.dependencies import require_compiler
     from graphwright.commands.user_module import build_user_module, is_user_module
     from graphwright.process import without_collection
@@ -82,8 +85,8 @@ def command(
         raise click.UsageError("--calibration-tokens goes with --calibrate.")
     if not is_user_module(model) and not Path(model).exists():  # before seconds of imports
         raise click.ClickException(
-            f"there is no directory '{model}': MODEL is a Hugging Face checkpoint on this disk, or "
-            "FILE.py:FUNCTION."
+            f"there is no directory '{model}': MODEL is a Hugging Face checkpoint on this disk, an "
+            "ONNX file, or FILE.py:FUNCTION."
         )
     # calibration_tokens.SELF, before the seconds that its import takes
     if calibrate is not None and calibrate != "self" and not Path(calibrate).is_file():

@@ -121,7 +121,31 @@ def batched(q: Any, k: Any, v: Any, m: Masks) -> Any:
     return aten.unsqueeze.default(o, 0)
 
 
-@pytest.mark.parametrize("core", [capped, filled, chosen, floored, batched])
+def scaled_operands(q: Any, k: Any, v: Any, m: Masks) -> Any:
+    """As exporters of sdpa write it, so that large heads do not overflow."""
+    turned = aten.mul.Scalar(aten.permute.default(k, [0, 1, 3, 2]), 2.0)
+    s = aten.matmul.default(aten.mul.Tensor(q, 0.25), turned)
+    return weighted(aten.add.Tensor(s, zeros_or_lowest(m.causal)), v)
+
+
+def guarded(q: Any, k: Any, v: Any, m: Masks) -> Any:
+    """Rows that see nothing, of which there are none, would be zeros."""
+    s = aten.add.Tensor(aten.mul.Tensor(scores(q, k), 0.5), zeros_or_lowest(m.causal))
+    p = aten.softmax.int(s, -1)
+    return aten.matmul.default(aten.where.ScalarSelf(aten.isnan.default(p), 0.0, p), v)
+
+
+def guarded_twice(q: Any, k: Any, v: Any, m: Masks) -> Any:
+    s = aten.add.Tensor(aten.mul.Tensor(scores(q, k), 0.5), zeros_or_lowest(m.causal))
+    p = aten.softmax.int(s, -1)
+    zero = aten.new_full.default(m.query, [], 0.0, dtype=torch.float32)
+    return aten.matmul.default(aten.where.self(aten.ne.Tensor(p, p), zero, p), v)
+
+
+@pytest.mark.parametrize(
+    "core",
+    [capped, filled, chosen, floored, batched, scaled_operands, guarded, guarded_twice],
+)
 def test_decomposed_forms(core: Any) -> None:
     program = small_decoder(core)
     assert check_decoder(program, RecognizeAttention()) == [1]
@@ -251,6 +275,19 @@ def test_weights_that_are_used_twice_are_left() -> None:
         return aten.add.Tensor(aten.matmul.default(p, v), aten.matmul.default(p, q))
 
     assert "has 2 uses after the softmax" in miss_of(core)
+
+
+@pytest.mark.parametrize("kind", ["one", "of another", "used"])
+def test_other_choices_after_the_softmax_are_left(kind: str) -> None:
+    def core(q: Any, k: Any, v: Any, m: Masks) -> Any:
+        p = aten.softmax.int(aten.add.Tensor(scores(q, k), zeros_or_lowest(m.causal)), -1)
+        test = aten.isnan.default(scores(q, k) if kind == "of another" else p)
+        chosen = aten.where.ScalarSelf(test, 1.0 if kind == "one" else 0.0, p)
+        found = aten.matmul.default(chosen, v)
+        return aten.add.Tensor(found, aten.matmul.default(p, q)) if kind == "used" else found
+
+    why = "stands between" if kind == "of another" else "uses after the softmax, not one"
+    assert why in miss_of(core)
 
 
 def test_a_mask_made_of_tokens_is_refused() -> None:
