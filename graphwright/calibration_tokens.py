@@ -54,9 +54,10 @@ def open_calibration(
         raise FrontendError(
             f"a module has no tokenizer for the text of {source}: give token ids to calibrate with."
         )
-    if not (Path(model) / "tokenizer.json").is_file():
+    folder = Path(model).parent if Path(model).suffix == ".onnx" else Path(model)
+    if not (folder / "tokenizer.json").is_file():
         raise FrontendError(
-            f"{model} has no tokenizer.json to read {source} with: give token ids to calibrate "
+            f"{folder} has no tokenizer.json to read {source} with: give token ids to calibrate "
             "with, in Python."
         )
     text = _read_text(Path(source))

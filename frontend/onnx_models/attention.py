@@ -146,7 +146,7 @@ def _rotary(call: Call, places: tuple[int, int], positions: torch.Tensor | None)
 
 def _without_past(call: Call, *places: int) -> None:
     for place in places:
-        if call.has(place) and call.tensor(place).shape[2] != 0:
+        if call.has(place) and call.tensor(place).shape[-2] != 0:
             raise call.error("has keys of the past; a graph is traced without")
 
 
@@ -219,3 +219,29 @@ def _multi_head(call: Call) -> tuple[Value, ...]:
         mask=call.optional(5),
     )  # fmt: skip
     return (_rows(_attend(q, k, v, rule)), k, v)[: call.outputs]
+
+
+@operator("Attention", domain=MICROSOFT)
+def _projected(call: Call) -> tuple[Value, ...]:
+    """With its projection: weight [inputs, queries + keys + values] and bias."""
+    heads = int(call.attribute("num_heads"))
+    _without_past(call, 4)
+    if call.attribute("do_rotary", 0):
+        raise call.error("rotates its queries, which is not supported")
+    mixed = torch.matmul(call.tensor(0), call.tensor(1))
+    if call.has(2):
+        mixed = mixed + call.tensor(2)
+    width = mixed.shape[-1] // 3
+    q, k, v = mixed.split(call.attribute("qkv_hidden_sizes") or [width] * 3, -1)
+    q, k, v = (_heads(each, heads) for each in (q, k, v))
+    mask = call.optional(5)
+    if call.has(3):
+        seen = call.tensor(3)
+        if seen.dim() != 2:
+            raise call.error(f"has a mask of {seen.dim()} axes, which is not supported")
+        mask = _both(mask, (seen != 0)[:, None, None, :], q.dtype)
+    rule = _Rule(
+        call.attribute("scale") or q.shape[-1] ** -0.5, bool(call.attribute("unidirectional", 0)),
+        mask=mask,
+    )  # fmt: skip
+    return (_rows(_attend(q, k, v, rule)), torch.stack([k, v]))[: call.outputs]

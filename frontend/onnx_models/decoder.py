@@ -84,6 +84,27 @@ def _dims(value: onnx.ValueInfoProto) -> list[int | None]:
     return [each.dim_value if each.HasField("dim_value") else None for each in shape]
 
 
+def _past_shape(value: onnx.ValueInfoProto) -> list[int] | None:
+    """Of a sequence without a past: no keys or values, and states, which begin with zeros, whole.
+
+    Lengths that are not fixed are told by their names, or by where they stand among four: [batch,
+    heads, length, channels]. Of no positions nobody reads the channels: any number will do.
+    """
+    sizes: list[int] = []
+    dims = value.type.tensor_type.shape.dim
+    for place, each in enumerate(dims):
+        name = each.dim_param
+        if each.HasField("dim_value"):
+            sizes.append(int(each.dim_value))
+        elif "past" in name or (len(dims) == 4 and place == 2):
+            sizes.append(0)
+        elif "batch" in name or place == 0 or (len(dims) == 4 and place == 3):
+            sizes.append(1)
+        else:
+            return None
+    return sizes
+
+
 class _Inputs:
     """What the graph is given beside tokens and positions."""
 
@@ -98,15 +119,13 @@ class _Inputs:
         for each in others:
             if each.name in (*self.masks, *self.switches):
                 continue
-            dims = _dims(each)
-            if "past" not in each.name or len(dims) != 4 or dims[1] is None:
+            shape = _past_shape(each) if each.name.startswith("past") else None
+            if shape is None:
                 raise FrontendError(
-                    f"'{path}' takes '{each.name}' {dims}, which is neither tokens, positions, a "
-                    "mask of padding nor keys or values of the past [batch, heads, length, "
-                    "channels]."
+                    f"'{path}' takes '{each.name}' {_dims(each)}, which is neither tokens, "
+                    "positions, a mask of padding nor keys, values or states of the past."
                 )
-            # of no positions nobody reads the channels; where they are not fixed, any will do
-            self.past[each.name] = [1, int(dims[1]), 0, int(dims[3] or 1)]
+            self.past[each.name] = shape
 
     def values(self, length: Any) -> dict[str, Value]:
         """For one sequence of `length` tokens, none of them padding, without a past."""

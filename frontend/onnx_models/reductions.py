@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 
 from graphwright.frontend.onnx_models.registry import MICROSOFT, operator
 from graphwright.frontend.onnx_models.values import Call, Value
@@ -128,6 +129,21 @@ def _skip_norm(call: Call) -> tuple[Value, ...]:
     else:
         found = torch.layer_norm(x, x.shape[-1:], call.tensor(2), call.optional(3), epsilon)
     return found, x, x, x
+
+
+@operator("EmbedLayerNormalization", domain=MICROSOFT)
+def _embedded(call: Call) -> tuple[Value, ...]:
+    """The normed sum of embeddings of tokens, positions and segments; the sum is the third one."""
+    ids = call.tensor(0).to(torch.int64)
+    positions = call.optional(8)
+    if positions is None:
+        positions = torch.arange(ids.shape[1])[None, :]
+    x = F.embedding(ids, call.tensor(2)) + F.embedding(positions.to(torch.int64), call.tensor(3))
+    if call.has(1) and call.has(4):
+        x = x + F.embedding(call.tensor(1).to(torch.int64), call.tensor(4))
+    epsilon = call.attribute("epsilon", 1e-12)
+    found = torch.layer_norm(x, x.shape[-1:], call.tensor(5), call.tensor(6), epsilon)
+    return found, torch.zeros(ids.shape[0], dtype=torch.int32), x
 
 
 @operator("BatchNormalization")

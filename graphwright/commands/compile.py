@@ -98,8 +98,7 @@ def command(
     from graphwright.runtime.artifact import check_writable
 
     start = time.perf_counter()
-    stem = Path(model.split(":")[0]).resolve().stem
-    output = output or Path(f"{stem}-{quant.replace(':', '-')}.gw")
+    output = output or Path(f"{_stem(model)}-{quant.replace(':', '-')}.gw")
     check_writable(output)
     with _Report(quiet or not sys.stderr.isatty()) as report:
         compiled = compile(
@@ -123,6 +122,12 @@ def command(
         click.echo(json.dumps(_summary(compiled, output, seconds)))
         return
     click.echo(_text(compiled, output, seconds))
+
+
+def _stem(model: str) -> str:
+    """What the file is called by default: exporters write every model to a model.onnx."""
+    path = Path(model.split(":")[0]).resolve()
+    return path.parent.name if path.name == "model.onnx" else path.stem
 
 
 def _summary(compiled: Compiled, output: Path, seconds: float) -> dict[str, Any]:

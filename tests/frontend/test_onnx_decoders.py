@@ -3,6 +3,7 @@ builder writes them; and files that are none."""
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shared_data import shared_path
 from tiny_models import tiny_model
 from torch import nn
 
@@ -22,6 +24,7 @@ pytest.importorskip("onnxscript")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from graphwright.frontend.onnx_models.decoder import capture_onnx, onnx_decoder  # noqa: E402
+from graphwright.frontend.stateless import float32_parameters  # noqa: E402
 
 PROMPT = [3, 9, 4, 1, 7]
 
@@ -223,6 +226,35 @@ def test_a_decoder_of_onnxruntime_s_own_operators(tmp_path: Path) -> None:
         }  # fmt: skip
         tokens.append(int(session.run(["logits"], given)[0][0, -1].argmax()))
     assert said(path) == tokens[len(PROMPT) :]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tiny-random-gpt2-fp32/past", "tiny-random-gpt2-fp16-cuda/past", "tiny-qwen35-cuda/decoder",
+     "tiny-random-lfm2-fp32/decoder"],
+)  # fmt: skip
+def test_files_that_others_wrote(name: str) -> None:
+    """Logits are those that onnxruntime gives, of half a float16 where it computes in these."""
+    runtime = pytest.importorskip("onnxruntime")
+    path = shared_path(f"data/onnx/genai_tiny/{name}.onnx")
+    session = runtime.InferenceSession(str(path))
+    model: Any = onnx_decoder(path)
+    kinds = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32,
+             "tensor(float16)": np.float16}  # fmt: skip
+    ids, places = np.array([[1, 5, 9, 20, 33, 7]]), np.arange(6)[None]
+    given = {}
+    for each in session.get_inputs():
+        past = model._given.past.get(each.name, [])
+        known = {"input_ids": ids, "position_ids": places, "attention_mask": np.ones((1, 6))}
+        given[each.name] = known.get(each.name, np.zeros(past)).astype(kinds[each.type])
+    (want,) = session.run(["logits"], given)
+    tokens = [torch.from_numpy(ids)]
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        tokens.append(torch.from_numpy(places))
+    with torch.no_grad(), float32_parameters(model, values=True):
+        found = model(*tokens).numpy()
+    bound = 1e-3 if want.dtype == np.float16 else 2e-5
+    assert np.abs(found - want.astype(np.float32)).max() <= bound * max(1, np.abs(want).max())
 
 
 def broken(path: Path, kind: str) -> str:
