@@ -149,5 +149,7 @@ def test_a_regular_install_holds_every_module_once_and_nothing_else(wheel_names:
     for room in ROOMS:
         for path in _files(room):
             assert f"graphwright/{path.relative_to(ROOT)}" in wheel_names
+    for path in sorted((ROOT / "inspector" / "page").iterdir()):
+        assert f"graphwright/inspector/page/{path.name}" in wheel_names
     tops = {name.split("/")[0] for name in wheel_names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"graphwright"}

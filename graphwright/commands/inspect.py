@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from graphwright.inspector import Machine
+    from graphwright.runtime.artifact import Artifact
 
 __all__ = ["command"]
 
@@ -25,11 +27,14 @@ __all__ = ["command"]
               help="Bytes, operations, bound and predicted time of each kernel.")  # fmt: skip
 @click.option("--tuning", "what", flag_value="tuning",
               help="Which kernels were tuned, and what it gained.")  # fmt: skip
+@click.option("--html", "page", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT",
+              help="Write all of it as one page for a browser; it needs no network.")  # fmt: skip
 @click.option("--bandwidth", type=click.FloatRange(min=0, min_open=True), metavar="GB/S",
-              help="With --kernels: what memory gives (default: measured now).")  # fmt: skip
+              help="What memory gives, in --kernels (default: measured now) or at first "
+              "in --html.")  # fmt: skip
 @click.option("--gops", nargs=2, type=click.FloatRange(min=0, min_open=True),
-              metavar="FLOAT32 INT8", help="With --kernels: 10^9 operations a second "
-              "(default: from the CPU's clock and instructions).")  # fmt: skip
+              metavar="FLOAT32 INT8", help="10^9 operations a second, in --kernels (default: "
+              "from the CPU's clock and instructions) or at first in --html.")  # fmt: skip
 @click.option("--threads", type=int, help="With --kernels: threads of a step.")
 @click.option("--position", default=128, show_default=True, type=click.IntRange(0),
               help="With --kernels: tokens before the decoded one.")  # fmt: skip
@@ -41,6 +46,7 @@ def command(
     artifact: Path,
     what: str | None,
     stage: str | None,
+    page: Path | None,
     bandwidth: float | None,
     gops: tuple[float, float] | None,
     threads: int | None,
@@ -53,7 +59,15 @@ def command(
     from graphwright import inspector
     from graphwright.runtime.artifact import Artifact
 
+    if page is not None:
+        if what or stage is not None or as_json:
+            raise click.UsageError("--html holds every view: give it alone.")
+        if page.exists() and artifact.exists() and page.samefile(artifact):
+            raise click.UsageError(f"--html would write over {artifact}, which it reads.")
     opened = Artifact.open(artifact, any_cpu=True)
+    if page is not None:
+        _write_page(opened, page, bandwidth, gops)
+        return
     if stage is not None:
         try:
             text = inspector.graph_text(opened, stage)
@@ -88,6 +102,28 @@ def command(
         click.echo(inspector.ledger_table(opened))
     else:
         click.echo(inspector.summary(opened))
+
+
+def _write_page(
+    opened: Artifact, path: Path, bandwidth: float | None, gops: tuple[float, float] | None
+) -> None:
+    from graphwright.inspector.page_data import ASSUMED
+    from graphwright.inspector.page_html import page_html
+    from graphwright.pass_descriptions import pass_descriptions
+
+    begin = asdict(ASSUMED)
+    begin |= {} if bandwidth is None else {"bandwidth": bandwidth}
+    begin |= {} if gops is None else {"float32": gops[0], "int8": gops[1]}
+    try:
+        names = [row["name"] for row in opened.json("log.json")]
+        text = page_html(opened, opened.path.name, pass_descriptions(names), type(ASSUMED)(**begin))
+    except KeyError as error:
+        raise click.ClickException(error.args[0]) from None
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written: {error.strerror}.") from None
+    click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB, for any browser")
 
 
 def _machine(

@@ -1,0 +1,211 @@
+// The planned graph by layer, with what lowers each node and, on CPUs, what that should cost.
+
+function renderGraph(data, state) {
+  const priced = hasFacts(data);
+  const body = el("div");
+  const views = el("input", { type: "checkbox", onchange: () => state.changed() });
+  fill(
+    byId("graph"),
+    el("h2", null, "Graph"),
+    el(
+      "p",
+      { class: "what" },
+      "What runs, after all passes. Layers that compute the same are shown once; " +
+        "names are those of the first of them. T is the number of tokens of a step, R " +
+        "of those that are sampled.",
+    ),
+    costNote(data, priced),
+    priced
+      ? loadControls(data, state)
+      : choice(
+          "Entry",
+          Object.keys(data.entries).map((name) => [name, name]),
+          state.entry,
+          (entry) => {
+            state.entry = entry;
+            state.changed();
+          },
+        ),
+    el("p", null, el("label", null, views, " show slices and reshapes: views, which run nothing")),
+    body,
+  );
+  const open = new Map();
+  state.listen(() => {
+    const found = priced ? predictEntry(data, state) : null;
+    const total = found ? sum(found.flat().map((each) => each.seconds)) : 0;
+    fill(
+      body,
+      data.graph.matched[state.entry] === false
+        ? el(
+            "p",
+            { class: "dim" },
+            "The ledger’s steps are not those of this graph, so that no node is shown with " +
+              "its kernels.",
+          )
+        : "",
+      ...data.graph.groups.map((group, i) =>
+        groupView(data, state, group, found, total, views.checked, open, i),
+      ),
+    );
+  });
+}
+
+function costNote(data, priced) {
+  const text = priced
+    ? "Bytes, operations and times are predicted: no node takes less than its bytes " +
+      "do at the memory’s rate, nor than its operations do at the arithmetic’s. The " +
+      "machine is an example; `graphwright inspect FILE --kernels` says what yours " +
+      "gives."
+    : data.gpu
+      ? "There are no predictions for GPUs; launches and what they take of the chip " +
+        `are below. Types are the program’s: f32 activations are kept as \`--dtype\` ` +
+        `says (here ${data.options.dtype || "auto"}; auto is bf16).`
+      : "The artifact holds no facts of its kernels, so that nothing is predicted.";
+  return el("p", { class: "what" }, prose(text));
+}
+
+function groupView(data, state, group, found, total, views, open, number) {
+  const steps = group.steps.flat();
+  const phases = found ? steps.flatMap((step) => found[step]) : [];
+  const seconds = sum(phases.map((each) => each.seconds));
+  const title = group.outside
+    ? number === 0
+      ? "Before the layers"
+      : "After the layers"
+    : `${group.count === 1 ? "Layer" : "Layers"} ${group.layers}`;
+  const cost = found
+    ? [
+        el(
+          "span",
+          { class: "cost" },
+          `${timeText(seconds / group.count)}${group.count > 1 ? " each" : ""}, ` +
+            `${shareText(total ? seconds / total : 0)} of the step`,
+        ),
+        el(
+          "span",
+          { class: "bar wide" },
+          el("i", { class: "stay", "width%": total ? (100 * seconds) / total : 0 }),
+        ),
+      ]
+    : [];
+  const box = el(
+    "details",
+    { class: "group", open: open.has(number) ? open.get(number) : true },
+    el(
+      "summary",
+      null,
+      el("b", null, title),
+      group.count > 1 ? el("span", { class: "times" }, `× ${group.count}`) : "",
+      el(
+        "span",
+        { class: "dim" },
+        plural(group.steps[0].length, "node that runs", "nodes that run"),
+      ),
+      cost,
+    ),
+    nodeTable(data, state, group, found, views),
+  );
+  box.addEventListener("toggle", () => open.set(number, box.open));
+  return box;
+}
+
+const NODE_COLUMNS = [
+  ["node", "code", "its op, and its number among those of the same op"],
+  ["result", "code"],
+  ["reads", "code reads", "operands and constants; … stands for the path of the layer"],
+  ["lowered by", "", "choose one to see its kernels"],
+];
+const COST_COLUMNS = [
+  ["bytes", "number"],
+  ["operations", "number"],
+  ["op/byte", "number", "operations for each byte: the intensity"],
+  ["bound", ""],
+  ["predicted", "number"],
+];
+
+function nodeTable(data, state, group, found, views) {
+  const columns = found ? [...NODE_COLUMNS, ...COST_COLUMNS] : NODE_COLUMNS;
+  const rows = [];
+  for (const [name, type, op, operands, body, step] of group.nodes) {
+    const runs = step !== null;
+    if (!runs && !views && op !== "return") continue;
+    const values = [
+      nodeName(name, op),
+      type,
+      el(
+        "span",
+        { title: `%${name} : ${type} = ${op}(${operands})` },
+        operands.replace(/%\w*?_\d+_(?=[a-zA-Z])/g, "%…"),
+      ),
+      runs ? lowering(data, state, step) : "",
+    ];
+    if (found) values.push(...(runs ? costCells(found[step]) : ["", "", "", "", ""]));
+    rows.push(el("tr", { class: runs ? "" : "view" }, cells(columns, values)));
+    if (body.length)
+      rows.push(
+        el(
+          "tr",
+          { class: "body" },
+          el(
+            "td",
+            { colspan: columns.length },
+            el(
+              "details",
+              null,
+              el("summary", null, `what ${name} computes`),
+              el("pre", null, body.join("\n")),
+            ),
+          ),
+        ),
+      );
+  }
+  return table(columns, rows, "nodes");
+}
+
+/** gw.rms_norm_2: the op is what is read first. */
+function nodeName(name, op) {
+  const match = /^(.*?)(_\d+)$/.exec(name);
+  if (!match) return name || op;
+  const space = op.includes(".") ? `${op.split(".")[0]}.` : "";
+  return [el("span", { class: "dim" }, space), match[1], el("span", { class: "dim" }, match[2])];
+}
+
+function lowering(data, state, step) {
+  if (data.graph.matched[state.entry] !== true) return "";
+  const entry = data.entries[state.entry];
+  const row = entry.ledger[entry.lowered[step]];
+  const names = row.kernels.map(shortKernel);
+  const many = names.length > 1 ? ` ×${names.length}` : "";
+  const shown = names.length ? `${row.lowering}${many}` : `${row.lowering}, in a later kernel`;
+  const said = [...names, ...row.refusals.map((each) => `refused: ${each}`)];
+  return el(
+    "details",
+    { class: "kernels" },
+    el(
+      "summary",
+      { title: said.join("\n") },
+      shown,
+      row.refusals.length
+        ? el("span", { class: "badge" }, `refused by ${row.refusals.length}`)
+        : "",
+    ),
+    said.map((each) => el("div", { class: "code" }, each)),
+  );
+}
+
+function costCells(phases) {
+  const bytes = sum(phases.map((each) => each.bytes));
+  const operations = sum(phases.map((each) => each.operations));
+  const bounds = [...new Set(phases.map((each) => each.bound))];
+  return [
+    bytesText(bytes),
+    operationsText(operations),
+    bytes ? significant(operations / bytes) : "–",
+    bounds.length === 1
+      ? el("span", { class: `bound ${bounds[0]}` }, bounds[0])
+      : bounds.length
+        ? "both"
+        : "",
+    phases.length ? timeText(sum(phases.map((each) => each.seconds))) : "–",
+  ];
+}
