@@ -18,6 +18,7 @@ VERBS = {
     "bench": "Measure a compiled model's speed and memory.",
     "eval": "Measure a compiled model's perplexity on a text file.",
     "inspect": "Show passes, graphs and the memory plan of an artifact.",
+    "diff": "Say what is different between two artifacts.",
     "verify": "Check an artifact's hashes and replay its golden tokens.",
     "passes": "List the passes of the pipeline, in order.",
     "doctor": "Say what this machine has and what is missing.",

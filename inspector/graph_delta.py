@@ -117,11 +117,12 @@ def _moved(
     taken = set(partner.values())
     free: dict[str, list[int]] = {}
     for j, node in enumerate(after):
-        if j not in taken and node.name:
+        if j not in taken and node.computed and node.name:
             free.setdefault(_meaning(node), []).append(j)
     found = {}
     for i, node in enumerate(before):
-        places = free.get(_meaning(node, names), []) if i not in partner else []
+        free_to_move = i not in partner and node.computed
+        places = free.get(_meaning(node, names), []) if free_to_move else []
         if places and all(name in names for name in node.operands):
             found[i] = places.pop(0)
             names[node.name] = after[found[i]].name
@@ -172,14 +173,42 @@ def _removed_first(rows: Iterator[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _folded(rows: Sequence[tuple[str, str]]) -> tuple[Hunk, ...]:
-    """The hunks; of those that are equal but for the numbers in names, the first one, counted."""
+    """The hunks, those of inputs and weights first; of those that are equal but for the numbers in
+    names, the first one, counted."""
+    computed = [row for row in rows if not _stored(row)]
     found: dict[tuple[tuple[str, str], ...], tuple[tuple[tuple[str, str], ...], int]] = {}
-    for first, last in _runs(rows):
-        shown = tuple(rows[max(0, first - _CONTEXT) : last + _CONTEXT])
-        key = tuple((sign, _without_numbers(text)) for sign, text in rows[first:last])
+    for first, last in _runs(computed):
+        shown = tuple(computed[max(0, first - _CONTEXT) : last + _CONTEXT])
+        key = _key(computed[first:last])
         known = found.get(key, (shown, 0))
         found[key] = (known[0], known[1] + 1)
-    return tuple(Hunk(shown, times) for shown, times in found.values())
+    stored = _stored_hunks([row for row in rows if _stored(row) and row[0] != " "])
+    return (*stored, *(Hunk(shown, times) for shown, times in found.values()))
+
+
+def _stored(row: tuple[str, str]) -> bool:
+    return row[1].endswith((" = weight", " = input"))
+
+
+def _stored_hunks(rows: Sequence[tuple[str, str]]) -> Iterator[Hunk]:
+    """Inputs and weights that changed as often together: of a model with layers, two hunks."""
+    units: dict[tuple[tuple[str, str], ...], tuple[list[tuple[str, str]], int]] = {}
+    pending: list[tuple[str, str]] = []
+    for row in rows:
+        pending.append(row)
+        if row[0] != "<":
+            known = units.get(_key(pending), (pending, 0))
+            units[_key(pending)] = (known[0], known[1] + 1)
+            pending = []
+    by_times: dict[int, list[tuple[str, str]]] = {}
+    for unit, times in units.values():
+        by_times.setdefault(times, []).extend(unit)
+    for times, together in by_times.items():
+        yield Hunk(tuple(together), times)
+
+
+def _key(rows: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    return tuple((sign, _without_numbers(text)) for sign, text in rows)
 
 
 def _runs(rows: Sequence[tuple[str, str]]) -> Iterator[tuple[int, int]]:

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from graphwright.inspector.graph_nodes import GraphNode, names_replaced
 
-__all__ = ["LayerGroup", "fold_layers", "layers_of", "number_ranges"]
+__all__ = ["LayerGroup", "fold_layers", "layerless", "layers_of", "number_ranges"]
 
 _NUMBER = re.compile(r"(?:^|[_.])(\d+)(?=[_.]|$)")
 
@@ -121,8 +121,13 @@ def _operand(
     if op == "input":
         return re.sub(r"\d+", "#", name)
     if op == "weight":
-        return _NUMBER.sub("_#", name, count=1)
+        return layerless(name)
     return "below" if of is not None or name in own else name
+
+
+def layerless(weight: str) -> str:
+    """A weight's name without the number of its layer."""
+    return _NUMBER.sub(lambda match: match[0].replace(match[1], "#"), weight, count=1)
 
 
 def number_ranges(numbers: Sequence[int]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,16 +106,14 @@ def command(
 def _write_page(
     opened: Artifact, path: Path, bandwidth: float | None, gops: tuple[float, float] | None
 ) -> None:
-    from graphwright.inspector.page_data import ASSUMED
+    from graphwright.inspector.page_data import machine_of
     from graphwright.inspector.page_html import page_html
     from graphwright.pass_descriptions import pass_descriptions
 
-    begin = asdict(ASSUMED)
-    begin |= {} if bandwidth is None else {"bandwidth": bandwidth}
-    begin |= {} if gops is None else {"float32": gops[0], "int8": gops[1]}
     try:
         names = [row["name"] for row in opened.json("log.json")]
-        text = page_html(opened, opened.path.name, pass_descriptions(names), type(ASSUMED)(**begin))
+        machine = machine_of(bandwidth, gops)
+        text = page_html(opened, opened.path.name, pass_descriptions(names), machine)
     except KeyError as error:
         raise click.ClickException(error.args[0]) from None
     try:

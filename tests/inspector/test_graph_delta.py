@@ -48,12 +48,24 @@ def test_the_same_change_in_every_layer_is_shown_once() -> None:
     threefold = "".join(
         f"%w_{i}_a : f32[4] = weight\n%neg_{i} : f32[T] = aten.neg(%w_{i}_a)\n"
         f"%abs_{i} : f32[T] = aten.abs(%neg_{i})\n%sin_{i} : f32[T] = aten.sin(%abs_{i})\n"
-        f"%cos_{i} : f32[T] = aten.cos(%sin_{i})\n"
+        f"%cos_{i} : f32[T] = aten.cos(%sin_{i})\n%tan_{i} : f32[T] = aten.tan(%cos_{i})\n"
         for i in range(1, 4)
     )
     (hunk,) = compare_graphs(threefold, threefold.replace("aten.abs", "aten.exp")).hunks
     assert hunk.times == 3
     assert [sign for sign, _ in hunk.rows] == [" ", "-", "+", "<", ">", " "]
+
+
+def test_weights_that_change_in_every_layer_are_one_hunk() -> None:
+    old = "".join(f"%w_{i}_a : f32[4] = weight\n%w_{i}_b : f32[9] = weight\n" for i in range(3))
+    new = "".join(
+        f"%w_{i}_a : i8[4] = weight\n%w_{i}_a_scale : f32[1] = weight\n" for i in range(3)
+    )
+    delta = compare_graphs(f"{old}%head : f32[2] = weight\n", new)
+    assert (delta.removed, delta.added, delta.changed, delta.moved) == (4, 3, 3, 0)
+    assert [(hunk.times, [sign for sign, _ in hunk.rows]) for hunk in delta.hunks] == [
+        (3, ["<", ">", "+", "-"]), (1, ["-"]),
+    ]  # fmt: skip
 
 
 def test_a_node_that_moved_is_counted_and_not_shown() -> None:
