@@ -15,7 +15,7 @@ from graphwright.inspector.graph_nodes import GraphNode, names_replaced
 
 __all__ = ["LayerGroup", "fold_layers", "layerless", "layers_of", "number_ranges"]
 
-_NUMBER = re.compile(r"(?:^|[_.])(\d+)(?=[_.]|$)")
+_NUMBER = re.compile(r"(?:^|[_.])(\d+)(?=[_.])")  # as of `.3.` in a path: not a last `_1`
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ function totals(data, state, phases) {
       [
         "Predicted",
         timeText(seconds),
-        `${state.entry}: ${plural(tokens, "token")}${before ? ` after ${whole(before)}` : ""}`,
+        `${state.entry}: ${plural(tokens, "token")}${before ? ` after ${whole(before)}` : ""}` +
+          (tokens + before > (data.max_context ?? Infinity) ? ", beyond the context" : ""),
       ],
       ["At most", `${whole(tokens / seconds)} tokens/s`, "waiting and the sampler not counted"],
       ["Moved", bytesText(bytes), `at ${significant(state.machine.bandwidth)} GB/s`],
@@ -167,5 +168,5 @@ function kernelTable(phases) {
       ]),
     );
   });
-  return table(KERNEL_COLUMNS, rows, "kernels-table");
+  return el("div", { class: "tall" }, table(KERNEL_COLUMNS, rows, "kernels-table"));
 }

@@ -88,9 +88,12 @@ function groupView(data, state, group, found, total, views, open, number) {
         ),
       ]
     : [];
-  const box = el(
-    "details",
-    { class: "group", open: open.has(number) ? open.get(number) : true },
+  const few = group.count > 1 || data.graph.groups.length <= 6;
+  return remembered(
+    open,
+    `group ${number}`,
+    few,
+    "group",
     el(
       "summary",
       null,
@@ -103,15 +106,20 @@ function groupView(data, state, group, found, total, views, open, number) {
       ),
       cost,
     ),
-    nodeTable(data, state, group, found, views),
+    nodeTable(data, state, group, found, views, open),
   );
-  box.addEventListener("toggle", () => open.set(number, box.open));
+}
+
+/** A details element that is drawn again as it was left. */
+function remembered(open, key, first, kind, ...children) {
+  const box = el("details", { class: kind, open: open.get(key) ?? first }, children);
+  box.addEventListener("toggle", () => open.set(key, box.open));
   return box;
 }
 
 const NODE_COLUMNS = [
   ["node", "code", "its op, and its number among those of the same op"],
-  ["result", "code"],
+  ["result", "code result"],
   ["reads", "code reads", "operands and constants; … stands for the path of the layer"],
   ["lowered by", "", "choose one to see its kernels"],
 ];
@@ -123,43 +131,56 @@ const COST_COLUMNS = [
   ["predicted", "number"],
 ];
 
-function nodeTable(data, state, group, found, views) {
+function nodeTable(data, state, group, found, views, open) {
+  const toggles = new Map();
   const columns = found ? [...NODE_COLUMNS, ...COST_COLUMNS] : NODE_COLUMNS;
   const rows = [];
   for (const [name, type, op, operands, body, step] of group.nodes) {
     const runs = step !== null;
     if (!runs && !views && op !== "return") continue;
     const values = [
-      nodeName(name, op),
-      type,
+      body.length ? [nodeName(name, op), bodyToggle(name, open, toggles)] : nodeName(name, op),
+      el("span", { title: type }, type),
       el(
         "span",
         { title: `%${name} : ${type} = ${op}(${operands})` },
         operands.replace(/%\w*?_\d+_(?=[a-zA-Z])/g, "%…"),
       ),
-      runs ? lowering(data, state, step) : "",
+      runs ? lowering(data, state, step, open) : "",
     ];
     if (found) values.push(...(runs ? costCells(found[step]) : ["", "", "", "", ""]));
     rows.push(el("tr", { class: runs ? "" : "view" }, cells(columns, values)));
-    if (body.length)
-      rows.push(
-        el(
-          "tr",
-          { class: "body" },
-          el(
-            "td",
-            { colspan: columns.length },
-            el(
-              "details",
-              null,
-              el("summary", null, `what ${name} computes`),
-              el("pre", null, body.join("\n")),
-            ),
-          ),
-        ),
+    if (body.length) {
+      const inside = el(
+        "tr",
+        { class: "body", hidden: !open.get(`body ${name}`) },
+        el("td", { colspan: columns.length }, el("pre", null, body.join("\n"))),
       );
+      rows.push(inside);
+      toggles.set(name, inside);
+    }
   }
   return table(columns, rows, "nodes");
+}
+
+/** Shows and hides what a region or a recurrence computes, in the row behind its own. */
+function bodyToggle(name, open, rows) {
+  const title = (shown) => (shown ? "▾ body" : "▸ body");
+  const button = el(
+    "button",
+    {
+      type: "button",
+      class: "badge",
+      onclick: () => {
+        const shown = !open.get(`body ${name}`);
+        open.set(`body ${name}`, shown);
+        rows.get(name).hidden = !shown;
+        button.textContent = title(shown);
+      },
+    },
+    title(open.get(`body ${name}`)),
+  );
+  return button;
 }
 
 /** gw.rms_norm_2: the op is what is read first. */
@@ -170,7 +191,7 @@ function nodeName(name, op) {
   return [el("span", { class: "dim" }, space), match[1], el("span", { class: "dim" }, match[2])];
 }
 
-function lowering(data, state, step) {
+function lowering(data, state, step, open) {
   if (data.graph.matched[state.entry] !== true) return "";
   const entry = data.entries[state.entry];
   const row = entry.ledger[entry.lowered[step]];
@@ -178,9 +199,11 @@ function lowering(data, state, step) {
   const many = names.length > 1 ? ` ×${names.length}` : "";
   const shown = names.length ? `${row.lowering}${many}` : `${row.lowering}, in a later kernel`;
   const said = [...names, ...row.refusals.map((each) => `refused: ${each}`)];
-  return el(
-    "details",
-    { class: "kernels" },
+  return remembered(
+    open,
+    `kernels ${step}`,
+    false,
+    "kernels",
     el(
       "summary",
       { title: said.join("\n") },

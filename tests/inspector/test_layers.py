@@ -52,6 +52,12 @@ def test_layers_that_read_another_table_are_apart() -> None:
     ]  # fmt: skip
 
 
+def test_a_last_number_of_a_name_is_no_layer() -> None:
+    """Weights of one name are numbered: `norm_weight_1` is of no layer."""
+    text = graph(1, 1).replace("embed_weight", "norm_weight_1")
+    assert [group.layers for group in fold_layers(parse_graph(text))] == [(), (0, 1), ()]
+
+
 def test_every_computed_node_is_in_one_group(entries: Entries) -> None:
     nodes = parse_graph(entries.read(f"graph/{stages(entries)[-1]}.txt").decode())
     groups = fold_layers(nodes)
