@@ -10,7 +10,7 @@ function rooflineChart(state, phases) {
   const [least, most] = [0.01, Math.max(1000, (top / machine.bandwidth) * 4)];
   const x = (intensity) =>
     left +
-    ((width - left - 8) * Math.log(Math.min(Math.max(intensity, least), most) / least)) /
+    ((width - left - 20) * Math.log(Math.min(Math.max(intensity, least), most) / least)) /
       Math.log(most / least);
   const y = (rate) =>
     height -
@@ -48,7 +48,7 @@ function rooflineChart(state, phases) {
     ticks.push(
       svgEl("line", {
         x1: left,
-        x2: width - 8,
+        x2: width - 20,
         y1: y(10 ** power),
         y2: y(10 ** power),
         class: "grid",
@@ -88,14 +88,14 @@ function rooflineChart(state, phases) {
       roof(machine.int8, "roof int8"),
       svgEl(
         "text",
-        { x: width - 10, y: y(machine.float32) - 5, class: "tick end" },
+        { x: width - 22, y: y(machine.float32) - 5, class: "tick end" },
         `float32 ${significant(machine.float32)} GFLOP/s`,
       ),
       machine.int8 === machine.float32
         ? []
         : svgEl(
             "text",
-            { x: width - 10, y: y(machine.int8) - 5, class: "tick end" },
+            { x: width - 22, y: y(machine.int8) - 5, class: "tick end" },
             `int8 ${significant(machine.int8)} GOP/s`,
           ),
       dots,
