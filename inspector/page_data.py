@@ -15,19 +15,10 @@ from graphwright.inspector.launch_data import launch_data
 from graphwright.inspector.layers import fold_layers, number_ranges
 from graphwright.inspector.lowered_steps import LoweredEntry, lowered_entries, step_names
 from graphwright.inspector.pass_data import pass_data, stages
-from graphwright.inspector.roofline import Machine
+from graphwright.inspector.roofline import EXAMPLE, Machine
 from graphwright.inspector.text import Readable, read_json
 
-__all__ = ["ASSUMED", "machine_of", "page_data"]
-
-ASSUMED = Machine(bandwidth=20.0, float32=100.0, int8=200.0)  # where a reader starts, no machine's
-
-
-def machine_of(bandwidth: float | None, gops: tuple[float, float] | None) -> Machine:
-    """The example machine, but for the ceilings that are given: GB/s; 10^9 operations a second in
-    (float32, int8)."""
-    float32, int8 = gops or (ASSUMED.float32, ASSUMED.int8)
-    return Machine(ASSUMED.bandwidth if bandwidth is None else bandwidth, float32, int8)
+__all__ = ["page_data"]
 
 
 class Table:
@@ -56,7 +47,7 @@ def page_data(
     artifact: Readable,
     title: str,
     descriptions: Mapping[str, Mapping[str, str]] | None = None,
-    machine: Machine = ASSUMED,
+    machine: Machine = EXAMPLE,
 ) -> dict[str, Any]:
     """What there is to see in `artifact`.
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from graphwright.inspector.page_data import ASSUMED, page_data
-from graphwright.inspector.roofline import Machine
+from graphwright.inspector.page_data import page_data
+from graphwright.inspector.roofline import EXAMPLE, Machine
 from graphwright.inspector.text import Readable
 
 __all__ = ["DATA_ID", "page_html", "page_script"]
@@ -36,7 +36,7 @@ def page_html(
     artifact: Readable,
     title: str,
     descriptions: Mapping[str, Mapping[str, str]] | None = None,
-    machine: Machine = ASSUMED,
+    machine: Machine = EXAMPLE,
 ) -> str:
     """The page as text, the same for the same arguments, which are those of page_data.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Load", "Machine", "Prediction", "load_of", "predict", "short_kernel"]
+__all__ = ["EXAMPLE", "Load", "Machine", "Prediction", "load_of", "predict", "short_kernel"]
 
 # Operations a cycle and core: two fused multiply-adds of 8 floats; products of int8 by multiply,
 # add pairs and add again, two of three instructions on 32 bytes, or by one of VNNI on as many;
@@ -42,6 +42,14 @@ class Machine:
         if "amx_int8" in features:
             int8 = _INT8_AMX * cycles
         return cls(bandwidth, _FLOAT32 * wide, int8)
+
+    def given(self, bandwidth: float | None, gops: tuple[float, float] | None) -> Machine:
+        """This one but for the ceilings that are not None; `gops` are (float32, int8)."""
+        float32, int8 = gops or (self.float32, self.int8)
+        return Machine(self.bandwidth if bandwidth is None else bandwidth, float32, int8)
+
+
+EXAMPLE = Machine(bandwidth=20.0, float32=100.0, int8=200.0)  # where a reader may begin
 
 
 @dataclass(frozen=True)

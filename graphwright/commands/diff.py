@@ -39,21 +39,19 @@ def command(
     tokens. Exit code 0 when they are equal, 1 when they differ, 2 when they cannot be compared."""
     from graphwright.inspector.difference import difference, graph_difference
     from graphwright.inspector.difference_text import difference_text, graph_difference_text
-    from graphwright.inspector.page_data import machine_of
-    from graphwright.inspector.text import graph_text
+    from graphwright.inspector.roofline import EXAMPLE
 
     opened = [_open(path) for path in (old, new)]
-    machine = machine_of(bandwidth, gops)
-    try:
-        if stage is not None:
-            texts = [graph_text(artifact, stage) for artifact in opened]
-            found = graph_difference(*texts)
-            text = graph_difference_text(found)
-        else:
+    machine = EXAMPLE.given(bandwidth, gops)
+    if stage is not None:
+        found = graph_difference(*(_graph(artifact, stage) for artifact in opened))
+        text = graph_difference_text(found)
+    else:
+        try:
             found = difference(opened[0], opened[1], machine)
-            text = "" if found["equal"] else difference_text(found, machine)
-    except KeyError as error:
-        raise click.UsageError(error.args[0]) from None
+        except KeyError as error:
+            raise _NotComparableError(error.args[0]) from None
+        text = "" if found["equal"] else difference_text(found, machine)
     if as_json:
         click.echo(json.dumps(found))
     elif stage is None and found["equal"]:
@@ -61,6 +59,15 @@ def command(
     else:
         click.echo(f"--- {old}\n+++ {new}\n{text}")
     ctx.exit(0 if found["equal"] else 1)
+
+
+def _graph(artifact: Artifact, stage: str) -> str:
+    from graphwright.inspector.text import graph_text
+
+    try:
+        return graph_text(artifact, stage)
+    except KeyError as error:
+        raise click.UsageError(f"{artifact.path}: {error.args[0]}") from None
 
 
 class _NotComparableError(click.ClickException):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,14 +107,15 @@ def command(
 def _write_page(
     opened: Artifact, path: Path, bandwidth: float | None, gops: tuple[float, float] | None
 ) -> None:
-    from graphwright.inspector.page_data import machine_of
     from graphwright.inspector.page_html import page_html
+    from graphwright.inspector.roofline import EXAMPLE
     from graphwright.pass_descriptions import pass_descriptions
 
     try:
         names = [row["name"] for row in opened.json("log.json")]
-        machine = machine_of(bandwidth, gops)
-        text = page_html(opened, opened.path.name, pass_descriptions(names), machine)
+        machine = EXAMPLE.given(bandwidth, gops)
+        title = os.fsencode(opened.path.name).decode(errors="replace")
+        text = page_html(opened, title, pass_descriptions(names), machine)
     except KeyError as error:
         raise click.ClickException(error.args[0]) from None
     try:

@@ -65,29 +65,6 @@ function costNote(data, priced) {
 }
 
 function groupView(data, state, group, found, total, views, open, number) {
-  const steps = group.steps.flat();
-  const phases = found ? steps.flatMap((step) => found[step]) : [];
-  const seconds = sum(phases.map((each) => each.seconds));
-  const title = group.outside
-    ? number === 0
-      ? "Before the layers"
-      : "After the layers"
-    : `${group.count === 1 ? "Layer" : "Layers"} ${group.layers}`;
-  const cost = found
-    ? [
-        el(
-          "span",
-          { class: "cost" },
-          `${timeText(seconds / group.count)}${group.count > 1 ? " each" : ""}, ` +
-            `${shareText(total ? seconds / total : 0)} of the step`,
-        ),
-        el(
-          "span",
-          { class: "bar wide" },
-          el("i", { class: "stay", "width%": total ? (100 * seconds) / total : 0 }),
-        ),
-      ]
-    : [];
   const few = group.count > 1 || data.graph.groups.length <= 6;
   return remembered(
     open,
@@ -97,17 +74,64 @@ function groupView(data, state, group, found, total, views, open, number) {
     el(
       "summary",
       null,
-      el("b", null, title),
+      el("b", null, groupTitle(data, group, number)),
       group.count > 1 ? el("span", { class: "times" }, `× ${group.count}`) : "",
       el(
         "span",
         { class: "dim" },
         plural(group.steps[0].length, "node that runs", "nodes that run"),
       ),
-      cost,
+      found ? groupCost(group, found, total) : "",
     ),
+    loweredAlike(data, state, group)
+      ? ""
+      : el(
+          "p",
+          { class: "dim inset" },
+          "Kernels are those of the first of these layers; some of the others are " +
+            "lowered otherwise.",
+        ),
     nodeTable(data, state, group, found, views, open),
   );
+}
+
+function groupTitle(data, group, number) {
+  if (!group.outside) return `${group.count === 1 ? "Layer" : "Layers"} ${group.layers}`;
+  const first = data.graph.groups.findIndex((each) => !each.outside);
+  if (first < 0) return "Outside of layers";
+  return number < first ? "Before the layers" : "After the layers";
+}
+
+function groupCost(group, found, total) {
+  const seconds = sum(
+    group.steps
+      .flat()
+      .flatMap((step) => found[step])
+      .map((each) => each.seconds),
+  );
+  const share = total ? seconds / total : 0;
+  return [
+    el(
+      "span",
+      { class: "cost" },
+      `${timeText(seconds / group.count)}${group.count > 1 ? " each" : ""}, ` +
+        `${shareText(share)} of the step`,
+    ),
+    el("span", { class: "bar wide" }, el("i", { class: "stay", "width%": 100 * share })),
+  ];
+}
+
+/** Are the nodes of all layers of the group lowered to the same kernels? */
+function loweredAlike(data, state, group) {
+  if (data.graph.matched[state.entry] !== true) return true;
+  const { lowered } = data.entries[state.entry];
+  const used = group.steps.map((steps) =>
+    steps
+      .map((step) => lowered[step])
+      .sort((a, b) => a - b)
+      .join(" "),
+  );
+  return used.every((each) => each === used[0]);
 }
 
 /** A details element that is drawn again as it was left. */

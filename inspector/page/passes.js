@@ -67,8 +67,9 @@ function renderPasses(data) {
 
 /** #pass=NAME chooses that pass. */
 function fromHash(data, choose) {
-  const match = /^#pass=(.+)$/.exec(decodeURIComponent(location.hash));
-  const pass = match && data.passes.find((each) => each.name === match[1]);
+  const pass = data.passes.find(
+    (each) => location.hash === `#pass=${encodeURIComponent(each.name)}`,
+  );
   if (pass) choose(pass);
 }
 

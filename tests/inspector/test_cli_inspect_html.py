@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def test_the_machine_of_the_predictions_can_be_given(artifact_path: Path, tmp_pa
     assert main(["inspect", str(artifact_path), "--html", str(out), *given]) == 0
     data = Page(out.read_text(encoding="utf-8")).data
     assert data["machine"] == {"bandwidth": 37.5, "float32": 150.0, "int8": 600.0}
+
+
+def test_a_files_name_may_be_anything(artifact_path: Path, tmp_path: Path) -> None:
+    strange = os.fsdecode(b"a<b>\xff.gw")
+    (tmp_path / strange).write_bytes(artifact_path.read_bytes())
+    out = tmp_path / "page.html"
+    assert main(["inspect", str(tmp_path / strange), "--html", str(out)]) == 0
+    assert Page(out.read_text(encoding="utf-8")).data["title"] == "a<b>\ufffd.gw"
 
 
 @pytest.mark.parametrize("flags", [["--passes"], ["--json"], ["--graph", "last"]])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from artifact_entries import Entries
 from tiny_models import tiny_model
+from toy_model import write_toy
 
 import graphwright
 from graphwright.__main__ import main
@@ -104,6 +105,16 @@ def test_wrong_use_is_a_usage_error(
     code, out, err = said(capsys, artifact_path, artifact_path, *flags)
     assert (code, out) == (2, "")
     assert "there is no graph 'no-such-pass'; there are: 00-" in err or "--bandwidth" in err
+
+
+def test_an_artifact_without_a_log_cannot_be_compared(
+    artifact_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = said(capsys, artifact_path, write_toy(tmp_path / "toy.gw"))
+    assert (code, out) == (2, "")
+    assert err == (
+        "Error: the artifact has no log.json: an older graphwright wrote it, compile again.\n"
+    )
 
 
 def test_what_cannot_be_read_is_not_a_difference(

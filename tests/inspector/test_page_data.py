@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from artifact_entries import Entries
 
@@ -97,17 +95,7 @@ def test_what_is_missing_is_named(entries: Entries) -> None:
 
 
 def test_launches_of_a_gpu_are_kept_with_what_they_take(entries: Entries) -> None:
-    kernel = {"symbol": "f", "warps": 4, "shared": 512, "registers": 40, "stack": 0, "early": True,
-              "scratch_pointers": 2}  # fmt: skip
-    launch = ["k", [7, 1, 1], [["arena", 0], ["weights", 64], ["arena", 128]]]
-    bucket = {"tokens": 1, "rows": 1, "launches": [launch, launch], "largest": [launch]}
-    launches = {"format": 4, "chips": ["sm_90"], "kernels": {"sm_90": {"k": kernel}},
-                "entries": {"decode": [bucket]}}  # fmt: skip
-    manifest = entries.json("manifest.json")
-    manifest["entries"]["gpu/sm_90/k.cubin"] = {"bytes": 99, "sha256": "0"}
-    gpu = Entries(entries.changed(manifest=manifest, phases={}))
-    gpu["gpu/launches.json"] = json.dumps(launches).encode()
-    gpu["gpu/source/k.py"] = b"def k(): pass"
+    gpu = entries.for_gpu()
     found = page_data(gpu, "tiny")["gpu"]
     assert found["launches"] == [["k", [7, 1, 1], ["arena", "weights"]]]
     assert found["entries"]["decode"] == [

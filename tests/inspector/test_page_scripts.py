@@ -118,6 +118,19 @@ def test_the_page_draws_itself(browser: list[str], entries: Entries, tmp_path: P
         assert broken not in shown, broken
 
 
+def test_for_gpus_it_draws_launches_and_predicts_nothing(
+    browser: list[str], entries: Entries, tmp_path: Path
+) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(page_html(entries.for_gpu(), "gpu.gw"), encoding="utf-8")
+    found = drawn(browser, path)
+    assert 'data-state="ready"' in found
+    shown = re.sub(r"<[^>]*>", " ", found.partition('id="graphwright-data"')[0])
+    for wanted in ("no predictions for GPUs", "2 launches; 1 more where greedy", "def k(): pass"):
+        assert wanted in shown, wanted
+    assert "Cost of a step" not in shown and "predicted time" not in shown
+
+
 def test_a_drawn_page_holds_hostile_names_as_text(
     browser: list[str], entries: Entries, tmp_path: Path
 ) -> None:
