@@ -8,8 +8,8 @@ import click
 
 __all__ = ["VERBS", "main_command"]
 
-# verb: what --help says about it. Its module is graphwright.commands.<verb>, and the click command
-# there is called `command`.
+# verb: what --help says about it. Its module is graphwright.commands.<verb>, - as _, and the click
+# command there is called `command`.
 VERBS = {
     "compile": "Turn a checkpoint into one file that runs without torch.",
     "run": "Complete prompts with a compiled model.",
@@ -19,6 +19,7 @@ VERBS = {
     "eval": "Measure a compiled model's perplexity on a text file.",
     "inspect": "Show passes, graphs and the memory plan of an artifact.",
     "diff": "Say what is different between two artifacts.",
+    "why-not": "Say what a pass left alone in an artifact, and why.",
     "verify": "Check an artifact's hashes and replay its golden tokens.",
     "passes": "List the passes of the pipeline, in order.",
     "doctor": "Say what this machine has and what is missing.",
@@ -32,7 +33,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command = import_module(f"graphwright.commands.{cmd_name}").command
+        command = import_module(f"graphwright.commands.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

@@ -179,7 +179,7 @@ function remarks(title, sentences) {
   if (!sentences.length) return "";
   const groups = new Map();
   for (const each of sentences) {
-    const key = each.replace(/\d+/g, "#");
+    const key = each.replace(/_\d+(?=')/g, "").replace(/\d+/g, "#");
     groups.set(key, [...(groups.get(key) || []), each]);
   }
   const items = [...groups.values()].map((group) =>
