@@ -107,7 +107,7 @@ def _counts(delta: Mapping[str, Any]) -> str:
     said = [f"{delta[key]} {key}" for key in ("removed", "added", "changed", "moved") if delta[key]]
     if said:
         return ", ".join(said)
-    return "the same graph" if delta["equal"] else "the same nodes in the same order, named anew"
+    return "the same graph" if delta["equal"] else "the same nodes, printed otherwise"
 
 
 def _hunks(delta: Mapping[str, Any]) -> Iterator[str]:
@@ -183,7 +183,10 @@ def _names(names: Sequence[str]) -> str:
 
 def _golden(found: Mapping[str, Any]) -> Iterator[str]:
     if "prompt" in found:
-        yield "another prompt, so that the tokens after it say nothing of each other"
+        if None in found["prompt"]:
+            yield "one of them has none"
+        else:
+            yield "another prompt, so that the tokens after it say nothing of each other"
         return
     if "greedy" in found:
         old, new = (each or [] for each in found["greedy"])

@@ -14,22 +14,13 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from graphwright.inspector.alignment import align
+from graphwright.inspector.graph_hunks import Hunk, Row, folded
 from graphwright.inspector.graph_nodes import GraphNode, names_replaced, parse_graph, stem
 
-__all__ = ["GraphDelta", "Hunk", "compare_graphs"]
+__all__ = ["GraphDelta", "compare_graphs"]
 
 _DEPTHS = (4, 2, 0)  # operands of operands that a key knows, strictest first
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")  # in a type: the dtype, and sizes that are not known
-_CONTEXT = 1  # unchanged nodes that are shown around a change
-
-
-@dataclass(frozen=True)
-class Hunk:
-    """Changes in a row. rows: (sign, text), where "-" was removed, "+" added, "<" changed to the
-    next ">", and " " stands beside them unchanged. times: so often, but for names' numbers."""
-
-    rows: tuple[tuple[str, str], ...]
-    times: int = 1
 
 
 @dataclass(frozen=True)
@@ -59,7 +50,7 @@ def compare_graphs(old: str, new: str) -> GraphDelta:
     rows = _removed_first(_rows(before, after, partner, moved, names))
     signs = [sign for sign, _ in rows]
     return GraphDelta(
-        signs.count("-"), signs.count("+"), signs.count(">"), len(moved), _folded(rows)
+        signs.count("-"), signs.count("+"), signs.count(">"), len(moved), folded(rows)
     )
 
 
@@ -142,7 +133,7 @@ def _rows(
     partner: Mapping[int, int],
     moved: Mapping[int, int],
     names: Mapping[str, str],
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[Row]:
     """Both graphs in one column: removed nodes where they stood, the order that of `after`."""
     backward = {j: i for i, j in partner.items()}
     arrived = set(moved.values())
@@ -164,67 +155,9 @@ def _rows(
         yield "-", before[i].text
 
 
-def _removed_first(rows: Iterator[tuple[str, str]]) -> list[tuple[str, str]]:
+def _removed_first(rows: Iterator[Row]) -> list[Row]:
     """Of removed and added nodes in a row, the removed ones first."""
-    found: list[tuple[str, str]] = []
+    found: list[Row] = []
     for _, group in groupby(rows, key=lambda row: row[0] in "-+"):
         found += sorted(group, key=lambda row: row[0] == "+")  # others keep their order
     return found
-
-
-def _folded(rows: Sequence[tuple[str, str]]) -> tuple[Hunk, ...]:
-    """The hunks, those of inputs and weights first; of those that are equal but for the numbers in
-    names, the first one, counted."""
-    computed = [row for row in rows if not _stored(row)]
-    found: dict[tuple[tuple[str, str], ...], tuple[tuple[tuple[str, str], ...], int]] = {}
-    for first, last in _runs(computed):
-        shown = tuple(computed[max(0, first - _CONTEXT) : last + _CONTEXT])
-        key = _key(computed[first:last])
-        known = found.get(key, (shown, 0))
-        found[key] = (known[0], known[1] + 1)
-    stored = _stored_hunks([row for row in rows if _stored(row) and row[0] != " "])
-    return (*stored, *(Hunk(shown, times) for shown, times in found.values()))
-
-
-def _stored(row: tuple[str, str]) -> bool:
-    return row[1].endswith((" = weight", " = input"))
-
-
-def _stored_hunks(rows: Sequence[tuple[str, str]]) -> Iterator[Hunk]:
-    """Inputs and weights that changed as often together: of a model with layers, two hunks."""
-    units: dict[tuple[tuple[str, str], ...], tuple[list[tuple[str, str]], int]] = {}
-    pending: list[tuple[str, str]] = []
-    for row in rows:
-        pending.append(row)
-        if row[0] != "<":
-            known = units.get(_key(pending), (pending, 0))
-            units[_key(pending)] = (known[0], known[1] + 1)
-            pending = []
-    by_times: dict[int, list[tuple[str, str]]] = {}
-    for unit, times in units.values():
-        by_times.setdefault(times, []).extend(unit)
-    for times, together in by_times.items():
-        yield Hunk(tuple(together), times)
-
-
-def _key(rows: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    return tuple((sign, _without_numbers(text)) for sign, text in rows)
-
-
-def _runs(rows: Sequence[tuple[str, str]]) -> Iterator[tuple[int, int]]:
-    """Ranges of neighbouring changes, gaps of unchanged rows up to twice the context included."""
-    first = last = -1
-    for number, (sign, _) in enumerate(rows):
-        if sign == " ":
-            continue
-        if first >= 0 and number - last > 2 * _CONTEXT:
-            yield first, last
-            first = number
-        first = number if first < 0 else first
-        last = number + 1
-    if first >= 0:
-        yield first, last
-
-
-def _without_numbers(text: str) -> str:
-    return re.sub(r"%[\w.]+", lambda match: re.sub(r"\d+", "#", match[0]), text)

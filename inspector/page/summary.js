@@ -7,8 +7,18 @@ function renderTop(data) {
     el("p", { class: "made" }, `graphwright ${data.made_by}, file format ${data.format}`),
     el("h1", null, data.title),
     el("p", { class: "lead" }, leadOf(data)),
+    el("p", { class: "facts" }, optionsOf(data)),
     el("dl", { class: "figures" }, figuresOf(data).map(figure)),
   );
+}
+
+/** What compile was asked for, but for what was left to it. */
+function optionsOf(data) {
+  const given = Object.entries(data.options)
+    .filter(([, value]) => value !== null && value !== "auto" && typeof value !== "object")
+    .map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`);
+  if (data.options.calibration) given.push("calibrated");
+  return given.length ? `Options: ${given.join(", ")}.` : "";
 }
 
 function leadOf(data) {

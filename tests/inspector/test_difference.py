@@ -174,6 +174,9 @@ def test_golden_tokens_are_compared_up_to_where_they_part(entries: Entries) -> N
     text = difference_text({**_nothing(), "golden": found["golden"]}, MACHINE)
     assert "from token 3 on: " in text and " → 99 " in text
     assert "the largest logit moves by up to 0.2500" in text
+    missing = {key: [value, None] for key, value in golden.items()}
+    text = difference_text({**_nothing(), "golden": missing}, MACHINE)
+    assert text == "golden:\n  one of them has none"
 
 
 def _nothing() -> dict[str, Any]:
