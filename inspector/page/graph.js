@@ -221,7 +221,9 @@ function lowering(data, state, step, open) {
   const row = entry.ledger[entry.lowered[step]];
   const names = row.kernels.map(shortKernel);
   const many = names.length > 1 ? ` ×${names.length}` : "";
-  const shown = names.length ? `${row.lowering}${many}` : `${row.lowering}, in a neighbour’s kernel`;
+  const shown = names.length
+    ? `${row.lowering}${many}`
+    : `${row.lowering}, in a neighbour’s kernel`;
   const said = [...names, ...row.refusals.map((each) => `refused: ${each}`)];
   return remembered(
     open,
