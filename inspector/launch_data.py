@@ -11,7 +11,7 @@ __all__ = ["launch_data"]
 
 _LAUNCHES = "gpu/launches.json"
 _SOURCES = "gpu/source/"
-_LISTS = ("launches", "largest", "candidates")
+_LISTS = ("launches", "largest", "drawn")
 
 
 def launch_data(artifact: Readable) -> dict[str, Any] | None:

@@ -71,7 +71,7 @@ function bucketView(gpu, chip, bucket) {
   });
   const extra = [
     ["largest", "greedy tokens are chosen"],
-    ["candidates", "tokens are drawn from few"],
+    ["drawn", "tokens are drawn"],
   ]
     .filter(([kind]) => bucket[kind].length)
     .map(([kind, when]) => `${bucket[kind].length} more where ${when}`);

@@ -99,7 +99,7 @@ def test_launches_of_a_gpu_are_kept_with_what_they_take(entries: Entries) -> Non
     found = page_data(gpu, "tiny")["gpu"]
     assert found["launches"] == [["k", [7, 1, 1], ["arena", "weights"]]]
     assert found["entries"]["decode"] == [
-        {"tokens": 1, "rows": 1, "launches": [0, 0], "largest": [0], "candidates": []}
+        {"tokens": 1, "rows": 1, "launches": [0, 0], "largest": [0], "drawn": []}
     ]
     assert found["kernels"]["sm_90"]["k"]["registers"] == 40
     assert found["kernels"]["sm_90"]["k"]["cubin"] == 99
