@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from graphwright.runtime.draws import LARGEST, Draw
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.library import StepLibrary
+from graphwright.runtime.log_probabilities import TokenLogprobs, token_logprobs
 from graphwright.runtime.sampler import Sampler
 from graphwright.runtime.sampling_params import Sampling
 from graphwright.runtime.scheduler import Sequence
@@ -26,11 +27,15 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Piece:
-    """What one step added: new ids, the text that became certain, and the reason if it ended."""
+    """What one step added: new ids, the text that became certain, and the reason if it ended.
+
+    logprobs: one for each id, when they were asked for.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Output:
 
     finish_reason: "stop" (end-of-text token or stop text) or "length" (max_tokens or the context).
     logits: float32 [len(token_ids), V], of what was sampled from, when they were asked for.
+    logprobs: one for each of token_ids, when SamplingParams.logprobs asked for them.
     """
 
     text: str
@@ -46,6 +52,7 @@ class Output:
     prompt_tokens: int
     finish_reason: FinishReason
     logits: NDArray[np.float32] | None = None
+    logprobs: list[TokenLogprobs] | None = None
 
 
 class Request:
@@ -73,6 +80,8 @@ class Request:
         self._detokenizer = Detokenizer(decoder, prompt) if decoder is not None else None
         self._stop = StopTexts(sampling.stop)
         self._logits: list[NDArray[np.float32]] | None = [] if keep_logits else None
+        self._logprobs: list[TokenLogprobs] = []
+        self._characters = 0  # of text that is certain
         self._pieces: deque[Piece] = deque()
         self._texts: list[str] = []
 
@@ -101,8 +110,8 @@ class Request:
 
     @property
     def keeps_logits(self) -> bool:
-        """Are all logits part of its output?"""
-        return self._logits is not None
+        """Does its output need all logits?"""
+        return self._logits is not None or self._sampling.logprobs is not None
 
     def accept(self, logits: NDArray[np.float32], chosen: int | None = None) -> None:
         """Chooses the next token from logits float32 [V] and says what follows from it.
@@ -115,7 +124,10 @@ class Request:
         if self._logits is not None:
             self._logits.append(logits.copy())
         self.sequence.tokens.append(token)
-        text, stopped = self._stop.push(self._detokenizer.push(token) if self._detokenizer else "")
+        logprobs = self._take_logprobs(logits, token)
+        text = self._detokenizer.push(token) if self._detokenizer else ""
+        self._characters += len(text)
+        text, stopped = self._stop.push(text)
         if stopped or token in self._eos_ids:
             self.finish_reason = "stop"
         elif len(self.sequence.tokens) - self.sequence.prompt_length >= self._limit:
@@ -123,7 +135,18 @@ class Request:
         if self.finish_reason is not None and not stopped:
             text += self._rest()
         self._texts.append(text)
-        self._pieces.append(Piece(text, (token,), self.finish_reason))
+        self._pieces.append(Piece(text, (token,), self.finish_reason, logprobs))
+
+    def _take_logprobs(
+        self, logits: NDArray[np.float32], token: int
+    ) -> tuple[TokenLogprobs, ...] | None:
+        """Of a token that was chosen, before its text is known; None when nobody asked."""
+        most = self._sampling.logprobs
+        if most is None:
+            return None
+        found = token_logprobs(logits, token, most, self._characters)
+        self._logprobs.append(found)
+        return (found,)
 
     def _rest(self) -> str:
         """What was held back; it may complete a stop text after all."""
@@ -148,4 +171,5 @@ class Request:
             self.sequence.prompt_length,
             self.finish_reason,
             logits,
+            None if self._sampling.logprobs is None else self._logprobs,
         )

@@ -20,6 +20,8 @@ class SamplingParams:
     temperature 0 is greedy. top_k 0, top_p 1, min_p 0 and repetition_penalty 1 do nothing. seed:
     the same seed and prompt give the same tokens, alone or in a batch. stop: texts that end the
     output and are not part of it. max_tokens: generated tokens, at most what the context holds.
+    logprobs: 0 or more gives the log probability of each generated token and of so many that are
+    most likely, by the model's logits as they are (runtime/log_probabilities.py).
     Raises RequestError for values out of range.
     """
 
@@ -32,6 +34,7 @@ class SamplingParams:
     stop: str | tuple[str, ...] | list[str] = ()
     max_tokens: int | None = None
     ignore_eos: bool = False
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -44,6 +47,8 @@ class SamplingParams:
                  "above 0")  # fmt: skip
         _require("seed", self.seed, lambda x: x >= 0 and x == int(x), "a whole number, 0 or more")
         _require("max_tokens", self.max_tokens, lambda x: x >= 1 and x == int(x), "1 or more")
+        _require("logprobs", self.logprobs, lambda x: x >= 0 and x == int(x),
+                 "a whole number, 0 or more")  # fmt: skip
         if "" in stop:
             raise RequestError("a stop text must not be empty.")
 
@@ -69,6 +74,7 @@ class SamplingParams:
             self.stop,
             int(value("max_tokens", DEFAULT_MAX_TOKENS, "max_new_tokens")),
             self.ignore_eos,
+            self.logprobs,
         )
 
 
@@ -85,6 +91,7 @@ class Sampling:
     stop: tuple[str, ...]
     max_tokens: int
     ignore_eos: bool
+    logprobs: int | None
 
 
 def _require(name: str, value: Any, good: Any, meaning: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from graphwright.runtime.artifact import Artifact
 from graphwright.runtime.errors import ArtifactError, RequestError
+from graphwright.runtime.token_bytes import TokenBytes
 
 __all__ = ["Tokenizer", "read_tokenizer"]
 
@@ -29,6 +30,7 @@ class Tokenizer:
         # What every text begins with: None when the tokenizer adds nothing.
         self.bos_id = self._prepend if self._prepend is not None else (bos if adds else None)
         self.eos_id = self.id_of(_content(config.get("eos_token")))
+        self.token_bytes = TokenBytes(self._library)
 
     def id_of(self, token: str | None) -> int | None:
         """The id of a token by its text."""

@@ -48,6 +48,18 @@ def test_run_json(capsys: pytest.CaptureFixture[str], bare: str) -> None:
     assert all(found[name] > 0 for name in ("load_s", "ttft_s", "peak_rss_mb"))
 
 
+def test_run_writes_log_probabilities(capsys: pytest.CaptureFixture[str], bare: str) -> None:
+    command = ["run", bare, "--prompt-ids", "1,2", "--max-tokens", "3", "--logprobs", "2"]
+    (output,) = run_json(capsys, *command)["outputs"]
+    assert output["token_ids"] == toy_greedy([1, 2], 3)
+    for token, found in zip(output["token_ids"], output["logprobs"], strict=True):
+        assert len(found["top"]) == 2 and found["top"][str(token)] == found["logprob"] < 0
+    assert main(command) == 2
+    assert "give --json, too" in capsys.readouterr().err
+    assert main([*command[:-1], "-1", "--json"]) == 1
+    assert "logprobs must be a whole number, 0 or more, not -1" in capsys.readouterr().err
+
+
 def test_run_streams_text(capsys: pytest.CaptureFixture[str], toy: str) -> None:
     assert main(["run", toy, "--prompt", "Hello", "--max-new-tokens", "6", "--ignore-eos"]) == 0
     captured = capsys.readouterr()

@@ -89,6 +89,30 @@ def test_the_server_says_what_the_engine_says(demo: dict[str, Path]) -> None:
         assert server.is_idle()
 
 
+def test_log_probabilities_are_those_of_eager(demo: dict[str, Path]) -> None:
+    """Also where penalties and temperature change what is drawn."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    engine = load(demo["f32"])
+    params = SamplingParams(
+        temperature=0.9, seed=4, repetition_penalty=1.2, max_tokens=30, logprobs=5
+    )
+    (output,) = engine.generate(["Once upon a time"], params)
+    assert engine.tokenizer is not None and output.logprobs is not None
+    prompt = engine.tokenizer.encode("Once upon a time")
+    model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + output.token_ids])).logits[0, len(prompt) - 1 : -1]
+    expected = torch.log_softmax(logits.double(), -1)
+    assert len(output.logprobs) == len(output.token_ids)
+    for row, found in zip(expected, output.logprobs, strict=True):
+        assert abs(row[found.token_id].item() - found.logprob) < 1e-4
+        best = row.topk(5)
+        assert all(abs(row[i].item() - value) < 1e-4 for i, value in found.top)
+        assert [value for _, value in found.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
 def test_int8_costs_little_likelihood(demo: dict[str, Path], tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(

@@ -25,6 +25,8 @@ __all__ = ["command"]
               help="Token ids such as 1,2,3; repeat for several. Needs no tokenizer.")  # fmt: skip
 @sampling_options
 @engine_options
+@click.option("--logprobs", type=int, metavar="N",
+              help="With --json: log probabilities, also of the N likeliest tokens.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @click.option("--no-stream", is_flag=True, help="Print the text when it is complete.")
 def command(
@@ -33,6 +35,7 @@ def command(
     id_lists: tuple[list[int], ...],
     sampling: dict[str, Any],
     options: dict[str, Any],
+    logprobs: int | None,
     as_json: bool,
     no_stream: bool,
 ) -> None:
@@ -43,11 +46,13 @@ def command(
     requests = [*prompts, *id_lists]
     if not requests:
         raise click.UsageError("nothing to complete: give --prompt TEXT or --prompt-ids 1,2,3.")
+    if logprobs is not None and not as_json:
+        raise click.UsageError("--logprobs are part of the JSON object: give --json, too.")
     from graphwright.runtime.engine import Engine
     from graphwright.runtime.sampling_params import SamplingParams
     from graphwright.runtime.statistics import process_seconds
 
-    params = SamplingParams(**sampling)
+    params = SamplingParams(**sampling, logprobs=logprobs)
     import_seconds = process_seconds()
     options["max_sequences"] = min(8, len(requests))
     engine = Engine(artifact, **options)
@@ -104,12 +109,17 @@ def _complete(
 
 
 def _as_json(output: Output) -> dict[str, Any]:
-    return {
+    found: dict[str, Any] = {
         "text": output.text,
         "token_ids": output.token_ids,
         "prompt_tokens": output.prompt_tokens,
         "finish_reason": output.finish_reason,
     }
+    if output.logprobs is not None:
+        found["logprobs"] = [
+            {"logprob": each.logprob, "top": dict(each.top)} for each in output.logprobs
+        ]
+    return found
 
 
 def _ids(token_ids: Any) -> str:

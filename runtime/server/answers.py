@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from graphwright.runtime.log_probabilities import TokenLogprobs
 from graphwright.runtime.request import FinishReason, Piece
+from graphwright.runtime.server.log_probabilities import chat_logprobs, text_logprobs
+from graphwright.runtime.tokenizer import Tokenizer
 
 __all__ = ["Answer", "ChatShape", "Said", "Shape", "TextShape"]
 
 
 @dataclass
 class Said:
-    """What one choice has said so far."""
+    """What one choice has said so far. logprobs: one for each token, if they were asked for."""
 
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprobs] | None = None
 
     def add(self, piece: Piece) -> None:
         """Adds a piece."""
         self.texts.append(piece.text)
         self.token_ids += piece.token_ids
         self.finish_reason = piece.finish_reason
+        if piece.logprobs is not None:
+            self.logprobs = self.logprobs or []
+            self.logprobs += piece.logprobs
 
 
 class Shape(Protocol):
@@ -42,12 +50,18 @@ class Shape(Protocol):
     def delta(self, text: str, opening: bool) -> dict[str, Any]:
         """A part of it; opening: the first chunk of the choice."""
 
+    def logprobs(self, found: Sequence[TokenLogprobs]) -> dict[str, Any]:
+        """The log probabilities of tokens."""
+
 
 class TextShape:
     """/v1/completions."""
 
     prefix, whole, chunk = "cmpl-", "text_completion", "text_completion"
     source, opens = "prompt", False
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
 
     def said(self, text: str) -> dict[str, Any]:
         """The text."""
@@ -57,12 +71,19 @@ class TextShape:
         """A part of the text."""
         return {"text": text}
 
+    def logprobs(self, found: Sequence[TokenLogprobs]) -> dict[str, Any]:
+        """Four lists."""
+        return text_logprobs(found, self._tokenizer)
+
 
 class ChatShape:
     """/v1/chat/completions."""
 
     prefix, whole, chunk = "chatcmpl-", "chat.completion", "chat.completion.chunk"
     source, opens = "messages", True
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
 
     def said(self, text: str) -> dict[str, Any]:
         """A message of the assistant."""
@@ -73,6 +94,10 @@ class ChatShape:
         if opening:
             return {"delta": {"role": "assistant", "content": text}}
         return {"delta": {"content": text} if text else {}}
+
+    def logprobs(self, found: Sequence[TokenLogprobs]) -> dict[str, Any]:
+        """An object a token."""
+        return chat_logprobs(found, self._tokenizer)
 
 
 class Answer:
@@ -106,21 +131,21 @@ class Answer:
             content = self._shape.said("".join(each.texts))
             if with_ids:
                 content["token_ids"] = each.token_ids
-            choices.append(_choice(index, content, each.finish_reason))
+            choices.append(self._choice(index, content, each.finish_reason, each.logprobs))
         return {
             **self._head, "object": self._shape.whole, "choices": choices, "usage": self.usage(),
         }  # fmt: skip
 
     def opening(self, index: int) -> dict[str, Any]:
         """The chunk that a choice begins with."""
-        return self._chunk([_choice(index, self._shape.delta("", True), None)])
+        return self._chunk([self._choice(index, self._shape.delta("", True), None, None)])
 
     def chunk(self, index: int, piece: Piece, with_ids: bool) -> dict[str, Any]:
         """The chunk of a piece."""
         content = self._shape.delta(piece.text, False)
         if with_ids:
             content["token_ids"] = list(piece.token_ids)
-        return self._chunk([_choice(index, content, piece.finish_reason)])
+        return self._chunk([self._choice(index, content, piece.finish_reason, piece.logprobs)])
 
     def closing(self) -> dict[str, Any]:
         """The chunk with the usage and no choice."""
@@ -129,6 +154,9 @@ class Answer:
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._head, "object": self._shape.chunk, "choices": choices}
 
-
-def _choice(index: int, content: dict[str, Any], reason: FinishReason | None) -> dict[str, Any]:
-    return {"index": index, **content, "logprobs": None, "finish_reason": reason}
+    def _choice(
+        self, index: int, content: dict[str, Any], reason: FinishReason | None,
+        logprobs: Sequence[TokenLogprobs] | None,
+    ) -> dict[str, Any]:  # fmt: skip
+        found = None if logprobs is None else self._shape.logprobs(logprobs)
+        return {"index": index, **content, "logprobs": found, "finish_reason": reason}

@@ -16,6 +16,7 @@ from graphwright.runtime.server.body import Body, read_body
 from graphwright.runtime.server.engine_thread import EngineThread
 from graphwright.runtime.server.errors import ApiError
 from graphwright.runtime.server.job import Job, Work
+from graphwright.runtime.server.log_probabilities import take_chat_logprobs, take_text_logprobs
 from graphwright.runtime.server.model import Model
 from graphwright.runtime.server.prompts import take_messages, take_prompts, to_ids
 from graphwright.runtime.server.responses import EventStream, event, json_answer, unless_gone
@@ -36,6 +37,11 @@ class _Ask:
     usage: bool
     token_ids: bool
 
+    @property
+    def every_token(self) -> bool:
+        """Does each token get its chunk, also where no text is certain yet?"""
+        return self.token_ids or self.params.logprobs is not None
+
 
 class Completions:
     """The two endpoints that generate."""
@@ -48,24 +54,27 @@ class Completions:
         body = await read_body(request)
         self._model.take_name(body)
         prompts = take_prompts(body)
-        ask = self._ask(body, self._model.default_max_tokens(_DEFAULT_TEXT_TOKENS))
+        most = self._model.default_max_tokens(_DEFAULT_TEXT_TOKENS)
+        ask = self._ask(body, most, take_text_logprobs(body))
         body.close()
         self._check_count(len(prompts) * ask.choices)
         tokenizer = self._model.tokenizer
         ids = await run_in_threadpool(lambda: [to_ids(each, tokenizer) for each in prompts])
-        return await self._answer(request, TextShape(), ids, ask)
+        return await self._answer(request, TextShape(tokenizer), ids, ask)
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         body = await read_body(request)
         self._model.take_name(body)
         encode = self._model.chat_encoder(take_messages(body))
-        ask = self._ask(body, self._model.default_max_tokens(self._model.context))
+        most = self._model.default_max_tokens(self._model.context)
+        ask = self._ask(body, most, take_chat_logprobs(body))
         body.close()
         self._check_count(ask.choices)
-        return await self._answer(request, ChatShape(), [await run_in_threadpool(encode)], ask)
+        shape, ids = ChatShape(self._model.tokenizer), await run_in_threadpool(encode)
+        return await self._answer(request, shape, [ids], ask)
 
-    def _ask(self, body: Body, default_max_tokens: int | None) -> _Ask:
+    def _ask(self, body: Body, default_max_tokens: int | None, logprobs: int | None) -> _Ask:
         choices = body.take("n", int, 1)
         if choices < 1:
             raise ApiError(400, f"'n' must be 1 or more, not {choices}.", param="n")
@@ -82,7 +91,8 @@ class Completions:
         if self._model.tokenizer is None and not token_ids:
             raise ApiError(400, "the model has no tokenizer and makes no text: set "
                            "'return_token_ids'.", param="return_token_ids")  # fmt: skip
-        return _Ask(take_sampling(body, default_max_tokens), choices, stream, usage, token_ids)
+        params = take_sampling(body, default_max_tokens, logprobs)
+        return _Ask(params, choices, stream, usage, token_ids)
 
     def _check_count(self, sequences: int) -> None:
         if sequences > self._thread.capacity:
@@ -154,7 +164,7 @@ async def _events(job: Job, answer: Answer, ask: _Ask, opens: bool) -> AsyncIter
         chunks = []
         for number, piece in pieces:
             answer.said[number].add(piece)
-            if piece.text or piece.finish_reason or ask.token_ids:
+            if piece.text or piece.finish_reason or ask.every_token:
                 chunks.append(encode(answer.chunk(number, piece, ask.token_ids)))
         if chunks:
             yield b"".join(chunks)

@@ -22,10 +22,13 @@ _NUMBERS = {
 }
 
 
-def take_sampling(body: Body, default_max_tokens: int | None) -> SamplingParams:
+def take_sampling(
+    body: Body, default_max_tokens: int | None, logprobs: int | None
+) -> SamplingParams:
     """SamplingParams of a body; what it does not name is left to the model's generation_config.
 
-    default_max_tokens: when the body names none. Raises ApiError 400 that names the parameter.
+    default_max_tokens: when the body names none. logprobs: how many the body asks for.
+    Raises ApiError 400 that names the parameter.
     """
     asked: dict[str, Any] = {name: body.take(name, kind) for name, kind in _NUMBERS.items()}
     asked["ignore_eos"] = body.take("ignore_eos", bool, False)
@@ -37,7 +40,7 @@ def take_sampling(body: Body, default_max_tokens: int | None) -> SamplingParams:
             SamplingParams(**{name: value})
         except RequestError as error:
             raise ApiError(400, str(error), param=name, code="invalid_value") from error
-    return SamplingParams(**asked)
+    return SamplingParams(**asked, logprobs=logprobs)
 
 
 def choice_params(params: SamplingParams, choice: int) -> SamplingParams:
