@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from graphwright.compiler import Compiled, compile
     from graphwright.runtime.engine import Engine
     from graphwright.runtime.errors import ArtifactError, RequestError
+    from graphwright.runtime.grammar import Grammar
+    from graphwright.runtime.log_probabilities import TokenLogprobs
     from graphwright.runtime.request import Output, Piece
     from graphwright.runtime.sampling_params import SamplingParams
 
@@ -21,10 +23,12 @@ __all__ = [
     "ArtifactError",
     "Compiled",
     "Engine",
+    "Grammar",
     "Output",
     "Piece",
     "RequestError",
     "SamplingParams",
+    "TokenLogprobs",
     "compile",
     "load",
 ]
@@ -35,10 +39,12 @@ _MODULES = {
     "ArtifactError": "graphwright.runtime.errors",
     "Compiled": "graphwright.compiler",
     "Engine": "graphwright.runtime.engine",
+    "Grammar": "graphwright.runtime.grammar",
     "Output": "graphwright.runtime.request",
     "Piece": "graphwright.runtime.request",
     "RequestError": "graphwright.runtime.errors",
     "SamplingParams": "graphwright.runtime.sampling_params",
+    "TokenLogprobs": "graphwright.runtime.log_probabilities",
     "compile": "graphwright.compiler",
 }
 

@@ -15,16 +15,18 @@ from graphwright.runtime.buffers import allocate_buffers, load_weights, planned_
 from graphwright.runtime.cuda.program import LAUNCHES
 from graphwright.runtime.dlpack import DeviceTensor, Exporter, is_on_gpu
 from graphwright.runtime.errors import RequestError
+from graphwright.runtime.grammar_matcher import Grammars
 from graphwright.runtime.kv_cache import BlockPool
 from graphwright.runtime.library import (
     NativeLibrary,
     StepLibrary,
 )
+from graphwright.runtime.logit_changes import LogitChanges
 from graphwright.runtime.memory import Memory
 from graphwright.runtime.plan import Plan
 from graphwright.runtime.prefix_cache import PrefixCache
 from graphwright.runtime.request import Output, Piece, Request
-from graphwright.runtime.sampling_params import SamplingParams
+from graphwright.runtime.sampling_params import Sampling, SamplingParams
 from graphwright.runtime.scheduler import Scheduler
 from graphwright.runtime.scheduler import Sequence as TokenSequence
 from graphwright.runtime.stepper import Stepper
@@ -73,6 +75,7 @@ class Engine:
         self.tokenizer = read_tokenizer(artifact)
         self.generation_config = _generation_config(artifact)
         self.eos_ids = _eos_ids(self.generation_config, self.tokenizer)
+        self.grammars = Grammars(self.tokenizer, self.plan.vocab_size, self.eos_ids)
         prefill = self.plan.entries["prefill"]
         most = min(prefill.max_tokens, prefill.max_rows)
         if not 1 <= max_sequences <= most:
@@ -227,7 +230,15 @@ class Engine:
             eos_ids=self.eos_ids,
             decoder=self.tokenizer,
             keep_logits=keep_logits,
+            changes=self._changes(sampling),
         )
+
+    def _changes(self, sampling: Sampling) -> LogitChanges | None:
+        matcher = None
+        if sampling.grammar is not None:
+            matcher = self.grammars.matcher(sampling.grammar, sampling.ignore_eos)
+        changes = LogitChanges(sampling, self.plan.vocab_size, matcher)
+        return None if changes.empty else changes
 
     def _checked(self, token_ids: Sequence[int], room: int) -> list[int]:
         ids = [int(each) for each in token_ids]

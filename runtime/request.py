@@ -15,6 +15,7 @@ from graphwright.runtime.draws import LARGEST, Draw
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.library import StepLibrary
 from graphwright.runtime.log_probabilities import TokenLogprobs, token_logprobs
+from graphwright.runtime.logit_changes import LogitChanges
 from graphwright.runtime.sampler import Sampler
 from graphwright.runtime.sampling_params import Sampling
 from graphwright.runtime.scheduler import Sequence
@@ -42,7 +43,8 @@ class Piece:
 class Output:
     """A finished completion. token_ids: the generated ones, an end-of-text token included.
 
-    finish_reason: "stop" (end-of-text token or stop text) or "length" (max_tokens or the context).
+    finish_reason: "stop" (end-of-text token, stop text or the grammar's end) or "length"
+    (max_tokens or the context).
     logits: float32 [len(token_ids), V], of what was sampled from, when they were asked for.
     logprobs: one for each of token_ids, when SamplingParams.logprobs asked for them.
     """
@@ -68,6 +70,7 @@ class Request:
         eos_ids: frozenset[int],
         decoder: Decoder | None,
         keep_logits: bool = False,
+        changes: LogitChanges | None = None,
     ) -> None:
         self.sequence = Sequence(prompt)
         self.first_token: float | None = None
@@ -76,7 +79,8 @@ class Request:
         self._sampling = sampling
         self._limit = min(sampling.max_tokens, context - len(prompt))
         self._eos_ids = frozenset() if sampling.ignore_eos else eos_ids
-        self._sampler = Sampler(sampling, vocab_size, prompt)
+        self._sampler = Sampler(sampling, vocab_size, prompt, changes)
+        self._changes = changes
         self._detokenizer = Detokenizer(decoder, prompt) if decoder is not None else None
         self._stop = StopTexts(sampling.stop)
         self._logits: list[NDArray[np.float32]] | None = [] if keep_logits else None
@@ -125,10 +129,12 @@ class Request:
             self._logits.append(logits.copy())
         self.sequence.tokens.append(token)
         logprobs = self._take_logprobs(logits, token)
-        text = self._detokenizer.push(token) if self._detokenizer else ""
+        ended = token in self._eos_ids  # and then the token is no text, whatever it is called
+        text = self._detokenizer.push(token) if self._detokenizer and not ended else ""
         self._characters += len(text)
         text, stopped = self._stop.push(text)
-        if stopped or token in self._eos_ids:
+        complete = self._changes is not None and self._changes.complete
+        if stopped or complete or ended:
             self.finish_reason = "stop"
         elif len(self.sequence.tokens) - self.sequence.prompt_length >= self._limit:
             self.finish_reason = "length"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from graphwright.runtime.draws import Draw, draw_rule, random_word
 from graphwright.runtime.errors import RequestError
+from graphwright.runtime.logit_changes import LogitChanges
 from graphwright.runtime.sampling_params import Sampling
 
 __all__ = ["Sampler"]
@@ -27,25 +28,35 @@ class Sampler:
     """Chooses the tokens of one sequence. Its random numbers depend on the seed alone.
 
     `seen`: token ids of the prompt; chosen tokens are added for the repetition penalty
-    (Keskar et al., arXiv 1909.05858). takes_largest: is the token always that of the largest logit?
+    (Keskar et al., arXiv 1909.05858). changes: what else changes logits, behind that penalty; it
+    is told of each token that was chosen. takes_largest: is the token always that of the largest
+    logit, as the model says it?
     """
 
-    def __init__(self, sampling: Sampling, vocab_size: int, seen: list[int]) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        vocab_size: int,
+        seen: list[int],
+        changes: LogitChanges | None = None,
+    ) -> None:
         self._sampling = sampling
         self._random = Random(sampling.seed)  # one number a token; numpy.random is slow to import
+        self._changes = changes
         self._seen: NDArray[np.bool_] | None = None
         if sampling.repetition_penalty != 1:
             self._seen = np.zeros(vocab_size, np.bool_)
             self._seen[seen] = True
         self._never_draws = sampling.temperature == 0 or sampling.top_k == 1
-        self.takes_largest = self._never_draws and self._seen is None
+        self._is_changed = self._seen is not None or changes is not None
+        self.takes_largest = self._never_draws and not self._is_changed
         self._rule = None if self._never_draws else draw_rule(sampling, vocab_size)
 
     def draw(self) -> Draw | None:
         """How a step is to draw the next token: as `choose` would, with the same random number,
-        which is taken with this. None where the tokens that were seen must be known.
+        which is taken with this. None where the host changes logits before.
         """
-        if self._rule is None or self._seen is not None:
+        if self._rule is None or self._is_changed:
             return None
         return (random_word(self._random.random()), *self._rule)
 
@@ -62,6 +73,8 @@ class Sampler:
             return chosen
         if self._seen is not None:
             logits = self._penalized(logits, self._seen)
+        if self._changes is not None:
+            logits = self._changes.apply(logits)
         if self._never_draws:
             token = int(logits.argmax())
             self._check(logits[token])
@@ -69,6 +82,8 @@ class Sampler:
             token = self._draw(*self._candidates(logits))
         if self._seen is not None:
             self._seen[token] = True
+        if self._changes is not None:
+            self._changes.accept(token)
         return token
 
     def _penalized(

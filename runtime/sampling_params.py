@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphwright.runtime.errors import RequestError
+from graphwright.runtime.grammar import Grammar
 
 __all__ = ["DEFAULT_MAX_TOKENS", "Sampling", "SamplingParams"]
 
@@ -21,7 +22,10 @@ class SamplingParams:
     the same seed and prompt give the same tokens, alone or in a batch. stop: texts that end the
     output and are not part of it. max_tokens: generated tokens, at most what the context holds.
     logprobs: 0 or more gives the log probability of each generated token and of so many that are
-    most likely, by the model's logits as they are (runtime/log_probabilities.py).
+    most likely, by the model's logits as they are (runtime/log_probabilities.py). logit_bias: what
+    is added to logits, by token id, from -100 to 100. presence_penalty, frequency_penalty: what is
+    taken off a generated token's logit, once and for each time, from -2 to 2. grammar: what the
+    text must be; it ends when it is complete.
     Raises RequestError for values out of range.
     """
 
@@ -35,6 +39,10 @@ class SamplingParams:
     max_tokens: int | None = None
     ignore_eos: bool = False
     logprobs: int | None = None
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -49,8 +57,19 @@ class SamplingParams:
         _require("max_tokens", self.max_tokens, lambda x: x >= 1 and x == int(x), "1 or more")
         _require("logprobs", self.logprobs, lambda x: x >= 0 and x == int(x),
                  "a whole number, 0 or more")  # fmt: skip
+        for name in ("presence_penalty", "frequency_penalty"):
+            _require(name, getattr(self, name), lambda x: -2 <= x <= 2, "from -2 to 2")
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise RequestError(f"grammar must be a Grammar, not {self.grammar!r}.")
         if "" in stop:
             raise RequestError("a stop text must not be empty.")
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """`logit_bias` as pairs of a token id and its bias, by id."""
+        assert isinstance(self.logit_bias, tuple)
+        return self.logit_bias
 
     def resolve(self, defaults: Mapping[str, Any]) -> Sampling:
         """All values, those not given from `defaults`, the content of a generation_config.json."""
@@ -75,6 +94,10 @@ class SamplingParams:
             int(value("max_tokens", DEFAULT_MAX_TOKENS, "max_new_tokens")),
             self.ignore_eos,
             self.logprobs,
+            self.biases,
+            float(value("presence_penalty", 0.0)),
+            float(value("frequency_penalty", 0.0)),
+            self.grammar,
         )
 
 
@@ -92,6 +115,25 @@ class Sampling:
     max_tokens: int
     ignore_eos: bool
     logprobs: int | None
+    logit_bias: tuple[tuple[int, float], ...]
+    presence_penalty: float
+    frequency_penalty: float
+    grammar: Grammar | None
+
+
+def _biases(given: Any) -> tuple[tuple[int, float], ...]:
+    """Pairs of a token id and its bias, by id. Raises RequestError."""
+    try:
+        pairs = sorted(dict(given).items())
+    except (TypeError, ValueError):
+        raise RequestError(
+            f"logit_bias must be numbers by token id, such as {{50: -100}}, not {given!r}."
+        ) from None
+    for token, bias in pairs:
+        _require("a token id of logit_bias", token, lambda x: isinstance(x, int), "a whole number")
+        _require(f"logit_bias of the token {token}", bias, lambda x: -100 <= x <= 100,
+                 "from -100 to 100")  # fmt: skip
+    return tuple((token, float(bias)) for token, bias in pairs)
 
 
 def _require(name: str, value: Any, good: Any, meaning: str) -> None:

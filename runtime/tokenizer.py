@@ -32,6 +32,16 @@ class Tokenizer:
         self.eos_id = self.id_of(_content(config.get("eos_token")))
         self.token_bytes = TokenBytes(self._library)
 
+    @property
+    def size(self) -> int:
+        """How many ids there are, those of added tokens included."""
+        return int(self._library.get_vocab_size(with_added_tokens=True))
+
+    def definition(self) -> str:
+        """The tokenizer as the text of a tokenizer.json."""
+        text: str = self._library.to_str()
+        return text
+
     def id_of(self, token: str | None) -> int | None:
         """The id of a token by its text."""
         return None if token is None else self._library.token_to_id(token)

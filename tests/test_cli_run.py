@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,44 @@ def test_run_writes_log_probabilities(capsys: pytest.CaptureFixture[str], bare: 
     assert "give --json, too" in capsys.readouterr().err
     assert main([*command[:-1], "-1", "--json"]) == 1
     assert "logprobs must be a whole number, 0 or more, not -1" in capsys.readouterr().err
+
+
+def test_run_keeps_to_a_grammar(
+    capsys: pytest.CaptureFixture[str], toy: str, tmp_path: Path
+) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text(
+        '{"type": "array", "items": {"enum": [1, "x"]}, "minItems": 2, "maxItems": 3}'
+    )
+    grammar.write_text('start: "<" /[a-c]{2}/ ">"')
+    command = ["run", toy, "--prompt", "ab", "--temperature", "2", "--seed", "1"]
+    for extra in (["--json-schema", str(schema)], ["--regex", "[0-9]{4}"],
+                  ["--grammar", str(grammar)]):  # fmt: skip
+        assert main([*command, *extra]) == 0
+        text = capsys.readouterr().out.rstrip("\n")
+        if "--json-schema" in extra:
+            found = json.loads(text)
+            assert 2 <= len(found) <= 3 and all(each in (1, "x") for each in found)
+        else:
+            assert re.fullmatch("[0-9]{4}|<[a-c]{2}>", text)
+    for wrong, code, words in (
+        (["--regex", "(a"], 1, "unclosed group."),
+        (["--json-schema", str(grammar)], 1, "the JSON schema is not JSON"),
+        (["--json-schema", str(tmp_path / "nothing")], 2, "No such file"),
+        (["--regex", "a", "--grammar", str(grammar)], 2, "give one of"),
+    ):
+        assert main([*command, *wrong]) == code
+        assert words in capsys.readouterr().err
+
+
+def test_run_changes_logits(capsys: pytest.CaptureFixture[str], bare: str) -> None:
+    command = ["run", bare, "--prompt-ids", "1,2", "--max-tokens", "4", "--logit-bias"]
+    (output,) = run_json(capsys, *command, "7=100", "--frequency-penalty", "2")["outputs"]
+    assert output["token_ids"] == [7] * 4
+    assert main([*command, "7"]) == 2
+    assert "'7' is not a token id and its bias such as 50=-100" in capsys.readouterr().err
+    assert main([*command, "97=1"]) == 1
+    assert "logit_bias has the token id 97; this model's ids are 0 to 96" in capsys.readouterr().err
 
 
 def test_run_streams_text(capsys: pytest.CaptureFixture[str], toy: str) -> None:

@@ -113,6 +113,46 @@ def test_log_probabilities_are_those_of_eager(demo: dict[str, Path]) -> None:
         assert [value for _, value in found.top] == pytest.approx(best.values.tolist(), abs=1e-4)
 
 
+def test_answers_keep_to_a_schema(demo: dict[str, Path], tmp_path: Path) -> None:
+    """A model that knows stories alone writes JSON, by the command line and over HTTP."""
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 12},
+            "age": {"type": "integer", "minimum": 1, "maximum": 99},
+            "likes": {"type": "array", "items": {"enum": ["dogs", "cats"]}, "maxItems": 2},
+        },
+        "required": ["name", "age", "likes"],
+        "additionalProperties": False,
+    }
+
+    def check(text: str) -> None:
+        found = json.loads(text)
+        assert list(found) == ["name", "age", "likes"]
+        assert len(found["name"]) <= 12 and 1 <= found["age"] <= 99
+        assert set(found["likes"]) <= {"dogs", "cats"} and len(found["likes"]) <= 2
+
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(schema))
+    prompt = "Once upon a time there was a girl."
+    (output,) = cli_json("run", demo["w8"], "--prompt", prompt, "--json-schema", file, "--seed", 1)[
+        "outputs"
+    ]
+    assert output["finish_reason"] == "stop"
+    check(output["text"])
+    described = {"name": "girl", "schema": schema, "strict": True}
+    body = {
+        "prompt": prompt, "max_tokens": 200, "seed": 2, "n": 4,
+        "response_format": {"type": "json_schema", "json_schema": described},
+    }  # fmt: skip
+    with served(load(demo["w8"], max_sequences=4)) as server:
+        choices = server.complete(**body)["choices"]
+    assert len({choice["text"] for choice in choices}) > 1
+    for choice in choices:
+        assert choice["finish_reason"] == "stop"
+        check(choice["text"])
+
+
 def test_int8_costs_little_likelihood(demo: dict[str, Path], tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(

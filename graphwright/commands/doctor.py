@@ -19,6 +19,7 @@ _PURPOSES = {
     "run": ("numpy", "tokenizers", "click"),
     "compile": ("torch", "transformers", "safetensors", "apache-tvm", "networkx", "rich"),
     "serve": ("starlette", "uvicorn", "jinja2"),
+    "keep to a grammar": ("llguidance",),
 }
 
 

@@ -10,6 +10,23 @@ import click
 
 __all__ = ["engine_options", "parse_ids", "sampling_options"]
 
+
+def _parse_biases(
+    _: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[int, float]:
+    """Each value "ID=BIAS" as an item. Usage error when it is something else."""
+    found = {}
+    for text in values:
+        token, _equals, bias = text.partition("=")
+        try:
+            found[int(token)] = float(bias)
+        except ValueError:
+            raise click.BadParameter(
+                f"'{text}' is not a token id and its bias such as 50=-100.", param=parameter
+            ) from None
+    return found
+
+
 _SAMPLING = (
     click.option("--max-tokens", "--max-new-tokens", "max_tokens", type=int,
                  help="Most tokens to generate (default: the model's, else 256; chat: no limit)."),
@@ -18,6 +35,12 @@ _SAMPLING = (
     click.option("--top-p", type=float, help="Sample from the likeliest tokens of this mass."),
     click.option("--min-p", type=float, help="Drop tokens below this share of the likeliest."),
     click.option("--repetition-penalty", type=float, help="Above 1: fewer repetitions."),
+    click.option("--presence-penalty", type=float,
+                 help="Taken off the logits of generated tokens, -2 to 2."),
+    click.option("--frequency-penalty", type=float,
+                 help="The same for each time that a token was generated."),
+    click.option("--logit-bias", multiple=True, metavar="ID=BIAS", callback=_parse_biases,
+                 help="Added to a token's logit, -100 to 100; repeat for several."),
     click.option("--seed", type=int, help="Makes sampling repeatable."),
     click.option("--stop", multiple=True, help="Text that ends the output; repeat for several."),
     click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token."),
@@ -41,8 +64,9 @@ _ENGINE = (
 
 def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the sampling options; the function gets them as the dictionary `sampling`."""
-    names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed",
-             "stop", "ignore_eos")  # fmt: skip
+    names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
+             "presence_penalty", "frequency_penalty", "logit_bias", "seed", "stop",
+             "ignore_eos")  # fmt: skip
     return _gathered(function, "sampling", names, _SAMPLING)
 
 

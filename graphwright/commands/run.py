@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,7 @@ from graphwright.commands.options import engine_options, parse_ids, sampling_opt
 
 if TYPE_CHECKING:
     from graphwright.runtime.engine import Engine
+    from graphwright.runtime.grammar import Grammar
     from graphwright.runtime.request import Output
     from graphwright.runtime.sampling_params import SamplingParams
 
@@ -25,6 +26,11 @@ __all__ = ["command"]
               help="Token ids such as 1,2,3; repeat for several. Needs no tokenizer.")  # fmt: skip
 @sampling_options
 @engine_options
+@click.option("--json-schema", type=click.File(), metavar="FILE",
+              help="Answers are JSON of the schema in this file.")  # fmt: skip
+@click.option("--regex", metavar="PATTERN", help="Answers match this regular expression.")
+@click.option("--grammar", "context_free", type=click.File(), metavar="FILE",
+              help="Answers are words of this grammar, in Lark's notation or GBNF.")  # fmt: skip
 @click.option("--logprobs", type=int, metavar="N",
               help="With --json: log probabilities, also of the N likeliest tokens.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
@@ -35,6 +41,9 @@ def command(
     id_lists: tuple[list[int], ...],
     sampling: dict[str, Any],
     options: dict[str, Any],
+    json_schema: IO[str] | None,
+    regex: str | None,
+    context_free: IO[str] | None,
     logprobs: int | None,
     as_json: bool,
     no_stream: bool,
@@ -48,11 +57,12 @@ def command(
         raise click.UsageError("nothing to complete: give --prompt TEXT or --prompt-ids 1,2,3.")
     if logprobs is not None and not as_json:
         raise click.UsageError("--logprobs are part of the JSON object: give --json, too.")
+    grammar = _grammar(json_schema, regex, context_free)
     from graphwright.runtime.engine import Engine
     from graphwright.runtime.sampling_params import SamplingParams
     from graphwright.runtime.statistics import process_seconds
 
-    params = SamplingParams(**sampling, logprobs=logprobs)
+    params = SamplingParams(**sampling, logprobs=logprobs, grammar=grammar)
     import_seconds = process_seconds()
     options["max_sequences"] = min(8, len(requests))
     engine = Engine(artifact, **options)
@@ -77,6 +87,21 @@ def command(
             f"the context of {engine.context} tokens is full; --context takes up to {limit}",
             err=True,
         )
+
+
+def _grammar(
+    json_schema: IO[str] | None, regex: str | None, context_free: IO[str] | None
+) -> Grammar | None:
+    from graphwright.runtime.grammar import Grammar
+
+    asked = [each for each in (json_schema, regex, context_free) if each is not None]
+    if len(asked) > 1:
+        raise click.UsageError("give one of --json-schema, --regex and --grammar.")
+    if regex is not None:
+        return Grammar.regex(regex)
+    if json_schema is not None:
+        return Grammar.json_schema(json_schema.read())
+    return None if context_free is None else Grammar.context_free(context_free.read())
 
 
 def _complete(

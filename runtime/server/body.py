@@ -24,17 +24,13 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
     "echo": (False,),
-    "frequency_penalty": (0, 0.0),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logit_bias": ({},),
     "min_tokens": (0,),
     "modalities": (["text"],),
     "parallel_tool_calls": (False, True),
     "prediction": (),
-    "presence_penalty": (0, 0.0),
     "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
     "stop_token_ids": ([],),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
@@ -79,15 +75,19 @@ class Body:
         else:
             good = kind is None or type(value) is kind
         if not good:
-            name = self._where + name
+            name = self.path(name)
             raise ApiError(400, f"'{name}' must be {_NAMES[kind]}, not {_short(value)}.",
                            param=name, code="invalid_type")  # fmt: skip
         return value
 
+    def path(self, name: str) -> str:
+        """The name of a key, with where this object is in the body."""
+        return self._where + name
+
     def close(self) -> None:
         """Raises ApiError 400 that names the first key which asks for what the server cannot do."""
         for key, value in self._values.items():
-            name = self._where + key
+            name = self.path(key)
             if key in _HARMLESS and not self._where:
                 continue
             if key not in _UNSUPPORTED or self._where:

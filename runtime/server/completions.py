@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -21,6 +21,7 @@ from graphwright.runtime.server.model import Model
 from graphwright.runtime.server.prompts import take_messages, take_prompts, to_ids
 from graphwright.runtime.server.responses import EventStream, event, json_answer, unless_gone
 from graphwright.runtime.server.sampling import choice_params, take_sampling
+from graphwright.runtime.server.structured import Structure, take_structure
 
 __all__ = ["Completions"]
 
@@ -36,6 +37,7 @@ class _Ask:
     stream: bool
     usage: bool
     token_ids: bool
+    structure: Structure | None
 
     @property
     def every_token(self) -> bool:
@@ -56,8 +58,7 @@ class Completions:
         prompts = take_prompts(body)
         most = self._model.default_max_tokens(_DEFAULT_TEXT_TOKENS)
         ask = self._ask(body, most, take_text_logprobs(body))
-        body.close()
-        self._check_count(len(prompts) * ask.choices)
+        await self._check(body, ask, len(prompts))
         tokenizer = self._model.tokenizer
         ids = await run_in_threadpool(lambda: [to_ids(each, tokenizer) for each in prompts])
         return await self._answer(request, TextShape(tokenizer), ids, ask)
@@ -69,8 +70,7 @@ class Completions:
         encode = self._model.chat_encoder(take_messages(body))
         most = self._model.default_max_tokens(self._model.context)
         ask = self._ask(body, most, take_chat_logprobs(body))
-        body.close()
-        self._check_count(ask.choices)
+        await self._check(body, ask, 1)
         shape, ids = ChatShape(self._model.tokenizer), await run_in_threadpool(encode)
         return await self._answer(request, shape, [ids], ask)
 
@@ -92,9 +92,16 @@ class Completions:
             raise ApiError(400, "the model has no tokenizer and makes no text: set "
                            "'return_token_ids'.", param="return_token_ids")  # fmt: skip
         params = take_sampling(body, default_max_tokens, logprobs)
-        return _Ask(params, choices, stream, usage, token_ids)
+        self._model.check_biases(params)
+        structure = take_structure(body)
+        if structure is not None:
+            params = replace(params, grammar=structure[1])
+        return _Ask(params, choices, stream, usage, token_ids, structure)
 
-    def _check_count(self, sequences: int) -> None:
+    async def _check(self, body: Body, ask: _Ask, prompts: int) -> None:
+        """What can be said before the engine sees it, of a body that has been read."""
+        body.close()
+        sequences = prompts * ask.choices
         if sequences > self._thread.capacity:
             raise ApiError(
                 400,
@@ -102,6 +109,8 @@ class Completions:
                 f"{self._thread.capacity}, running and waiting ones together.",
                 param="n",
             )
+        if ask.structure is not None:
+            await run_in_threadpool(self._model.check_grammar, ask.structure)
 
     async def _answer(
         self, request: Request, shape: Shape, prompts: list[list[int]], ask: _Ask

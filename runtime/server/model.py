@@ -8,10 +8,12 @@ from typing import Any
 
 from graphwright.runtime.chat_template import ChatTemplate, read_chat_template
 from graphwright.runtime.engine import Engine
-from graphwright.runtime.errors import ArtifactError
+from graphwright.runtime.errors import ArtifactError, RequestError
+from graphwright.runtime.sampling_params import SamplingParams
 from graphwright.runtime.server.body import Body
 from graphwright.runtime.server.errors import ApiError
 from graphwright.runtime.server.prompts import ChatPrompt
+from graphwright.runtime.server.structured import Structure
 from graphwright.runtime.tokenizer import Tokenizer
 
 __all__ = ["Model"]
@@ -25,6 +27,7 @@ class Model:
         self.context = engine.context
         self.vocab_size = engine.plan.vocab_size
         self.tokenizer = engine.tokenizer
+        self._grammars = engine.grammars
         self._created = int(time.time())
         self._own_max_tokens = engine.generation_config.get("max_new_tokens")
         self._template: ChatTemplate | None = None
@@ -58,6 +61,22 @@ class Model:
         if template is None:
             raise ApiError(400, self._why_no_chat, code="no_chat_template")
         return lambda: prompt.to_ids(template, tokenizer)
+
+    def check_biases(self, params: SamplingParams) -> None:
+        """Raises ApiError 400 for a bias of a token that does not exist."""
+        wrong = [each for each, _ in params.biases if each >= self.vocab_size]
+        if wrong:
+            raise ApiError(400, f"'logit_bias' has the token id {wrong[0]}; this model's ids are "
+                           f"0 to {self.vocab_size - 1}.",
+                           param="logit_bias", code="invalid_value")  # fmt: skip
+
+    def check_grammar(self, structure: Structure) -> None:
+        """Raises ApiError 400 for what answers cannot keep to. For any thread; it takes a while."""
+        where, grammar = structure
+        try:
+            self._grammars.check(grammar)
+        except RequestError as error:
+            raise ApiError(400, str(error), param=where, code="invalid_value") from error
 
     def need_tokenizer(self) -> Tokenizer:
         """Raises ApiError 400 when the artifact has none."""

@@ -18,6 +18,8 @@ _NUMBERS = {
     "top_p": float,
     "min_p": float,
     "repetition_penalty": float,
+    "presence_penalty": float,
+    "frequency_penalty": float,
     "seed": int,
 }
 
@@ -33,6 +35,7 @@ def take_sampling(
     asked: dict[str, Any] = {name: body.take(name, kind) for name, kind in _NUMBERS.items()}
     asked["ignore_eos"] = body.take("ignore_eos", bool, False)
     asked["stop"] = _take_stop(body)
+    asked["logit_bias"] = _take_logit_bias(body)
     most = _take_max_tokens(body)
     asked["max_tokens"] = default_max_tokens if most is None else most
     for name, value in asked.items():
@@ -57,6 +60,16 @@ def _take_stop(body: Body) -> tuple[str, ...]:
         raise ApiError(400, "'stop' must be a text or a list of texts.",
                        param="stop", code="invalid_type")  # fmt: skip
     return tuple(texts)
+
+
+def _take_logit_bias(body: Body) -> dict[int, float]:
+    """By token ids, which are texts as all keys of JSON."""
+    given = body.take("logit_bias", dict, {})
+    wrong = next((each for each in given if not each.isdecimal() or not each.isascii()), None)
+    if wrong is not None:
+        raise ApiError(400, f"the keys of 'logit_bias' must be token ids, not {wrong!r}.",
+                       param="logit_bias", code="invalid_value")  # fmt: skip
+    return {int(token): bias for token, bias in given.items()}
 
 
 def _take_max_tokens(body: Body) -> int | None:
