@@ -43,12 +43,14 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The text of `messages`, each with a role and a content, up to where the model's answer
         begins. It holds every special token it needs: tokenize it with `special=False`.
 
-        variables: what else the template asks for, such as enable_thinking.
+        tools: what the model may call, each {"type": "function", "function": {…}}. variables: what
+        else the template asks for, such as enable_thinking.
         Raises RequestError with the template's own words when it refuses the conversation.
         """
         from jinja2 import TemplateError
@@ -60,7 +62,7 @@ class ChatTemplate:
         try:
             text: str = self._template.render(
                 messages=[_with_reasoning(each) for each in messages],
-                tools=None,
+                tools=tools,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **{**self._tokens, **variables},

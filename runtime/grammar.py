@@ -9,7 +9,11 @@ from typing import Any, Literal
 
 from graphwright.runtime.errors import RequestError
 
-__all__ = ["Grammar"]
+__all__ = ["JSON_WHITE_SPACE", "Grammar"]
+
+# Between the parts of JSON: a space, or a line's end and the next one's indentation. Without a
+# bound a model that likes spaces would write nothing else.
+JSON_WHITE_SPACE = r" |\r?\n( {0,20}|\t{0,8})"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphwright.runtime.errors import RequestError
-from graphwright.runtime.grammar import Grammar
+from graphwright.runtime.grammar import JSON_WHITE_SPACE, Grammar
 from graphwright.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["GrammarMatcher", "Grammars"]
 
 _KEPT = 32  # grammars that need not be compiled again
-# Between the parts of JSON: a space, or a line's end and the next one's indentation. Without a
-# bound a model that likes spaces would write nothing else.
 _DRAWN = re.compile(r"\s+(\d+ \||\^)")  # a line of the source, and where in it the mistake is
-_WHITE_SPACE = r" |\r?\n[ \t]{0,40}"
 
 
 class Grammars:
@@ -148,7 +145,7 @@ def _source(grammar: Grammar) -> str:
 
     if grammar.kind == "json_schema":
         return LLMatcher.grammar_from_json_schema(
-            grammar.text, defaults={"whitespace_pattern": _WHITE_SPACE}
+            grammar.text, defaults={"whitespace_pattern": JSON_WHITE_SPACE}
         )
     return grammar_from(grammar.kind, grammar.text)
 

@@ -43,6 +43,7 @@ class Shape(Protocol):
     chunk: str
     source: str  # the parameter that holds the prompt
     opens: bool  # a choice begins with a chunk that holds no text
+    at_once: bool  # chunks have the text of a choice when it is whole
 
     def said(self, text: str) -> dict[str, Any]:
         """All that was said."""
@@ -53,12 +54,15 @@ class Shape(Protocol):
     def logprobs(self, found: Sequence[TokenLogprobs]) -> dict[str, Any]:
         """The log probabilities of tokens."""
 
+    def reason(self, reason: FinishReason | None) -> str | None:
+        """Why a choice ended, in the API's word."""
+
 
 class TextShape:
     """/v1/completions."""
 
     prefix, whole, chunk = "cmpl-", "text_completion", "text_completion"
-    source, opens = "prompt", False
+    source, opens, at_once = "prompt", False, False
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
@@ -75,12 +79,16 @@ class TextShape:
         """Four lists."""
         return text_logprobs(found, self._tokenizer)
 
+    def reason(self, reason: FinishReason | None) -> str | None:
+        """The same word."""
+        return reason
+
 
 class ChatShape:
     """/v1/chat/completions."""
 
     prefix, whole, chunk = "chatcmpl-", "chat.completion", "chat.completion.chunk"
-    source, opens = "messages", True
+    source, opens, at_once = "messages", True, False
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
@@ -98,6 +106,10 @@ class ChatShape:
     def logprobs(self, found: Sequence[TokenLogprobs]) -> dict[str, Any]:
         """An object a token."""
         return chat_logprobs(found, self._tokenizer)
+
+    def reason(self, reason: FinishReason | None) -> str | None:
+        """The same word."""
+        return reason
 
 
 class Answer:
@@ -141,11 +153,20 @@ class Answer:
         return self._chunk([self._choice(index, self._shape.delta("", True), None, None)])
 
     def chunk(self, index: int, piece: Piece, with_ids: bool) -> dict[str, Any]:
-        """The chunk of a piece."""
-        content = self._shape.delta(piece.text, False)
+        """The chunk of a piece, which has been added to what was said."""
+        content = self._shape.delta(self._shown(index, piece), False)
         if with_ids:
             content["token_ids"] = list(piece.token_ids)
         return self._chunk([self._choice(index, content, piece.finish_reason, piece.logprobs)])
+
+    def shows(self, index: int, piece: Piece) -> bool:
+        """Does the chunk of a piece say anything?"""
+        return bool(piece.finish_reason or self._shown(index, piece))
+
+    def _shown(self, index: int, piece: Piece) -> str:
+        if not self._shape.at_once:
+            return piece.text
+        return "".join(self.said[index].texts) if piece.finish_reason else ""
 
     def closing(self) -> dict[str, Any]:
         """The chunk with the usage and no choice."""
@@ -159,4 +180,5 @@ class Answer:
         logprobs: Sequence[TokenLogprobs] | None,
     ) -> dict[str, Any]:  # fmt: skip
         found = None if logprobs is None else self._shape.logprobs(logprobs)
-        return {"index": index, **content, "logprobs": found, "finish_reason": reason}
+        ended = self._shape.reason(reason)
+        return {"index": index, **content, "logprobs": found, "finish_reason": ended}

@@ -22,6 +22,7 @@ from graphwright.runtime.server.prompts import take_messages, take_prompts, to_i
 from graphwright.runtime.server.responses import EventStream, event, json_answer, unless_gone
 from graphwright.runtime.server.sampling import choice_params, take_sampling
 from graphwright.runtime.server.structured import Structure, take_structure
+from graphwright.runtime.server.tools import Tools, take_tools
 
 __all__ = ["Completions"]
 
@@ -67,14 +68,24 @@ class Completions:
         """POST /v1/chat/completions."""
         body = await read_body(request)
         self._model.take_name(body)
-        encode = self._model.chat_encoder(take_messages(body))
+        tools = take_tools(body)
+        shown = None if tools is None else tools.definitions
+        encode = self._model.chat_encoder(take_messages(body, shown))
         most = self._model.default_max_tokens(self._model.context)
-        ask = self._ask(body, most, take_chat_logprobs(body))
+        ask = self._ask(body, most, take_chat_logprobs(body), tools)
         await self._check(body, ask, 1)
-        shape, ids = ChatShape(self._model.tokenizer), await run_in_threadpool(encode)
+        tokenizer = self._model.tokenizer
+        shape = ChatShape(tokenizer) if tools is None else tools.shape(tokenizer)
+        ids = await run_in_threadpool(encode)
         return await self._answer(request, shape, [ids], ask)
 
-    def _ask(self, body: Body, default_max_tokens: int | None, logprobs: int | None) -> _Ask:
+    def _ask(
+        self,
+        body: Body,
+        default_max_tokens: int | None,
+        logprobs: int | None,
+        tools: Tools | None = None,
+    ) -> _Ask:
         choices = body.take("n", int, 1)
         if choices < 1:
             raise ApiError(400, f"'n' must be 1 or more, not {choices}.", param="n")
@@ -93,7 +104,7 @@ class Completions:
                            "'return_token_ids'.", param="return_token_ids")  # fmt: skip
         params = take_sampling(body, default_max_tokens, logprobs)
         self._model.check_biases(params)
-        structure = take_structure(body)
+        structure = take_structure(body, None if tools is None else tools.structure())
         if structure is not None:
             params = replace(params, grammar=structure[1])
         return _Ask(params, choices, stream, usage, token_ids, structure)
@@ -173,7 +184,7 @@ async def _events(job: Job, answer: Answer, ask: _Ask, opens: bool) -> AsyncIter
         chunks = []
         for number, piece in pieces:
             answer.said[number].add(piece)
-            if piece.text or piece.finish_reason or ask.every_token:
+            if ask.every_token or answer.shows(number, piece):
                 chunks.append(encode(answer.chunk(number, piece, ask.token_ids)))
         if chunks:
             yield b"".join(chunks)

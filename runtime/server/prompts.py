@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from graphwright.runtime.chat_template import ChatTemplate
@@ -54,33 +55,48 @@ class ChatPrompt:
     """`messages` of a body, with what else its template is to know."""
 
     def __init__(
-        self, messages: list[dict[str, Any]], generation_prompt: bool, variables: dict[str, Any]
+        self,
+        messages: list[dict[str, Any]],
+        generation_prompt: bool,
+        variables: dict[str, Any],
+        tools: list[dict[str, Any]] | None,
     ) -> None:
-        self.messages, self._variables = messages, variables
+        self.messages, self._variables, self._tools = messages, variables, tools
         self._generation_prompt = generation_prompt
 
     def to_ids(self, template: ChatTemplate, tokenizer: Tokenizer) -> list[int]:
         """Token ids, with no special token but those of the template. Raises ApiError 400."""
         try:
-            text = template.render(
-                self.messages,
-                add_generation_prompt=self._generation_prompt,
-                variables=self._variables,
-            )
+            text = self._render(template, self._tools)
+            if self._tools and text == self._render(template, None):
+                raise ApiError(400, "the model's chat template has no place for tools: the model "
+                               "would not know them.", param="tools",
+                               code="unsupported_parameter")  # fmt: skip
             return tokenizer.encode(text, special=False)
         except RequestError as error:
             raise ApiError(400, str(error), param="messages") from error
 
+    def _render(self, template: ChatTemplate, tools: list[dict[str, Any]] | None) -> str:
+        return template.render(
+            self.messages,
+            add_generation_prompt=self._generation_prompt,
+            tools=tools,
+            variables=self._variables,
+        )
 
-def take_messages(body: Body) -> ChatPrompt:
-    """`messages`, `add_generation_prompt` and `chat_template_kwargs`. Raises ApiError 400."""
+
+def take_messages(body: Body, tools: list[dict[str, Any]] | None = None) -> ChatPrompt:
+    """`messages`, `add_generation_prompt` and `chat_template_kwargs`. tools: what the template is
+    to show. Raises ApiError 400.
+    """
     found = body.take("messages", list)
     if not found:
         raise ApiError(400, "'messages' must have at least one message.",
                        param="messages", code="missing_parameter")  # fmt: skip
     messages = [_message(each, f"messages[{number}]") for number, each in enumerate(found)]
     generation_prompt = body.take("add_generation_prompt", bool, True)
-    return ChatPrompt(messages, generation_prompt, body.take("chat_template_kwargs", dict, {}))
+    variables = body.take("chat_template_kwargs", dict, {})
+    return ChatPrompt(messages, generation_prompt, variables, tools)
 
 
 def _message(value: Any, where: str) -> dict[str, Any]:
@@ -88,13 +104,36 @@ def _message(value: Any, where: str) -> dict[str, Any]:
     role = fields.take("role", str)
     if not role:
         raise ApiError(400, f"'{where}.role' is missing.", param=f"{where}.role")
-    message = {"role": role, "content": _content(fields.take("content"), f"{where}.content")}
-    for name in ("name", "reasoning_content"):
+    calls = fields.take("tool_calls", list, [])
+    content = fields.take("content", default="" if calls else None)
+    message = {"role": role, "content": _content(content, f"{where}.content")}
+    if calls:
+        message["tool_calls"] = [
+            _tool_call(each, f"{where}.tool_calls[{number}]") for number, each in enumerate(calls)
+        ]
+    for name in ("name", "reasoning_content", "refusal", "tool_call_id"):
         text = fields.take(name, str)
         if text is not None:
             message[name] = text
     fields.close()
     return message
+
+
+def _tool_call(value: Any, where: str) -> dict[str, Any]:
+    """An earlier call; templates know its arguments as an object, the API as the text of one."""
+    call = Body(value, where)
+    found = {"id": call.take("id", str, ""), "type": call.take("type", str, "function")}
+    function = Body(call.take("function", dict, {}), f"{where}.function")
+    name, text = function.take("name", str, ""), function.take("arguments", str, "{}")
+    call.close()
+    function.close()
+    try:
+        arguments = json.loads(text)
+    except ValueError as error:
+        path = f"{where}.function.arguments"
+        raise ApiError(400, f"'{path}' is not JSON: {error}.", param=path,
+                       code="invalid_value") from error  # fmt: skip
+    return {**found, "function": {"name": name, "arguments": arguments}}
 
 
 def _content(value: Any, where: str) -> str:

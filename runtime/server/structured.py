@@ -22,10 +22,13 @@ _MAKERS: dict[str, Callable[[Any], Grammar]] = {
 }
 
 
-def take_structure(body: Body) -> Structure | None:
-    """The one grammar that a body asks for. Raises ApiError 400, also when it asks for several."""
+def take_structure(body: Body, other: Structure | None = None) -> Structure | None:
+    """The one grammar that a body asks for; other: what its tools ask for. Raises ApiError 400,
+    also when there are several.
+    """
     found: list[tuple[str, Grammar | None]] = [
-        ("response_format", _of_response_format(body.take("response_format", dict)))
+        other or ("tools", None),
+        ("response_format", _of_response_format(body.take("response_format", dict))),
     ]
     options = Body(body.take("structured_outputs", dict, {}), "structured_outputs")
     found += [(f"structured_outputs.{name}", _take(options, name)) for name in _MAKERS]

@@ -144,6 +144,27 @@ def test_any_conversation(theirs: Any, name: str, messages: list[dict[str, Any]]
     assert found == expected
 
 
+def test_tools_are_shown_as_transformers_shows_them(theirs: Any) -> None:
+    source = """{% if tools %}{% for tool in tools %}{{ tool | tojson(indent=1) }}
+{% endfor %}{% else %}none{% endif %}{% for m in messages %}{{ m.role }}:{{ m.content }}
+{%- for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}{% endfor %}"""
+    parameters = {"type": "object", "properties": {"é": {"type": "string"}}, "required": ["é"]}
+    function = {"name": "f", "description": "<b>", "parameters": parameters}
+    tools = [{"type": "function", "function": function}]
+    call = {"type": "function", "function": {"name": "f", "arguments": {"é": "a"}}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "b", "name": "f"},
+    ]
+    for shown in (tools, None):
+        expected = theirs.apply_chat_template(
+            messages, chat_template=source, tokenize=False, tools=shown
+        )
+        found = compiled(source).render(messages, add_generation_prompt=False, tools=shown)
+        assert found == expected and ("none" in found) == (shown is None)
+
+
 @pytest.mark.shared
 def test_real_templates(theirs: Any) -> None:
     compared = 0

@@ -149,6 +149,34 @@ def test_any_texts_can_be_a_choice(texts: list[str]) -> None:
     assert complete and text in texts
 
 
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ('{"a": [1, {"b": null}]}', True),
+        ('{"a":[1,{"b":null}]}', True),
+        ('{\n    "a" : [\r\n\t1\n]\n}', True),
+        ("{" + "\n" + " " * 20 + "}", True),
+        ("{" + "\n" + " " * 21, False),
+        ("{  ", False),
+        ("{\n\n", False),
+        (" {", False),
+        ('{"a": 1}', True),
+    ],
+)
+def test_white_space_in_json_is_bounded(text: str, fits: bool) -> None:
+    """Byte by byte: the tokens of the toy, with another character for the one it lacks."""
+    definition = word_tokenizer(bos=False).replace('"|"', '"}"').replace('"!"', '"Ċ"')
+    definition = definition.replace('"#"', '"ĉ"').replace('"$"', '"č"')
+    tokenizer = Tokenizer(definition.encode(), {"eos_token": "</s>"})
+    matcher = Grammars(tokenizer, 97, [1]).matcher(Grammar.json_object())
+    allowed = True
+    for token in tokenizer.encode(text, special=False):
+        allowed = allowed and bool(matcher.allowed()[token])
+        if allowed:
+            matcher.accept(token)
+    assert (allowed, matcher.complete) == (fits, fits)
+
+
 def say_greedily(tokenizer: Tokenizer, matcher: GrammarMatcher) -> tuple[str, bool]:
     """Always the last id that is allowed; the end of the text comes last of all."""
     said: list[int] = []

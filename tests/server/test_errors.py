@@ -16,6 +16,7 @@ from graphwright.runtime.engine import Engine
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 USER = {"role": "user", "content": "Hi"}
+TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +125,38 @@ def test_bad_completions(toy: Served, body: dict[str, Any], param: str, words: s
         ({"messages": [{"content": "Hi"}]}, "messages[0].role", "missing"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "a text or a list"),
         ({"messages": [{**USER, "mood": 1}]}, "messages[0].mood", "unknown"),
-        ({"messages": [{**USER, "tool_calls": [{}]}]}, "messages[0].tool_calls", "unknown"),
+        ({"messages": [{**USER, "tool_calls": [{"function": {"arguments": "{"}}]}]},
+         "messages[0].tool_calls[0].function.arguments", "is not JSON"),
+        ({"messages": [{**USER, "tool_calls": [{"x": 1}]}]}, "messages[0].tool_calls[0].x",
+         "unknown"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
          "messages[0].content", "'image_url'"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages", "there is no role tool"),
         ({"messages": [USER], "prompt": "a"}, "prompt", "unknown"),
-        ({"messages": [USER], "tools": [{}]}, "tools", "not supported"),
-        ({"messages": [USER], "tool_choice": "required"}, "tool_choice", "not supported"),
+        ({"messages": [USER], "tools": [{}]}, "tools[0].type", "must be 'function', not None"),
+        ({"messages": [USER], "tools": [{"type": "function"}]}, "tools[0].function.name",
+         "1 to 64 letters"),
+        ({"messages": [USER], "tools": [{"type": "function", "function": {"name": "a b"}}]},
+         "tools[0].function.name", "not 'a b'"),
+        ({"messages": [USER], "tools": [TOOL, TOOL], "tool_choice": "required"}, "tools",
+         "the same name"),
+        ({"messages": [USER], "tools": [TOOL]}, "tool_choice", "give 'tool_choice' as 'required'"),
+        ({"messages": [USER], "tools": [TOOL], "tool_choice": "auto"}, "tool_choice",
+         "when it is free to"),
+        ({"messages": [USER], "tools": [TOOL], "tool_choice": "always"}, "tool_choice",
+         "not 'always'"),
+        ({"messages": [USER], "tools": [TOOL],
+          "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice",
+         "not 'g'"),
+        ({"messages": [USER], "tools": [TOOL], "tool_choice": "required"}, "tools",
+         "no place for tools"),
+        ({"messages": [USER], "tools": [TOOL], "tool_choice": "required", "guided_regex": "a"},
+         "guided_regex", "'tools' and 'guided_regex' both say"),
+        ({"messages": [USER], "tools": [{"type": "function", "function": {
+          "name": "f", "parameters": {"type": "x"}}}], "tool_choice": "required"}, "tools",
+         "Invalid type: x"),
+        ({"messages": [USER], "tool_choice": "required"}, "tool_choice", "needs 'tools'"),
+        ({"messages": [USER], "functions": [{}]}, "functions", "not supported"),
         ({"messages": [USER], "response_format": "json"}, "response_format", "an object"),
         ({"messages": [USER], "logprobs": 3}, "logprobs", "true or false, not 3"),
         ({"messages": [USER], "top_logprobs": 2}, "top_logprobs", "needs 'logprobs'"),
