@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["GrammarMatcher", "Grammars"]
 
 _KEPT = 32  # grammars that need not be compiled again
+_NO_TOKEN = "no token of this model goes on with a text of it here"
 _DRAWN = re.compile(r"\s+(\d+ \||\^)")  # a line of the source, and where in it the mistake is
 
 
@@ -75,8 +76,10 @@ class Grammars:
         if wrong:
             raise _refusal(grammar, messages[0])
         found = LLMatcher(tokenizer, source, log_level=0, limits=limits)
+        if not found.is_error():
+            found.compute_bitmask()  # the dearest one of some grammars, here for all their texts
         if found.is_error():
-            raise _refusal(grammar, found.get_error())
+            raise _refusal(grammar, _failure(found))
         return found
 
     def _read_tokenizer(self) -> LLTokenizer:
@@ -115,14 +118,14 @@ class GrammarMatcher:
         """
         found = self._allowed()
         if not found.any():
-            raise RequestError("no token of this model goes on with a text of the grammar here.")
+            raise RequestError(f"{_NO_TOKEN}.")
         return found
 
     def accept(self, token: int) -> None:
         """Goes on with a token that was allowed. Raises RequestError when no text of the grammar
         does, or it becomes too complex."""
         if not self._matcher.consume_token(token):
-            raise RequestError(f"the grammar failed: {_line(self._matcher.get_error())}")
+            raise RequestError(f"the grammar failed: {_line(_failure(self._matcher))}")
         self.complete = self._matcher.is_stopped()
         if not self.complete and not self.ends and self._matcher.is_accepting():
             self.complete = not self._allowed().any()
@@ -131,10 +134,7 @@ class GrammarMatcher:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         found = np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
         if self._matcher.is_error():
-            raise RequestError(
-                "no token of this model goes on with a text of the grammar here: "
-                f"{_line(self._matcher.get_error())}"
-            )
+            raise RequestError(f"the grammar failed: {_line(_failure(self._matcher))}")
         found[self._unused] = False
         return found
 
@@ -154,6 +154,12 @@ def _refusal(grammar: Grammar, message: str) -> RequestError:
     names = {"json_schema": "JSON schema", "regex": "regular expression", "choice": "choice"}
     name = names.get(grammar.kind, "grammar")
     return RequestError(f"this {name} cannot be kept to: {_line(message)}")
+
+
+def _failure(matcher: LLMatcher) -> str:
+    """Why a matcher failed. The package calls it NoExtensionBias when no token fits."""
+    message = matcher.get_error()
+    return _NO_TOKEN if message.startswith("NoExtensionBias") else message
 
 
 def _line(message: Any) -> str:

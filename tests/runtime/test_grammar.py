@@ -291,7 +291,7 @@ def test_where_no_token_fits_the_request_fails_alone(toy: Engine) -> None:
     """The toy has no token for a closing brace: better no answer than one that does not parse."""
     failed = toy.submit("Hello", by(r"ab\}"))
     other = toy.submit([1, 2], SamplingParams(temperature=0, max_tokens=9, ignore_eos=True))
-    with pytest.raises(RequestError, match="no token of this model goes on with a text"):
+    with pytest.raises(RequestError, match="no token of this model goes on with a text of it"):
         while not failed.finished:
             toy.step()
     assert failed.error is not None and not other.finished
@@ -338,6 +338,9 @@ def test_what_to_install_is_said(toy: Engine, monkeypatch: pytest.MonkeyPatch) -
         (Grammar.json_schema({"$ref": "#/no"}), "Pointer '/no' does not exist"),
         (Grammar.json_schema({"$ref": "http://127.0.0.1:9/a"}), "cannot be kept to"),
         (Grammar.json_schema({"enum": []}), "Unsatisfiable schema"),
+        (Grammar.json_schema({"$ref": "#"}), "no token of this model goes on with a text of it"),
+        (Grammar.regex("}"), "no token of this model goes on with a text of it here.$"),
+        (Grammar.regex("\ud800"), "surrogates not allowed"),
         (Grammar.context_free("start: x"), "this grammar cannot be kept to: .*unknown name"),
         (Grammar.context_free("nothing"), "Expected ::="),
     ],
