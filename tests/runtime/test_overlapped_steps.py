@@ -19,6 +19,7 @@ from toy_model import ToyLibrary, toy_greedy, toy_logits, word_tokenizer, write_
 
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import RequestError
+from graphwright.runtime.grammar import Grammar
 from graphwright.runtime.request import Request
 from graphwright.runtime.sampling_params import SamplingParams
 
@@ -61,8 +62,12 @@ def test_a_step_starts_before_the_one_in_front_is_looked_at(tmp_path: Path) -> N
             temperature=2, seed=1, max_tokens=4, ignore_eos=True, repetition_penalty=1.3
         ),
         greedy(4, repetition_penalty=1.3),
+        greedy(4, frequency_penalty=0.5),
+        greedy(4, logit_bias={5: 1}),
+        greedy(4, grammar=Grammar.regex("[a-z]{4}")),
+        greedy(4, logprobs=2),
     ],
-    ids=["drawn", "greedy"],
+    ids=["drawn", "penalty", "counts", "bias", "grammar", "logprobs"],
 )
 def test_steps_wait_where_the_host_chooses(tmp_path: Path, params: SamplingParams) -> None:
     engine, library = late_engine(tmp_path)
