@@ -6,24 +6,31 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from graphwright.runtime.log_probabilities import TokenLogprobs
 from graphwright.runtime.request import FinishReason, Piece
-from graphwright.runtime.server.log_probabilities import chat_logprobs, text_logprobs
-from graphwright.runtime.tokenizer import Tokenizer
+from graphwright.runtime.server.shapes import Shape
 
-__all__ = ["Answer", "ChatShape", "Said", "Shape", "TextShape"]
+__all__ = ["Answer", "Said"]
 
 
 @dataclass
 class Said:
-    """What one choice has said so far. logprobs: one for each token, if they were asked for."""
+    """What one choice has said so far. logprobs: one for each token, if they were asked for. shown:
+    characters that chunks have told, where the shape holds some back.
+    """
 
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprobs] | None = None
+    shown: int = 0
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.texts)
 
     def add(self, piece: Piece) -> None:
         """Adds a piece."""
@@ -33,83 +40,6 @@ class Said:
         if piece.logprobs is not None:
             self.logprobs = self.logprobs or []
             self.logprobs += piece.logprobs
-
-
-class Shape(Protocol):
-    """How an endpoint writes what a choice says."""
-
-    prefix: str
-    whole: str
-    chunk: str
-    source: str  # the parameter that holds the prompt
-    opens: bool  # a choice begins with a chunk that holds no text
-    at_once: bool  # chunks have the text of a choice when it is whole
-
-    def said(self, text: str) -> dict[str, Any]:
-        """All that was said."""
-
-    def delta(self, text: str, opening: bool) -> dict[str, Any]:
-        """A part of it; opening: the first chunk of the choice."""
-
-    def logprobs(self, found: Sequence[TokenLogprobs]) -> dict[str, Any]:
-        """The log probabilities of tokens."""
-
-    def reason(self, reason: FinishReason | None) -> str | None:
-        """Why a choice ended, in the API's word."""
-
-
-class TextShape:
-    """/v1/completions."""
-
-    prefix, whole, chunk = "cmpl-", "text_completion", "text_completion"
-    source, opens, at_once = "prompt", False, False
-
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
-        self._tokenizer = tokenizer
-
-    def said(self, text: str) -> dict[str, Any]:
-        """The text."""
-        return {"text": text}
-
-    def delta(self, text: str, opening: bool) -> dict[str, Any]:
-        """A part of the text."""
-        return {"text": text}
-
-    def logprobs(self, found: Sequence[TokenLogprobs]) -> dict[str, Any]:
-        """Four lists."""
-        return text_logprobs(found, self._tokenizer)
-
-    def reason(self, reason: FinishReason | None) -> str | None:
-        """The same word."""
-        return reason
-
-
-class ChatShape:
-    """/v1/chat/completions."""
-
-    prefix, whole, chunk = "chatcmpl-", "chat.completion", "chat.completion.chunk"
-    source, opens, at_once = "messages", True, False
-
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
-        self._tokenizer = tokenizer
-
-    def said(self, text: str) -> dict[str, Any]:
-        """A message of the assistant."""
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
-
-    def delta(self, text: str, opening: bool) -> dict[str, Any]:
-        """A part of a message; its role comes first."""
-        if opening:
-            return {"delta": {"role": "assistant", "content": text}}
-        return {"delta": {"content": text} if text else {}}
-
-    def logprobs(self, found: Sequence[TokenLogprobs]) -> dict[str, Any]:
-        """An object a token."""
-        return chat_logprobs(found, self._tokenizer)
-
-    def reason(self, reason: FinishReason | None) -> str | None:
-        """The same word."""
-        return reason
 
 
 class Answer:
@@ -140,7 +70,7 @@ class Answer:
         """Everything at once."""
         choices = []
         for index, each in enumerate(self.said):
-            content = self._shape.said("".join(each.texts))
+            content = self._shape.said(each.text)
             if with_ids:
                 content["token_ids"] = each.token_ids
             choices.append(self._choice(index, content, each.finish_reason, each.logprobs))
@@ -152,21 +82,30 @@ class Answer:
         """The chunk that a choice begins with."""
         return self._chunk([self._choice(index, self._shape.delta("", True), None, None)])
 
-    def chunk(self, index: int, piece: Piece, with_ids: bool) -> dict[str, Any]:
-        """The chunk of a piece, which has been added to what was said."""
-        content = self._shape.delta(self._shown(index, piece), False)
+    def chunk(
+        self, index: int, piece: Piece, with_ids: bool, always: bool
+    ) -> dict[str, Any] | None:
+        """The chunk of a piece, which has been added to what was said; None: it would say nothing,
+        and is not `always` wanted.
+        """
+        text, last = self._shown(index, piece), piece.finish_reason is not None
+        if not (text or last or always):
+            return None
+        content = self._shape.last(text) if last else self._shape.delta(text, False)
         if with_ids:
             content["token_ids"] = list(piece.token_ids)
         return self._chunk([self._choice(index, content, piece.finish_reason, piece.logprobs)])
 
-    def shows(self, index: int, piece: Piece) -> bool:
-        """Does the chunk of a piece say anything?"""
-        return bool(piece.finish_reason or self._shown(index, piece))
-
     def _shown(self, index: int, piece: Piece) -> str:
-        if not self._shape.at_once:
+        """What the chunk of a piece shows."""
+        if not self._shape.holds:
             return piece.text
-        return "".join(self.said[index].texts) if piece.finish_reason else ""
+        said = self.said[index]
+        text, start = said.text, said.shown
+        if piece.finish_reason is None:
+            said.shown = max(start, self._shape.visible(text))
+            return text[start : said.shown]
+        return text[start:]
 
     def closing(self) -> dict[str, Any]:
         """The chunk with the usage and no choice."""
@@ -180,5 +119,6 @@ class Answer:
         logprobs: Sequence[TokenLogprobs] | None,
     ) -> dict[str, Any]:  # fmt: skip
         found = None if logprobs is None else self._shape.logprobs(logprobs)
-        ended = self._shape.reason(reason)
+        text = self.said[index].text if reason is not None and self._shape.holds else ""
+        ended = None if reason is None else self._shape.reason(reason, text)
         return {"index": index, **content, "logprobs": found, "finish_reason": ended}

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.sampling_params import SamplingParams
-from graphwright.runtime.server.answers import Answer, ChatShape, Shape, TextShape
+from graphwright.runtime.server.answers import Answer
 from graphwright.runtime.server.body import Body, read_body
 from graphwright.runtime.server.engine_thread import EngineThread
 from graphwright.runtime.server.errors import ApiError
@@ -21,6 +21,7 @@ from graphwright.runtime.server.model import Model
 from graphwright.runtime.server.prompts import take_messages, take_prompts, to_ids
 from graphwright.runtime.server.responses import EventStream, event, json_answer, unless_gone
 from graphwright.runtime.server.sampling import choice_params, take_sampling
+from graphwright.runtime.server.shapes import ChatShape, Shape, TextShape
 from graphwright.runtime.server.structured import Structure, take_structure
 from graphwright.runtime.server.tools import Tools, take_tools
 
@@ -68,7 +69,7 @@ class Completions:
         """POST /v1/chat/completions."""
         body = await read_body(request)
         self._model.take_name(body)
-        tools = take_tools(body)
+        tools = take_tools(body, lambda: self._model.tool_format)
         shown = None if tools is None else tools.definitions
         encode = self._model.chat_encoder(take_messages(body, shown))
         most = self._model.default_max_tokens(self._model.context)
@@ -184,8 +185,9 @@ async def _events(job: Job, answer: Answer, ask: _Ask, opens: bool) -> AsyncIter
         chunks = []
         for number, piece in pieces:
             answer.said[number].add(piece)
-            if ask.every_token or answer.shows(number, piece):
-                chunks.append(encode(answer.chunk(number, piece, ask.token_ids)))
+            chunk = answer.chunk(number, piece, ask.token_ids, ask.every_token)
+            if chunk is not None:
+                chunks.append(encode(chunk))
         if chunks:
             yield b"".join(chunks)
     if ask.usage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from graphwright.runtime.chat_template import ChatTemplate, read_chat_template
@@ -15,6 +16,7 @@ from graphwright.runtime.server.errors import ApiError
 from graphwright.runtime.server.prompts import ChatPrompt
 from graphwright.runtime.server.structured import Structure
 from graphwright.runtime.tokenizer import Tokenizer
+from graphwright.runtime.tool_format import ToolFormat, find_tool_format
 
 __all__ = ["Model"]
 
@@ -77,6 +79,16 @@ class Model:
             self._grammars.check(grammar)
         except RequestError as error:
             raise ApiError(400, str(error), param=where, code="invalid_value") from error
+
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model writes calls of tools, as far as its template tells."""
+        template, tokenizer = self._template, self.tokenizer
+        if template is None or tokenizer is None:
+            return None
+        return find_tool_format(
+            template, lambda text: tokenizer.decode(tokenizer.encode(text, special=False))
+        )
 
     def need_tokenizer(self) -> Tokenizer:
         """Raises ApiError 400 when the artifact has none."""

@@ -16,12 +16,13 @@ from graphwright.runtime.server.prompts import take_messages
 from graphwright.runtime.server.tool_calls import CallsShape, beginning
 
 CHAT = "/v1/chat/completions"
-TEMPLATE = (
+TEMPLATE = (  # earlier calls as <call>{"name": "…", "arguments": {…}}</call>
     "{% for tool in tools or [] %}<{{ tool.function.name }}>{% endfor %}"
     "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}"
     "{% for call in m.tool_calls or [] %}"
-    "!{{ call.function.name }}{% for k, v in call.function.arguments.items() %}{{ k }}{{ v }}"
-    "{% endfor %}{% endfor %}"
+    '<call>{"name": "{{ call.function.name }}", '
+    '"arguments": {{ call.function.arguments | tojson }}}</call>'
+    "{% endfor %}"
     "{% endfor %}"
 )
 WEATHER = {
@@ -128,6 +129,57 @@ def test_streamed_calls_are_the_same(toy: Served, choice: Any, most: int) -> Non
         assert "length" in reasons
 
 
+CALL = (
+    r'<call>\{"name": "(stop-now", "arguments": \{\}|get_weather", "arguments": \{"x": [0-9]\})\}'
+    "</call>"
+)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "calls", "content"),
+    [
+        (f"Well, {CALL}", 1, "Well, "),
+        (f"{CALL} and {CALL}", 2, " and "),
+        (f"{CALL}{CALL}", 2, None),
+        ("<cat>[a-z]{3}<call>", 0, None),
+        ('<call>\\{"name": "other", "arguments": \\{\\}\\}</call>', 0, None),
+    ],
+)
+@pytest.mark.parametrize("several", [True, False])
+def test_calls_that_the_model_is_free_to_make(
+    toy: Served, pattern: str, calls: int, content: str | None, several: bool
+) -> None:
+    """A regular expression stands for a model that knows its format."""
+    body = {**BODY, "guided_regex": pattern, "parallel_tool_calls": several}
+    answer = toy.post(CHAT, **body)
+    assert answer.status_code == 200, answer.text
+    chunks = toy.stream(CHAT, **body)
+    for choice in answer.json()["choices"]:
+        message = choice["message"]
+        parts = [
+            part["delta"] for chunk in chunks for part in chunk["choices"]
+            if part["index"] == choice["index"]
+        ]  # fmt: skip
+        text = "".join(part.get("content") or "" for part in parts)
+        sent = [call for part in parts for call in part.get("tool_calls", [])]
+        last = [c["choices"][0] for c in chunks if c["choices"][0]["index"] == choice["index"]][-1]
+        assert last["finish_reason"] == choice["finish_reason"]
+        if calls == 0:
+            assert "tool_calls" not in message and choice["finish_reason"] == "stop"
+            assert text == message["content"] and text.startswith(("<cat>", "<call>")) and not sent
+            continue
+        assert choice["finish_reason"] == "tool_calls" and message["content"] == content
+        assert text == (content or "")
+        found = message["tool_calls"]
+        assert len(found) == (calls if several else 1)
+        assert [call["index"] for call in sent] == list(range(len(found)))
+        assert [call["function"] for call in sent] == [call["function"] for call in found]
+        for call in found:
+            assert call["id"].startswith("call_") and json.loads(call["function"]["arguments"]) in (
+                {}, *({"x": digit} for digit in range(10))
+            )  # fmt: skip
+
+
 def test_tools_are_shown_but_not_where_none_may_be_called(toy: Served) -> None:
     def prompt_tokens(**options: Any) -> int:
         body = {**BODY, "n": 1, "max_tokens": 1, **options}
@@ -155,7 +207,7 @@ def test_earlier_calls_and_what_they_gave_reach_the_template(toy: Served) -> Non
     assert prompt.messages[1]["tool_calls"][0]["function"]["arguments"] == {"city": "Oslo"}
     assert prompt.messages[1]["content"] == "" and prompt.messages[2]["tool_call_id"] == "call_1"
     answer = toy.post("/tokenize", messages=messages)
-    text = "[u]Hi[a]!get_weathercityOslo[t]cold"
+    text = '[u]Hi[a]<call>{"name": "get_weather", "arguments": {"city": "Oslo"}}</call>[t]cold'
     assert answer.json()["tokens"] == tokenizer.encode(text, special=False)
 
 
