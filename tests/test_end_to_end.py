@@ -18,7 +18,7 @@ from served_toy import served
 from shared_data import shared_path
 from tiny_models import save_tiny
 
-from graphwright import SamplingParams, load
+from graphwright import Grammar, SamplingParams, load
 from graphwright.cli import main_command
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo-model"
@@ -240,6 +240,30 @@ def test_stories260k_gives_its_golden_tokens(tmp_path: Path) -> None:
     cli("compile", model, "-o", tmp_path / "s.gw")
     result = cli_json("run", tmp_path / "s.gw", "--prompt-ids", "1", "--max-tokens", 256)
     assert [1, *result["outputs"][0]["token_ids"]] == golden["token_ids"]
+
+
+@pytest.mark.shared
+def test_texts_of_byte_tokens_keep_to_a_grammar(tmp_path: Path) -> None:
+    """A vocabulary of 512, with spaces in front of words and characters that are three tokens."""
+    cli("compile", shared_path("models/stories260K-hf"), "-o", tmp_path / "s.gw")
+    pattern = "(日本|é| [A-Z][a-z]{1,9}){2,4}[!?] ?(naïve|👩‍👧|\\n)"
+    engine = load(tmp_path / "s.gw", max_sequences=8)
+    grammars = [Grammar.regex(pattern), Grammar.json_schema({"enum": ["日本", {"é": [1, " "]}]})]
+    params = [
+        SamplingParams(temperature=1.5, seed=seed, grammar=grammars[seed % 2], logprobs=1)
+        for seed in range(8)
+    ]
+    outputs = engine.generate(["Once upon a time"] * 8, params)
+    for number, output in enumerate(outputs):
+        assert output.finish_reason == "stop"
+        if number % 2:
+            assert json.loads(output.text) in ("日本", {"é": [1, " "]})
+        else:
+            assert re.fullmatch(pattern, output.text), output.text
+        assert engine.tokenizer is not None and output.logprobs is not None
+        ids = [each for each in output.token_ids if each not in engine.eos_ids]
+        assert b"".join(map(engine.tokenizer.token_bytes, ids)).decode() == output.text
+    assert len({output.text for output in outputs}) > 3
 
 
 STORY = """Once upon a time, there was a little dog named Max. Max liked to play in the garden with
