@@ -27,13 +27,15 @@ _WORDS = re.compile(r"\w+|[^\w\s]")
 class ToolFormat:
     """What stands before the name of a call, between its name and its arguments (JSON), between
     arguments and the name of the next call, and behind the last. White space may be any. following
-    is None where a template writes one call only.
+    is None where a template writes one call only. as_text: the template wants the arguments of
+    earlier calls as the text of their JSON, not as an object.
     """
 
     before: str
     between: str
     following: str | None
     behind: str
+    as_text: bool
 
     def read(self, text: str, names: Collection[str]) -> tuple[str, list[tuple[str, str]]]:
         """The text without its calls of functions in `names`, and (name, arguments) of those.
@@ -91,9 +93,13 @@ def find_tool_format(template: ChatTemplate, shown: Callable[[str], str]) -> Too
 
     shown: from a text to how it looks when the model has said it, without special tokens.
     """
+    return _find(template, shown, False) or _find(template, shown, True)
+
+
+def _find(template: ChatTemplate, shown: Callable[[str], str], as_text: bool) -> ToolFormat | None:
     try:
         plain = _tail(template, {"content": _SAID})
-        one = _tail(template, _calls(1))
+        one = _tail(template, _calls(1, as_text))
     except (RequestError, ValueError):
         return None
     header, _, footer = plain.partition(_SAID)
@@ -104,18 +110,18 @@ def find_tool_format(template: ChatTemplate, shown: Callable[[str], str]) -> Too
     if start is None:
         return None
     behind = rest[start + len(_written(rest, start)) :].removesuffix(footer)
-    following = _following(template)
+    following = _following(template, as_text)
     found = [shown(each) for each in (before, rest[:start], behind)]
     if not (found[0].strip() or found[1].strip()):
         return None
     joint = None if following is None else shown(following)
-    return ToolFormat(found[0], found[1], joint, found[2])
+    return ToolFormat(found[0], found[1], joint, found[2], as_text)
 
 
-def _following(template: ChatTemplate) -> str | None:
+def _following(template: ChatTemplate, as_text: bool) -> str | None:
     """What stands between the arguments of a call and the name of the next."""
     try:
-        two = _tail(template, _calls(2))
+        two = _tail(template, _calls(2, as_text))
     except (RequestError, ValueError):
         return None
     start = _json_start(two, _ARGUMENTS[0])
@@ -124,12 +130,12 @@ def _following(template: ChatTemplate) -> str | None:
     return two[start + len(_written(two, start)) :].partition(_NAMES[1])[0]
 
 
-def _calls(count: int) -> dict[str, Any]:
-    calls = [
-        {"id": _IDS[n], "type": "function",
-         "function": {"name": _NAMES[n], "arguments": _ARGUMENTS[n]}}
-        for n in range(count)
-    ]  # fmt: skip
+def _calls(count: int, as_text: bool) -> dict[str, Any]:
+    calls = []
+    for n in range(count):
+        arguments = json.dumps(_ARGUMENTS[n]) if as_text else _ARGUMENTS[n]
+        function = {"name": _NAMES[n], "arguments": arguments}
+        calls.append({"id": _IDS[n], "type": "function", "function": function})
     return {"content": "", "tool_calls": calls}
 
 

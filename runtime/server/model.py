@@ -62,7 +62,14 @@ class Model:
         template, tokenizer = self._template, self.need_tokenizer()
         if template is None:
             raise ApiError(400, self._why_no_chat, code="no_chat_template")
-        return lambda: prompt.to_ids(template, tokenizer)
+
+        def encode() -> list[int]:
+            form = self.tool_format if prompt.has_calls else None
+            if form is not None and form.as_text:
+                prompt.write_arguments()
+            return prompt.to_ids(template, tokenizer)
+
+        return encode
 
     def check_biases(self, params: SamplingParams) -> None:
         """Raises ApiError 400 for a bias of a token that does not exist."""

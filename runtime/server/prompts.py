@@ -64,6 +64,18 @@ class ChatPrompt:
         self.messages, self._variables, self._tools = messages, variables, tools
         self._generation_prompt = generation_prompt
 
+    @property
+    def has_calls(self) -> bool:
+        """Are there earlier calls of tools in it?"""
+        return any("tool_calls" in message for message in self.messages)
+
+    def write_arguments(self) -> None:
+        """Makes texts of the arguments of calls, for templates that want them so."""
+        for message in self.messages:
+            for call in message.get("tool_calls", []):
+                function = call["function"]
+                function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+
     def to_ids(self, template: ChatTemplate, tokenizer: Tokenizer) -> list[int]:
         """Token ids, with no special token but those of the template. Raises ApiError 400."""
         try:

@@ -27,6 +27,9 @@ TEMPLATES = {
 {{- '' if c.id | length == 9 else raise_exception('An id has nine letters.') }}
 {{- {'name': c.function.name, 'arguments': c.function.arguments, 'id': c.id} | tojson }}
 {{- ', ' if not loop.last }}{% endfor %}]{% endif %}""" + TAIL,
+    "arguments as text": HEAD + """{% for c in m.tool_calls or [] %}
+{{- '<|call|>function<|sep|>' + c.function.name + '\n' + c.function.arguments + '<|done|>' }}
+{%- endfor %}""" + TAIL,
     "fences": HEAD + """{% for c in m.tool_calls or [] %}call: {{ c.function.name }}
 ```json
 {{ c.function.arguments | tojson }}
@@ -49,10 +52,11 @@ def format_of(name: str) -> ToolFormat:
 
 def written(name: str, calls: list[tuple[str, dict[str, Any]]]) -> str:
     """What a model says that writes as its template does, with ids of its own."""
-    made = [
-        {"id": f"abc-{n:05}", "type": "function", "function": {"name": one, "arguments": arguments}}
-        for n, (one, arguments) in enumerate(calls)
-    ]
+    made = []
+    for n, (one, arguments) in enumerate(calls):
+        given = json.dumps(arguments) if name == "arguments as text" else arguments
+        function = {"name": one, "arguments": given}
+        made.append({"id": f"abc-{n:05}", "type": "function", "function": function})
     messages = [{"role": "assistant", "content": "", "tool_calls": made}]
     text = ChatTemplate(TEMPLATES[name], {}).render(messages, add_generation_prompt=False)
     return without_marks(text.removeprefix("<|assistant|>").removesuffix("<|end|>"))
@@ -67,7 +71,9 @@ def test_calls_that_templates_write_are_read_back(name: str, count: int) -> None
         text = "; ".join(written(name, [each]) for each in calls)
     else:
         text = written(name, calls)
-    content, found = format_of(name).read(text, NAMES)
+    form = format_of(name)
+    assert form.as_text == (name == "arguments as text")
+    content, found = form.read(text, NAMES)
     assert [(one, json.loads(written)) for one, written in found] == calls
     assert content.strip("; \n") == ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,6 +210,27 @@ def test_earlier_calls_and_what_they_gave_reach_the_template(toy: Served) -> Non
     answer = toy.post("/tokenize", messages=messages)
     text = '[u]Hi[a]<call>{"name": "get_weather", "arguments": {"city": "Oslo"}}</call>[t]cold'
     assert answer.json()["tokens"] == tokenizer.encode(text, special=False)
+
+
+def test_a_template_that_wants_arguments_as_text_gets_them_so(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}<{{ c.function.name + '>' + c.function.arguments }};"
+        "{% endfor %}{% endfor %}"
+    )
+    tokenizer = word_tokenizer().replace('"|"', '"}"')
+    path = write_toy(tmp_path / "toy.gw", tokenizer=tokenizer, chat_template=template)
+    engine = Engine(path, library=ToyLibrary())
+    call = {"function": {"name": "f", "arguments": '{"x":"y"}'}}
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+    with served(engine) as found:
+        answer = found.post("/tokenize", messages=messages)
+    assert answer.status_code == 200 and engine.tokenizer is not None
+    expected = engine.tokenizer.encode('[u]Hi[a]<f>{"x": "y"};', special=False)
+    assert answer.json()["tokens"] == expected
 
 
 def test_a_list_that_was_cut_has_the_calls_so_far() -> None:
