@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from shared_data import shared_path
 from toy_model import ToyLibrary, toy_engine, toy_greedy, word_tokenizer, write_toy
 
+from graphwright.runtime.draws import LARGEST
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.grammar import Grammar
@@ -276,7 +277,7 @@ def test_a_model_without_an_end_of_text_ends_with_the_grammar(tmp_path: Path) ->
 
 def test_requests_beside_one_with_a_grammar_say_what_they_say_alone(tmp_path: Path) -> None:
     path = write_toy(tmp_path / "toy.gw", tokenizer=word_tokenizer())
-    library = ToyLibrary(8)
+    library = ToyLibrary("any")
     engine = Engine(path, library=library)
     plain = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
     outputs = engine.generate(
@@ -284,7 +285,8 @@ def test_requests_beside_one_with_a_grammar_say_what_they_say_alone(tmp_path: Pa
     )
     assert outputs[0].token_ids == toy_greedy([1, 2], 9)
     assert re.fullmatch("[a-m]{4}", outputs[1].text) and re.fullmatch("[n-z]{6}", outputs[2].text)
-    assert library.asked[0] == (1, True) and library.asked[-1] == (1, False)
+    assert library.asked[0] == ((LARGEST,) * 3, True)
+    assert library.asked[-1] == ((LARGEST,), False)
 
 
 def test_where_no_token_fits_the_request_fails_alone(toy: Engine) -> None:

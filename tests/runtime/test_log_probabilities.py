@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_model import ToyLibrary, toy_engine, toy_logits, word_tokenizer, write_toy
 
+from graphwright.runtime.draws import LARGEST
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.log_probabilities import token_logprobs
@@ -40,7 +41,7 @@ def test_logits_that_give_no_probability(wrong: float) -> None:
 
 def test_they_come_from_the_logits_as_they_are(tmp_path: Path) -> None:
     """However tokens are chosen, alone and beside others; only who asks gets any."""
-    engine, library = toy_engine(tmp_path, 8)
+    engine, library = toy_engine(tmp_path, "any")
     greedy = SamplingParams(temperature=0, max_tokens=5)
     drawn = SamplingParams(
         temperature=2, top_k=5, repetition_penalty=1.5, seed=1, max_tokens=5, logprobs=3
@@ -50,7 +51,7 @@ def test_they_come_from_the_logits_as_they_are(tmp_path: Path) -> None:
     assert plain[0].logprobs is None
     library.asked.clear()
     outputs = engine.generate([[1, 2], [1, 2], [3]], [greedy, drawn, some])
-    assert set(library.asked) == {(1, True)}
+    assert set(library.asked) == {((LARGEST,) * 3, True)}
     assert outputs[0] == plain[0] and outputs[2].token_ids == plain[1].token_ids
     for prompt, output, most in (([1, 2], outputs[1], 3), ([3], outputs[2], 0)):
         assert output.logprobs is not None

@@ -69,7 +69,7 @@ def test_a_bias_is_that_of_transformers_behind_the_repetition_penalty() -> None:
 
 def test_requests_with_changes_choose_from_whole_rows(tmp_path: Path) -> None:
     """And what others say stays."""
-    engine, library = toy_engine(tmp_path, 8)
+    engine, library = toy_engine(tmp_path, "any")
     greedy = SamplingParams(temperature=0, max_tokens=12)
     biased = SamplingParams(temperature=0, max_tokens=12, logit_bias={5: 4.0, 6: -100})
     punished = SamplingParams(
