@@ -18,7 +18,8 @@ from torch import nn
 
 from graphwright.frontend.capture import capture_with_weights
 from graphwright.frontend.onnx_models.dtypes import torch_dtype
-from graphwright.frontend.onnx_models.module import OnnxModule, read_model
+from graphwright.frontend.onnx_models.module import OnnxModule
+from graphwright.frontend.onnx_models.reading import read_model
 from graphwright.frontend.onnx_models.values import Value, known
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.program import Program

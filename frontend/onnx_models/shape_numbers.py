@@ -11,7 +11,7 @@ import torch
 from graphwright.frontend.onnx_models.dtypes import torch_dtype
 from graphwright.frontend.onnx_models.values import MOST_KNOWN, Call, Known, Value, known
 
-__all__ = ["computed_beforehand"]
+__all__ = ["computed_beforehand", "slice_parts"]
 
 
 def computed_beforehand(call: Call) -> Value | tuple[Value, ...] | None:
@@ -95,8 +95,8 @@ def _unsqueeze(call: Call) -> Value:
     return np.expand_dims(_arrays(call)[0], tuple(axes))
 
 
-def _slice(call: Call) -> Value | None:
-    data = _arrays(call)[0]
+def slice_parts(call: Call) -> list[tuple[int, Any, Any, Any]]:
+    """(axis, start, end, step) of each axis that a Slice of any opset cuts."""
     if "starts" in call.attributes:
         starts, ends = call.attribute("starts"), call.attribute("ends")
         axes, steps = call.attribute("axes"), None
@@ -104,14 +104,18 @@ def _slice(call: Call) -> Value | None:
         starts, ends = call.numbers(1), call.numbers(2)
         axes = call.numbers(3) if call.has(3) else None
         steps = call.numbers(4) if call.has(4) else None
+    axes = range(len(starts)) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
+    return [(int(axis), *rest) for axis, *rest in zip(axes, starts, ends, steps, strict=True)]
+
+
+def _slice(call: Call) -> Value | None:
+    data = _arrays(call)[0]
     index: list[Any] = [slice(None)] * data.ndim
-    for place, start in enumerate(starts):
-        axis = int(axes[place]) if axes is not None else place
-        end, step = ends[place], steps[place] if steps is not None else 1
+    for axis, start, end, step in slice_parts(call):
         if not all(isinstance(each, (int, np.integer)) for each in (start, end, step)):
             return None
-        size = data.shape[axis]
-        last = None if step < 0 and end < -size else int(end)
+        last = None if step < 0 and end < -data.shape[axis] else int(end)
         index[axis] = slice(int(start), last, int(step))
     return np.asarray(data[tuple(index)])
 

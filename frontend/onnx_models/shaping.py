@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from graphwright.frontend.onnx_models.registry import operator
+from graphwright.frontend.onnx_models.shape_numbers import slice_parts
 from graphwright.frontend.onnx_models.values import Call, Value, as_tensor
 
 __all__: list[str] = []
@@ -117,17 +118,8 @@ def _split(call: Call) -> tuple[Value, ...]:
 @operator("Slice")
 def _slice(call: Call) -> Value:
     x = call.tensor(0)
-    if "starts" in call.attributes:
-        starts, ends = call.attribute("starts"), call.attribute("ends")
-        axes, steps = call.attribute("axes"), None
-    else:
-        starts, ends = call.numbers(1), call.numbers(2)
-        axes = call.numbers(3) if call.has(3) else None
-        steps = call.numbers(4) if call.has(4) else None
-    for place, start in enumerate(starts):
-        axis = int(axes[place]) if axes is not None else place
-        step = 1 if steps is None else int(steps[place])
-        x = _sliced(x, axis, start, ends[place], step)
+    for axis, start, end, step in slice_parts(call):
+        x = _sliced(x, axis, start, end, int(step))
     return x
 
 
