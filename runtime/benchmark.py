@@ -22,7 +22,9 @@ class BenchmarkResult:
     """Medians over the repetitions. Rates in tokens/s, times in seconds, sizes in 10^6 bytes.
 
     prefill_tps: prompt tokens / time to the first token. decode_tps: tokens after the first / their
-    time. effective_gbps: weight bytes a decoded token reads * decode_tps / 10^9.
+    time. effective_gbps: weight bytes that a step of one token reads * steps a second / 10^9.
+    drafted_tokens, accepted_tokens, tokens_per_step: of all that `engine` has decoded; 0, 0 and 1
+    without guesses.
     """
 
     prefill_tps: float
@@ -37,6 +39,9 @@ class BenchmarkResult:
     gen_len: int
     reps: int
     threads: int
+    drafted_tokens: int
+    accepted_tokens: int
+    tokens_per_step: float
 
 
 def measure(
@@ -68,6 +73,7 @@ def measure(
             on_progress(repetition + 1, repetitions + 1)
     ttft, decode = median(firsts), median(rates)
     bytes_per_token = engine.plan.weight_bytes_per_token
+    guesses = engine.statistics.speculation()
     return BenchmarkResult(
         prefill_tps=round(prompt_length / ttft, 2),
         decode_tps=round(decode, 2),
@@ -76,11 +82,14 @@ def measure(
         peak_rss_mb=round(peak_rss_mb(), 2),
         artifact_mb=round(engine.artifact.size / 1e6, 3),
         weight_bytes_per_token=bytes_per_token,
-        effective_gbps=round(bytes_per_token * decode / 1e9, 3),
+        effective_gbps=round(bytes_per_token * decode / guesses["tokens_per_step"] / 1e9, 3),
         prompt_len=prompt_length,
         gen_len=generated,
         reps=repetitions,
         threads=engine.threads,
+        drafted_tokens=int(guesses["drafted_tokens"]),
+        accepted_tokens=int(guesses["accepted_tokens"]),
+        tokens_per_step=guesses["tokens_per_step"],
     )
 
 

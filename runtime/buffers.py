@@ -71,7 +71,7 @@ def describe(step: Step, buffers: StepBuffers, blocks_each: int) -> None:
             buffers.positions[token] = chunk.start
         else:
             stop = chunk.start + chunk.count
-            buffers.tokens[token:end] = sequence.tokens[chunk.start : stop]
+            buffers.tokens[token:end] = [*sequence.tokens[chunk.start : stop], *chunk.draft]
             buffers.positions[token:end] = np.arange(chunk.start, stop)
         buffers.query_start[number] = token
         assert sequence.table is not None

@@ -29,6 +29,7 @@ from graphwright.runtime.request import Output, Piece, Request
 from graphwright.runtime.sampling_params import Sampling, SamplingParams
 from graphwright.runtime.scheduler import Scheduler
 from graphwright.runtime.scheduler import Sequence as TokenSequence
+from graphwright.runtime.speculation import make_speculator
 from graphwright.runtime.stepper import Stepper
 from graphwright.runtime.threads import choose_affinity, choose_threads
 from graphwright.runtime.tokenizer import Tokenizer, read_tokenizer
@@ -47,7 +48,10 @@ class Engine:
     read weights where the file is mapped; else, on CPUs, from a copy in memory of its own, which
     takes longer to load and may be faster to read. prefix_cache: use the keys and values of earlier
     prompts that begin alike (runtime/prefix_cache.py), which may round otherwise than computing
-    them again; models with states of one sequence cannot. library: instead of the artifact's
+    them again; models with states of one sequence cannot. speculate: 'lookup' guesses the next
+    tokens from what the text says elsewhere and checks several in one step, which may round
+    otherwise, too (runtime/speculation.py); 'lookup:3' at most three at a time; only on CPUs, and
+    not for models with states. library: instead of the artifact's
     compiled code (tests).
     Not for several threads at once. Raises ArtifactError, RequestError.
     """
@@ -63,6 +67,7 @@ class Engine:
         verify: bool = True,
         mmap: bool = True,
         prefix_cache: bool = False,
+        speculate: str | None = None,
         library: StepLibrary | None = None,
     ) -> None:
         start = time.perf_counter()
@@ -98,7 +103,10 @@ class Engine:
             prefixes,
         )
         self._library = library or _library_of(artifact, self.plan, self.threads, pinned)
-        self._stepper = Stepper(self._library, self._scheduler, self._buffers, blocks_each)
+        self._stepper = Stepper(
+            self._library, self._scheduler, self._buffers, blocks_each,
+            make_speculator(speculate, self.plan, self._library),
+        )  # fmt: skip
         self.statistics = self._stepper.statistics
         self.load_seconds = time.perf_counter() - start
 

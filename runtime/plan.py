@@ -45,6 +45,11 @@ class Plan:
         return not self.rolling and self.slot_bytes == 0
 
     @property
+    def goes_back(self) -> bool:
+        """May positions that were computed be computed again, with other tokens?"""
+        return not self.rolling and self.slot_bytes == 0
+
+    @property
     def rows(self) -> int:
         """The most rows that a step may sample."""
         return max(entry.max_rows for entry in self.entries.values())

@@ -108,9 +108,14 @@ class Request:
         return self._sampler.draw() if library.draws else None
 
     @property
+    def left(self) -> int:
+        """How many tokens it may still be given."""
+        return self._limit - len(self.sequence.tokens) + self.sequence.prompt_length
+
+    @property
     def ends_next(self) -> bool:
         """Is the next token its last one, whichever it is?"""
-        return len(self.sequence.tokens) - self.sequence.prompt_length + 1 >= self._limit
+        return self.left <= 1
 
     @property
     def keeps_logits(self) -> bool:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from graphwright.runtime.kv_cache import BlockPool, BlockTable
@@ -45,6 +45,8 @@ class Chunk:
     """`count` tokens of a sequence from position `start`; logits are wanted of the last `rows`.
 
     front: the sampled row of the step in front that chooses the token; None when it is known.
+    draft: guessed tokens behind those of the sequence, the last of `count`. accepted: how many of
+    them were right and have been followed by another token.
     """
 
     sequence: Sequence
@@ -52,6 +54,8 @@ class Chunk:
     count: int
     rows: int
     front: int | None = None
+    draft: Collection[int] = ()
+    accepted: int = 0
 
     @property
     def is_prefill(self) -> bool:

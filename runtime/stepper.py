@@ -17,6 +17,7 @@ from graphwright.runtime.library import OverlappingLibrary, StepBuffers, StepLib
 from graphwright.runtime.request import Request
 from graphwright.runtime.scheduler import Scheduler, Step
 from graphwright.runtime.scheduler import Sequence as TokenSequence
+from graphwright.runtime.speculation import Speculator, draws_of_rows, rows_that_count
 from graphwright.runtime.statistics import Statistics
 
 __all__ = ["Stepper"]
@@ -38,14 +39,16 @@ class Stepper:
     """Runs what `scheduler` says by `library` and hands its rows to the requests of the sequences.
 
     buffers: where steps are described, `blocks_each` entries of the block table a sequence.
+    speculator: guesses tokens, if the library's steps do not overlap.
     """
 
     def __init__(
-        self, library: StepLibrary, scheduler: Scheduler, buffers: StepBuffers, blocks_each: int
-    ) -> None:
+        self, library: StepLibrary, scheduler: Scheduler, buffers: StepBuffers, blocks_each: int,
+        speculator: Speculator | None = None,
+    ) -> None:  # fmt: skip
         self.requests: dict[TokenSequence, Request] = {}
         self.statistics = Statistics()
-        self._library, self._scheduler = library, scheduler
+        self._library, self._scheduler, self._speculator = library, scheduler, speculator
         self._overlapping = cast(OverlappingLibrary, library)  # used if it is one
         self._buffers, self._blocks_each = buffers, blocks_each
         self._flights: list[Flight] = []  # in their order, at most two
@@ -60,6 +63,8 @@ class Stepper:
         """Forgets a request and frees its cache; nothing happens when it is unknown."""
         self._scheduler.remove(request.sequence)
         self.requests.pop(request.sequence, None)
+        if self._speculator is not None:
+            self._speculator.forget(request.sequence)
 
     def step(self) -> bool:
         """One native step over everything that is ready. False: there was nothing to do.
@@ -79,6 +84,9 @@ class Stepper:
             return False
         requests = [self.requests[chunk.sequence] for chunk in step.chunks if chunk.rows]
         draws = [request.draw(self._library) for request in requests]
+        rows: Iterable[tuple[int, Request]] = enumerate(requests)
+        if self._speculator is not None and self._speculator.extend(step, requests):
+            rows, draws = rows_that_count(step, requests), draws_of_rows(step, draws)
         asked = [draw for draw in draws if draw is not None]
         logits = len(asked) < len(draws) or any(request.keeps_logits for request in requests)
         if self._library.overlaps and asked and not logits:
@@ -86,11 +94,11 @@ class Stepper:
             self._finish_flight()
         else:
             chosen = self.run(step, [each or LARGEST for each in draws] if asked else (), logits)
-            rows = [
+            told = (
                 (row, each, None if draws[row] is None else _token(chosen, row))
-                for row, each in enumerate(requests)
-            ]
-            self._accept(step, rows, start)
+                for row, each in rows
+            )
+            self._accept(step, told, start)
         return True
 
     def _start(
@@ -169,7 +177,7 @@ class Stepper:
         describe(step, self._buffers, self._blocks_each)
         found = self._library.run(step.entry, self._buffers, draws, logits)
         for chunk in step.chunks:
-            chunk.sequence.computed += chunk.count
+            chunk.sequence.computed += chunk.count - len(chunk.draft)  # some of which may be wrong
         return found
 
 

@@ -55,6 +55,10 @@ class ToyLibrary:
         self.steps: list[tuple[str, int, int, int]] = []
         self.asked: list[tuple[tuple[Draw, ...], bool]] = []
 
+    def logits_after(self, history: Sequence[int]) -> NDArray[np.float32]:
+        """Logits float32 [VOCAB] after `history`."""
+        return toy_logits(history)
+
     def run(
         self, entry: str, buffers: StepBuffers, draws: Sequence[Draw] = (), logits: bool = True
     ) -> NDArray[np.int32] | None:
@@ -78,7 +82,7 @@ class ToyLibrary:
                 past = np.arange(position + 1)
                 seen = cache[table[past // BLOCK], past % BLOCK]
                 assert (seen[:, 1] == past).all()
-                found[t] = toy_logits(seen[:, 0].tolist())
+                found[t] = self.logits_after(seen[:, 0].tolist())
         buffers.logits[:] = np.nan  # what was not asked for must not be read
         sampled = [found[t] for t in buffers.sample_rows[:rows].tolist()]
         for row in range(rows if logits else 0):

@@ -7,9 +7,13 @@ from typing import Any
 
 import click
 
-from graphwright.commands.options import engine_options
+from graphwright.commands.options import engine_options, speculate_option
 
 __all__ = ["command"]
+
+_SPECULATION = tuple(
+    (name, "tokens") for name in ("drafted_tokens", "accepted_tokens", "tokens_per_step")
+)
 
 
 @click.command("bench", short_help="Measure a compiled model's speed and memory.")
@@ -20,6 +24,7 @@ __all__ = ["command"]
 @click.option("--profile", "profiled", is_flag=True,
               help="Instead: measured and predicted time of each kernel and layer.")  # fmt: skip
 @engine_options
+@speculate_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     artifact: str,
@@ -28,16 +33,23 @@ def command(
     reps: int,
     profiled: bool,
     options: dict[str, Any],
+    speculate: str | None,
     as_json: bool,
 ) -> None:
-    """Measure ARTIFACT on one sequence: medians over the repetitions."""
+    """Measure ARTIFACT on one sequence: medians over the repetitions.
+
+    With --speculate it says what came of guesses, but the text that follows a random prompt is no
+    measure of that: it may repeat itself, or not, as no real text does.
+    """
+    if profiled and speculate is not None:
+        raise click.UsageError("--profile times steps of one token: leave --speculate out.")
     if profiled:
         click.echo(_profile(artifact, prompt_len, gen_len, options, as_json))
         return
     from graphwright.runtime.benchmark import measure
     from graphwright.runtime.engine import Engine
 
-    engine = Engine(artifact, max_sequences=1, **options)
+    engine = Engine(artifact, max_sequences=1, speculate=speculate, **options)
     result = measure(engine, prompt_len, gen_len, reps)
     if as_json:
         click.echo(json.dumps(vars(result)))
@@ -51,6 +63,7 @@ def command(
         ("artifact_mb", "MB"),
         ("weight_bytes_per_token", "bytes"),
         ("effective_gbps", "GB/s"),
+        *_SPECULATION * (speculate is not None),
     ):
         click.echo(f"{name:24} {getattr(result, name):>14,} {unit}")
     click.echo(f"({prompt_len} + {gen_len} tokens, {reps} repetitions, {result.threads} threads)")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graphwright.commands.dependencies import require_serving
-from graphwright.commands.options import engine_options, sampling_options
+from graphwright.commands.options import engine_options, sampling_options, speculate_option
 
 if TYPE_CHECKING:
     from graphwright.runtime.conversation import Conversation
@@ -27,9 +27,11 @@ _HINT = "/reset forgets the conversation, Control-C stops an answer, /exit or Co
 @click.option("--system", help="What the model is told before the conversation.")
 @sampling_options
 @engine_options
+@speculate_option
 def command(
-    artifact: str, system: str | None, sampling: dict[str, Any], options: dict[str, Any]
-) -> None:
+    artifact: str, system: str | None, sampling: dict[str, Any], options: dict[str, Any],
+    speculate: str | None,
+) -> None:  # fmt: skip
     """Talk with the compiled model ARTIFACT by its own chat template.
 
     A terminal asks for each turn; of a pipe, each line is one. Answers go to stdout as they appear,
@@ -50,7 +52,7 @@ def command(
             f"the model in {artifact} came without a chat template; "
             f"complete texts with it instead: graphwright run {artifact} --prompt TEXT."
         )
-    engine = Engine(opened, max_sequences=1, prefix_cache=True, **options)
+    engine = Engine(opened, max_sequences=1, prefix_cache=True, speculate=speculate, **options)
     _talk(engine, Conversation(engine, template, params, system))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-__all__ = ["engine_options", "parse_ids", "sampling_options"]
+__all__ = ["engine_options", "parse_ids", "sampling_options", "speculate_option"]
 
 
 def _parse_biases(
@@ -60,6 +60,11 @@ _ENGINE = (
         help="Read weights in the mapped file, or from a copy (may decode faster).",
     ),
 )
+speculate_option = click.option(
+    "--speculate", metavar="lookup[:N]",
+    help="Guess the next tokens (N at most) from what the text says elsewhere, and check several "
+    "in one step.",
+)  # fmt: skip
 
 
 def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from graphwright.commands.options import engine_options, parse_ids, sampling_options
+from graphwright.commands.options import (
+    engine_options,
+    parse_ids,
+    sampling_options,
+    speculate_option,
+)
 
 if TYPE_CHECKING:
     from graphwright.runtime.engine import Engine
@@ -26,6 +31,7 @@ __all__ = ["command"]
               help="Token ids such as 1,2,3; repeat for several. Needs no tokenizer.")  # fmt: skip
 @sampling_options
 @engine_options
+@speculate_option
 @click.option("--json-schema", type=click.File(), metavar="FILE",
               help="Answers are JSON of the schema in this file.")  # fmt: skip
 @click.option("--regex", metavar="PATTERN", help="Answers match this regular expression.")
@@ -41,6 +47,7 @@ def command(
     id_lists: tuple[list[int], ...],
     sampling: dict[str, Any],
     options: dict[str, Any],
+    speculate: str | None,
     json_schema: IO[str] | None,
     regex: str | None,
     context_free: IO[str] | None,
@@ -65,10 +72,12 @@ def command(
     params = SamplingParams(**sampling, logprobs=logprobs, grammar=grammar)
     import_seconds = process_seconds()
     options["max_sequences"] = min(8, len(requests))
-    engine = Engine(artifact, **options)
+    engine = Engine(artifact, speculate=speculate, **options)
     live = len(requests) == 1 and not (as_json or no_stream)
     outputs, figures = _complete(engine, requests, params, live)
     figures = {"import_s": round(import_seconds, 4), **figures}
+    if speculate is not None:
+        figures |= engine.statistics.speculation()
     if as_json:
         click.echo(json.dumps({"outputs": [_as_json(each) for each in outputs], **figures}))
         return
@@ -152,8 +161,14 @@ def _ids(token_ids: Any) -> str:
 
 
 def _line(figures: dict[str, float], tokens: int) -> str:
-    return (
+    text = (
         "{tokens} tokens; import {import_s:.2f} s, load {load_s:.2f} s, first token {ttft_s:.3f} s "
         "({start_to_first_token_s:.2f} s from process start); prefill {prefill_tps:.0f} tokens/s, "
         "decode {decode_tps:.1f} tokens/s; peak memory {peak_rss_mb:.0f} MB"
-    ).format(tokens=tokens, **figures)
+    )
+    if "drafted_tokens" in figures:
+        text += (
+            "; {accepted_tokens} of {drafted_tokens} guessed tokens accepted, "
+            "{tokens_per_step:.2f} tokens a step"
+        )
+    return text.format(tokens=tokens, **figures)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from graphwright.commands.dependencies import require_serving
-from graphwright.commands.options import engine_options
+from graphwright.commands.options import engine_options, speculate_option
 
 __all__ = ["command"]
 
@@ -31,6 +31,7 @@ __all__ = ["command"]
 @click.option("--prefix-cache/--no-prefix-cache", default=True, show_default=True,
               help="Reuse what was computed of prompts that begin alike.")  # fmt: skip
 @engine_options
+@speculate_option
 def command(
     artifact: str,
     host: str,
@@ -42,6 +43,7 @@ def command(
     grace: int,
     prefix_cache: bool,
     options: dict[str, Any],
+    speculate: str | None,
 ) -> None:
     """Serve the compiled model ARTIFACT over HTTP until SIGINT or SIGTERM; see docs/server.md.
 
@@ -59,7 +61,11 @@ def command(
         name = served_model_name or Path(artifact).stem
         app, engine = make_app(
             lambda: Engine(
-                artifact, max_sequences=max_sequences, prefix_cache=prefix_cache, **options
+                artifact,
+                max_sequences=max_sequences,
+                prefix_cache=prefix_cache,
+                speculate=speculate,
+                **options,
             ),
             name=name,
             queue=queue,

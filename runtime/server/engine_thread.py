@@ -40,6 +40,7 @@ class _Report:
     ended: list[str] = field(default_factory=list)
     tokens: int = 0
     reused: int = 0
+    guesses: tuple[int, int, int] = (0, 0, 0)  # since the start: guesses, their tokens, right ones
     step_seconds: list[float] = field(default_factory=list)
     first_token_seconds: list[float] = field(default_factory=list)
     failure: str | None = None
@@ -132,6 +133,8 @@ class EngineThread:
         self.failure = report.failure or self.failure
         self.metrics.count(report.ended, report.tokens)
         self.metrics.reused_tokens += report.reused
+        if report.step_seconds:
+            self.metrics.count_guesses(*report.guesses)
         for seconds in report.step_seconds:
             self.metrics.step_seconds.observe(seconds)
         for seconds in report.first_token_seconds:
@@ -200,6 +203,8 @@ class EngineThread:
             return
         now = time.perf_counter()
         self._report.step_seconds.append(now - start)
+        found = self.engine.statistics
+        self._report.guesses = found.drafts, found.drafted_tokens, found.accepted_tokens
         for job, live in list(self._jobs.items()):
             self._collect(job, live, now)
 

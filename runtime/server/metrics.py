@@ -42,6 +42,7 @@ class Metrics:
         self.prompt_tokens = 0
         self.generated_tokens = 0
         self.reused_tokens = 0
+        self.drafts = self.drafted_tokens = self.accepted_tokens = 0
         self.step_seconds = Histogram(_STEP_BOUNDS)
         self.first_token_seconds = Histogram(_FIRST_TOKEN_BOUNDS)
         self._answers: Counter[tuple[str, int]] = Counter()
@@ -55,6 +56,11 @@ class Metrics:
         """Counts sequences that left the engine, by reason, and tokens that it made."""
         self._ended.update(ended)
         self.generated_tokens += tokens
+
+    def count_guesses(self, drafts: int, drafted_tokens: int, accepted_tokens: int) -> None:
+        """Says how many there were so far of what speculation guessed."""
+        self.drafts, self.drafted_tokens = drafts, drafted_tokens
+        self.accepted_tokens = accepted_tokens
 
     def text(self, *, running: int, waiting: int, failed: bool) -> str:
         """The page; running, waiting: sequences at this moment."""
@@ -74,6 +80,11 @@ class Metrics:
             ("generated_tokens_total", "counter", "Tokens generated.", self.generated_tokens),
             ("reused_tokens_total", "counter", "Prompt tokens of ended sequences not computed.",
              self.reused_tokens),
+            ("spec_decode_num_drafts_total", "counter", "Guesses that were computed.", self.drafts),
+            ("spec_decode_num_draft_tokens_total", "counter", "Tokens of these guesses.",
+             self.drafted_tokens),
+            ("spec_decode_num_accepted_tokens_total", "counter", "Those that were right.",
+             self.accepted_tokens),
             ("sequences_running", "gauge", "Sequences in the batch.", running),
             ("sequences_waiting", "gauge", "Sequences that wait for a place in it.", waiting),
             ("engine_failed", "gauge", "1 when the engine stopped working.", int(failed)),

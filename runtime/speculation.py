@@ -1,0 +1,215 @@
+"""Speculative decoding by lookup: guessed tokens are computed beside the newest one, and those that
+the model chooses indeed are taken, several in one step.
+
+A step of a few tokens reads the weights once, as a step of one does, so on CPUs it takes little
+longer. Choosing stays what it is, token by token with the request's own random numbers, so that
+nothing changes but the number of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from graphwright.runtime.draws import LARGEST, Draw
+from graphwright.runtime.errors import RequestError
+from graphwright.runtime.library import StepLibrary
+from graphwright.runtime.lookup import Lookup
+from graphwright.runtime.plan import EntryPlan, Plan
+from graphwright.runtime.request import Request
+from graphwright.runtime.scheduler import Chunk, Step
+from graphwright.runtime.scheduler import Sequence as TokenSequence
+
+__all__ = ["Drafter", "Speculator", "draws_of_rows", "make_speculator", "rows_that_count",
+           "share"]  # fmt: skip
+
+COST = 1 / 8  # of one more token in a step, in steps of one: docs/decisions/0016
+_LEAST = COST  # a lower hope is hardly ever worth a token
+_LONGEST = 5  # matches that are longer count as this long
+_START = 0.5  # the share of tokens behind a match that are right, until it is known better
+_MEMORY = 16  # tokens by which that share is judged, the newer ones more
+
+
+def make_speculator(asked: str | None, plan: Plan, library: StepLibrary) -> Speculator | None:
+    """What `Engine(speculate=…)` asks for: None, 'lookup' or 'lookup:N', N the most tokens that are
+    guessed of a sequence at a time. Raises RequestError where that cannot be."""
+    if asked is None:
+        return None
+    decode = plan.entries["decode"]
+    limit = min(decode.max_tokens, decode.max_rows) - 1
+    if limit < 1:
+        raise RequestError(
+            "speculation needs steps of several tokens, and this artifact decodes one at a time. "
+            "Leave speculate out."
+        )
+    kind, colon, number = asked.partition(":")
+    most = int(number) if number.isdecimal() else limit if not colon else 0
+    if kind != "lookup" or not 1 <= most <= limit:
+        raise RequestError(
+            f"speculate must be 'lookup' or 'lookup:N' with N from 1 to {limit}, not {asked!r}."
+        )
+    if not plan.goes_back:
+        raise RequestError(
+            "speculation takes back tokens that were guessed wrong, and this model cannot: it has "
+            "recurrent or rolling states, which hold all tokens so far. Leave speculate out."
+        )
+    if library.overlaps:
+        raise RequestError(
+            "speculation is for CPUs: on a GPU the next step starts before the tokens of this one "
+            "are known, and nothing can be guessed from them. Leave speculate out."
+        )
+    return Speculator(decode, most)
+
+
+class Speculator:
+    """Puts guessed tokens into the steps of the entry `decode`, at most `most` of a sequence."""
+
+    def __init__(self, decode: EntryPlan, most: int) -> None:
+        self._decode, self._most = decode, most
+        self._drafters: dict[TokenSequence, Drafter] = {}
+
+    def extend(self, step: Step, requests: Sequence[Request]) -> bool:
+        """Adds drafts to a step's chunks that decode, as far as its entry and the requests have
+        room and they are worth it. Were any added?
+
+        requests: one for each chunk that has a row.
+        """
+        if step.entry != "decode":
+            return False
+        guessed: list[tuple[Chunk, Drafter]] = []
+        hopes: list[tuple[float, int]] = []
+        tokens = number = 0
+        for chunk in step.chunks:
+            tokens += chunk.count
+            if not chunk.rows:
+                continue
+            left = requests[number].left
+            number += 1
+            if left > 1 and not chunk.is_prefill:
+                drafter = self._drafter(chunk.sequence)
+                hope = drafter.look()
+                if hope > _LEAST:
+                    guessed.append((chunk, drafter))
+                    hopes.append((hope, min(self._most, left - 1)))
+        if not hopes:
+            return False
+        spare = min(self._decode.max_tokens - tokens, self._decode.max_rows - number)
+        lengths = share(hopes, spare, number, tokens)
+        for (chunk, drafter), length in zip(guessed, lengths, strict=True):
+            if length:
+                self._add(chunk, drafter.draft(length))
+        return any(lengths)
+
+    def forget(self, sequence: TokenSequence) -> None:
+        """The sequence has ended."""
+        self._drafters.pop(sequence, None)
+
+    def _drafter(self, sequence: TokenSequence) -> Drafter:
+        found = self._drafters.get(sequence)
+        if found is None:
+            found = self._drafters[sequence] = Drafter(sequence.tokens)
+        return found
+
+    def _add(self, chunk: Chunk, draft: list[int]) -> None:
+        chunk.draft = draft
+        chunk.count += len(draft)
+        chunk.rows += len(draft)
+        assert chunk.sequence.table is not None
+        chunk.sequence.table.grow(chunk.start + chunk.count)
+
+
+def rows_that_count(step: Step, requests: Sequence[Request]) -> Iterator[tuple[int, Request]]:
+    """(sampled row, its request) of every row of a step with drafts whose token is to be taken.
+
+    Ask for the next pair when the token of the one in front was taken: a row counts only if all
+    tokens before it are those that were guessed. So far the sequence's cache is right, and
+    `computed` follows; what was computed behind that is overwritten by later steps.
+    """
+    first = 0
+    for chunk, request in zip((each for each in step.chunks if each.rows), requests, strict=True):
+        yield first, request
+        for row, guessed in enumerate(chunk.draft, first + 1):
+            if request.finished or chunk.sequence.tokens[-1] != guessed:
+                break
+            chunk.sequence.computed += 1
+            chunk.accepted += 1
+            yield row, request
+        first += chunk.rows
+
+
+def draws_of_rows(step: Step, draws: Sequence[Draw | None]) -> list[Draw | None]:
+    """What a step with drafts is told of each row, from what it is told of each request's first.
+
+    A random number belongs to a token that is said, and which rows say any is not known before: the
+    rows of guessed tokens are drawn from by the host.
+    """
+    found: list[Draw | None] = []
+    for chunk, draw in zip((each for each in step.chunks if each.rows), draws, strict=True):
+        found += [draw, *[draw if draw is LARGEST else None] * len(chunk.draft)]
+    return found
+
+
+class Drafter:
+    """Guesses what follows a sequence's `tokens`, and sees how often that was right.
+
+    Guesses behind longer matches are better, so each length of a match has a share of its own. The
+    first token of a guess is compared with what came even where it was not computed: a text that
+    begins to repeat itself is noticed without trying.
+    """
+
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = tokens
+        self._lookup = Lookup(tokens)
+        self._shares = [_START] * (_LONGEST + 1)  # by length
+        self._length = 0  # of the match, at most _LONGEST
+        self._guess: list[int] = []
+        self._start = 0  # the index of the guess's first token
+
+    def look(self) -> float:
+        """Finds where the end of the text stood before. How likely a token that is guessed by that
+        is right, by what came of such guesses; 0 when there is nothing to guess."""
+        if self._guess:
+            self._learn()
+        lookup = self._lookup
+        lookup.follow()
+        self._length = min(lookup.length, _LONGEST)
+        if not self._length:
+            self._guess = []
+            return 0.0
+        self._guess, self._start = lookup.guess(1), len(self._tokens)
+        return self._shares[self._length]
+
+    def draft(self, length: int) -> list[int]:
+        """The next `length` tokens as they are guessed."""
+        self._guess = self._lookup.guess(length)
+        return self._guess
+
+    def _learn(self) -> None:
+        """Compares the last guess with what came instead, up to the first difference."""
+        share = self._shares[self._length]
+        for guessed, token in zip(self._guess, self._tokens[self._start :], strict=False):
+            share += ((guessed == token) - share) / _MEMORY
+            if guessed != token:
+                break
+        self._shares[self._length] = share
+
+
+def share(hopes: Sequence[tuple[float, int]], spare: int, said: int, tokens: int) -> list[int]:
+    """How many tokens of each draft a step should compute, `spare` at most in all.
+
+    hopes: of each draft the probability that its next token is right if those before are, and its
+    most tokens. A step of `tokens` tokens says `said` tokens without drafts. The likeliest token is
+    added next, as long as what it may say for what it costs is more than what the step does.
+    """
+    lengths = [0] * len(hopes)
+    gains = [hope if room else 0.0 for hope, room in hopes]
+    expected, cost = float(said), 1 + COST * (tokens - 1)
+    for _ in range(spare if gains else 0):
+        best = max(gains)
+        if best * cost <= COST * expected:
+            break
+        number = gains.index(best)
+        hope, room = hopes[number]
+        lengths[number] += 1
+        expected, cost = expected + best, cost + COST
+        gains[number] = best * hope if lengths[number] < room else 0.0
+    return lengths
