@@ -22,8 +22,10 @@ from graphwright.runtime.scheduler import Sequence as TokenSequence
 __all__ = ["Drafter", "Speculator", "draws_of_rows", "make_speculator", "rows_that_count",
            "share"]  # fmt: skip
 
-COST = 1 / 8  # of one more token in a step, in steps of one: docs/decisions/0016
-_LEAST = COST  # a lower hope is hardly ever worth a token
+# What one more token adds to a step, in steps of one (docs/decisions/0016): models whose weights
+# come from memory, and those whose weights stay in caches, so that there is less to share.
+COST, COST_IN_CACHES = 1 / 8, 3 / 8
+_CACHES = 16_000_000  # bytes of weights that a token reads
 _LONGEST = 5  # matches that are longer count as this long
 _START = 0.5  # the share of tokens behind a match that are right, until it is known better
 _MEMORY = 16  # tokens by which that share is judged, the newer ones more
@@ -57,14 +59,18 @@ def make_speculator(asked: str | None, plan: Plan, library: StepLibrary) -> Spec
             "speculation is for CPUs: on a GPU the next step starts before the tokens of this one "
             "are known, and nothing can be guessed from them. Leave speculate out."
         )
-    return Speculator(decode, most)
+    in_caches = plan.weight_bytes_per_token < _CACHES
+    return Speculator(decode, most, COST_IN_CACHES if in_caches else COST)
 
 
 class Speculator:
-    """Puts guessed tokens into the steps of the entry `decode`, at most `most` of a sequence."""
+    """Puts guessed tokens into the steps of the entry `decode`, at most `most` of a sequence.
 
-    def __init__(self, decode: EntryPlan, most: int) -> None:
-        self._decode, self._most = decode, most
+    cost: what each adds to a step, in steps of one token.
+    """
+
+    def __init__(self, decode: EntryPlan, most: int, cost: float) -> None:
+        self._decode, self._most, self._cost = decode, most, cost
         self._drafters: dict[TokenSequence, Drafter] = {}
 
     def extend(self, step: Step, requests: Sequence[Request]) -> bool:
@@ -87,13 +93,13 @@ class Speculator:
             if left > 1 and not chunk.is_prefill:
                 drafter = self._drafter(chunk.sequence)
                 hope = drafter.look()
-                if hope > _LEAST:
+                if hope > self._cost:  # a lower one is hardly ever worth a token
                     guessed.append((chunk, drafter))
                     hopes.append((hope, min(self._most, left - 1)))
         if not hopes:
             return False
         spare = min(self._decode.max_tokens - tokens, self._decode.max_rows - number)
-        lengths = share(hopes, spare, number, tokens)
+        lengths = share(hopes, spare, number, 1 + self._cost * (tokens - 1), self._cost)
         for (chunk, drafter), length in zip(guessed, lengths, strict=True):
             if length:
                 self._add(chunk, drafter.draft(length))
@@ -193,23 +199,26 @@ class Drafter:
         self._shares[self._length] = share
 
 
-def share(hopes: Sequence[tuple[float, int]], spare: int, said: int, tokens: int) -> list[int]:
+def share(
+    hopes: Sequence[tuple[float, int]], spare: int, said: int, cost: float, each: float
+) -> list[int]:
     """How many tokens of each draft a step should compute, `spare` at most in all.
 
     hopes: of each draft the probability that its next token is right if those before are, and its
-    most tokens. A step of `tokens` tokens says `said` tokens without drafts. The likeliest token is
-    added next, as long as what it may say for what it costs is more than what the step does.
+    most tokens. The step says `said` tokens without drafts and costs `cost`, with every token
+    `each` more. The likeliest token is added next, as long as what it may say for what it costs is
+    more than what the step does.
     """
     lengths = [0] * len(hopes)
     gains = [hope if room else 0.0 for hope, room in hopes]
-    expected, cost = float(said), 1 + COST * (tokens - 1)
+    expected = float(said)
     for _ in range(spare if gains else 0):
         best = max(gains)
-        if best * cost <= COST * expected:
+        if best * cost <= each * expected:
             break
         number = gains.index(best)
         hope, room = hopes[number]
         lengths[number] += 1
-        expected, cost = expected + best, cost + COST
+        expected, cost = expected + best, cost + each
         gains[number] = best * hope if lengths[number] < room else 0.0
     return lengths

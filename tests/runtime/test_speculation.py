@@ -39,9 +39,10 @@ def echo_engine(
     plan: dict[str, Any] | None = None, **options: Any,
 ) -> tuple[Engine, ToyLibrary]:  # fmt: skip
     library = library or EchoToy(1)
+    large = {**PLAN["weights"], "bytes_per_token": 10**9}  # so that guesses are worth trying
     path = write_toy(
         folder / "echo.gw", tokenizer=word_tokenizer(), generation_config={"eos_token_id": EOS},
-        **(plan or {}),
+        **{"weights": large, **(plan or {})},
     )  # fmt: skip
     return Engine(path, library=library, speculate=speculate, **options), library
 
@@ -311,6 +312,18 @@ def test_where_guesses_are_wrong_they_cease(tmp_path: Path) -> None:
     assert all(tokens == 1 for _, tokens, *_ in library.steps[-100:])
 
 
+def test_a_small_model_guesses_less(tmp_path: Path) -> None:
+    """Its weights stay in caches, so that a step of several tokens saves less."""
+    drafted = []
+    for size in (15_999_999, 16_000_000):
+        weights = {**PLAN["weights"], "bytes_per_token": size}
+        engine, _ = echo_engine(tmp_path, plan={"weights": weights})
+        [output] = engine.generate([PROMPT], greedy(40))
+        assert output.token_ids == echo_greedy(PROMPT, 40)
+        drafted.append(engine.statistics.drafted_tokens)
+    assert 0 < drafted[0] < drafted[1]
+
+
 def test_a_drafter_learns_from_guesses_that_were_not_computed() -> None:
     tokens = [1, 2, 3]
     drafter = Drafter(tokens)
@@ -327,10 +340,10 @@ def test_a_drafter_learns_from_guesses_that_were_not_computed() -> None:
 
 @given(
     st.lists(st.tuples(st.floats(0.01, 0.999), st.integers(1, 7)), min_size=1, max_size=4),
-    st.integers(0, 7), st.integers(4, 5), st.integers(5, 8),
+    st.integers(0, 7), st.integers(4, 5), st.integers(5, 8), st.sampled_from([0.02, 0.125, 0.375]),
 )  # fmt: skip
 def test_the_likeliest_tokens_are_added_as_long_as_they_pay(
-    hopes: list[tuple[float, int]], spare: int, said: int, tokens: int
+    hopes: list[tuple[float, int]], spare: int, said: int, tokens: int, each: float
 ) -> None:
     """What a step says for what it costs is the most that any lengths give, up to rounding."""
 
@@ -338,9 +351,9 @@ def test_the_likeliest_tokens_are_added_as_long_as_they_pay(
         gain = sum(
             hope**k for (hope, _), n in zip(hopes, lengths, strict=True) for k in range(1, n + 1)
         )
-        return (said + gain) / (1 + COST * (tokens - 1 + sum(lengths)))
+        return (said + gain) / (1 + each * (tokens - 1 + sum(lengths)))
 
-    found = share(hopes, spare, said, tokens)
+    found = share(hopes, spare, said, 1 + each * (tokens - 1), each)
     assert sum(found) <= spare
     assert all(0 <= n <= most for n, (_, most) in zip(found, hopes, strict=True))
     ways = itertools.product(*(range(most + 1) for _, most in hopes))
