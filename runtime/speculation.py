@@ -18,14 +18,11 @@ from graphwright.runtime.plan import EntryPlan, Plan
 from graphwright.runtime.request import Request
 from graphwright.runtime.scheduler import Chunk, Step
 from graphwright.runtime.scheduler import Sequence as TokenSequence
+from graphwright.runtime.step_cost import StepCost
 
 __all__ = ["Drafter", "Speculator", "draws_of_rows", "make_speculator", "rows_that_count",
            "share"]  # fmt: skip
 
-# What one more token adds to a step, in steps of one (docs/decisions/0016): models whose weights
-# come from memory, and those whose weights stay in caches, so that there is less to share.
-COST, COST_IN_CACHES = 1 / 8, 3 / 8
-_CACHES = 16_000_000  # bytes of weights that a token reads
 _LONGEST = 5  # matches that are longer count as this long
 _START = 0.5  # the share of tokens behind a match that are right, until it is known better
 _MEMORY = 16  # tokens by which that share is judged, the newer ones more
@@ -59,17 +56,14 @@ def make_speculator(asked: str | None, plan: Plan, library: StepLibrary) -> Spec
             "speculation is for CPUs: on a GPU the next step starts before the tokens of this one "
             "are known, and nothing can be guessed from them. Leave speculate out."
         )
-    in_caches = plan.weight_bytes_per_token < _CACHES
-    return Speculator(decode, most, COST_IN_CACHES if in_caches else COST)
+    return Speculator(decode, most, StepCost.of(plan))
 
 
 class Speculator:
-    """Puts guessed tokens into the steps of the entry `decode`, at most `most` of a sequence.
+    """Puts guessed tokens into the steps of the entry `decode`, at most `most` of a sequence, as
+    far as they are worth their `cost`."""
 
-    cost: what each adds to a step, in steps of one token.
-    """
-
-    def __init__(self, decode: EntryPlan, most: int, cost: float) -> None:
+    def __init__(self, decode: EntryPlan, most: int, cost: StepCost) -> None:
         self._decode, self._most, self._cost = decode, most, cost
         self._drafters: dict[TokenSequence, Drafter] = {}
 
@@ -83,9 +77,10 @@ class Speculator:
             return False
         guessed: list[tuple[Chunk, Drafter]] = []
         hopes: list[tuple[float, int]] = []
-        tokens = number = 0
+        tokens = number = positions = 0
         for chunk in step.chunks:
             tokens += chunk.count
+            positions += chunk.start
             if not chunk.rows:
                 continue
             left = requests[number].left
@@ -93,13 +88,15 @@ class Speculator:
             if left > 1 and not chunk.is_prefill:
                 drafter = self._drafter(chunk.sequence)
                 hope = drafter.look()
-                if hope > self._cost:  # a lower one is hardly ever worth a token
+                if hope > self._cost.share:  # a lower one is hardly ever worth a token
                     guessed.append((chunk, drafter))
                     hopes.append((hope, min(self._most, left - 1)))
         if not hopes:
             return False
         spare = min(self._decode.max_tokens - tokens, self._decode.max_rows - number)
-        lengths = share(hopes, spare, number, 1 + self._cost * (tokens - 1), self._cost)
+        mean = sum(chunk.start for chunk, _ in guessed) / len(guessed)
+        cost, each = self._cost.step(tokens, positions), self._cost.token(mean)
+        lengths = share(hopes, spare, number, cost, each)
         for (chunk, drafter), length in zip(guessed, lengths, strict=True):
             if length:
                 self._add(chunk, drafter.draft(length))
