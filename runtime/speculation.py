@@ -23,8 +23,9 @@ from graphwright.runtime.step_cost import StepCost
 __all__ = ["Drafter", "Speculator", "draws_of_rows", "make_speculator", "rows_that_count",
            "share"]  # fmt: skip
 
-_LONGEST = 5  # matches that are longer count as this long
-_START = 0.5  # the share of tokens behind a match that are right, until it is known better
+# By the length of a match, longer ones as the last: the share of tokens behind it that are right,
+# until it is known better.
+_START = (0.0, 0.0, 0.2, 0.35, 0.5, 0.8)
 _MEMORY = 16  # tokens by which that share is judged, the newer ones more
 
 
@@ -162,8 +163,8 @@ class Drafter:
     def __init__(self, tokens: list[int]) -> None:
         self._tokens = tokens
         self._lookup = Lookup(tokens)
-        self._shares = [_START] * (_LONGEST + 1)  # by length
-        self._length = 0  # of the match, at most _LONGEST
+        self._shares = list(_START)
+        self._length = 0  # of the match, as an index of those
         self._guess: list[int] = []
         self._start = 0  # the index of the guess's first token
 
@@ -174,7 +175,7 @@ class Drafter:
             self._learn()
         lookup = self._lookup
         lookup.follow()
-        self._length = min(lookup.length, _LONGEST)
+        self._length = min(lookup.length, len(_START) - 1)
         if not self._length:
             self._guess = []
             return 0.0
