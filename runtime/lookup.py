@@ -5,6 +5,8 @@ Source: Prompt Lookup Decoding (Saxena, 2023) and LLMA (Yang et al., arXiv 2304.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 __all__ = ["Lookup"]
 
 
@@ -12,20 +14,22 @@ class Lookup:
     """Follows a list of token ids that others append to; each token costs the same, however long
     the list is.
 
-    A place, once found, is followed as long as the tokens that come are those that stand there.
-    Otherwise it is the newest earlier place of the last three tokens, or else of the last two.
+    The place is the newest earlier one of the last three tokens, or else of the last two. Once
+    found it is followed as long as the tokens that come are those that stand there.
     place: the index of the token there that may be the next one. length: how many of the last
     tokens stand before it, as far as that is known; 0 where there is no such place.
     """
 
     def __init__(self, tokens: list[int]) -> None:
         self.place = self.length = 0
-        self._tokens = tokens
-        self._known = 0
-        self._pair, self._triple = (-1, -1), (-1, -1, -1)  # the last tokens that are known
+        self._tokens, self._known = tokens, len(tokens)
         # The index behind where a pair, or a triple, stood last, not counting the list's end.
-        self._behind_pairs: dict[tuple[int, int], int] = {}
-        self._behind_triples: dict[tuple[int, int, int], int] = {}
+        count, triples = len(tokens), zip(tokens, tokens[1:], tokens[2:], strict=False)
+        self._behind_pairs = dict(zip(pairwise(tokens), range(2, count), strict=False))
+        self._behind_triples = dict(zip(triples, range(3, count), strict=False))
+        first, second, third = [-1, -1, -1, *tokens[-3:]][-3:]
+        self._pair, self._triple = (second, third), (first, second, third)  # the last tokens
+        self._find()
 
     def follow(self) -> None:
         """Takes in the tokens that were appended since."""

@@ -9,16 +9,17 @@ from graphwright.runtime.plan import Plan
 
 __all__ = ["StepCost"]
 
-_OF_WEIGHTS = 1 / 8  # what another token costs of reading the weights, which it shares
-_IN_CACHES = 3 / 8  # the same of weights that stay in caches: there is less to share
-_CACHES = 16_000_000  # bytes of such weights
-_OF_POSITIONS = 1 / 2  # what another token of a sequence costs of reading its keys and values
+# What another token costs of reading the weights, which it shares, and of reading the keys and
+# values of its sequence. What stays in caches is read faster, so that there is less to share.
+_IN_MEMORY = 1 / 8, 1 / 2
+_IN_CACHES = 3 / 8, 3 / 4
+_CACHES = 16_000_000  # bytes of weights that a token reads there
 
 
 @dataclass(frozen=True)
 class StepCost:
     """Costs in bytes that a step of one token reads: `weights`, and `position` for each position in
-    front of a token. share: what another token costs of the weights.
+    front of a token. share, again: what another token costs of the weights, and of the positions.
 
     Experts are read for the tokens that chose them, so that tokens share less of them. Layers with
     windows count as if they had none.
@@ -27,14 +28,15 @@ class StepCost:
     weights: float
     position: float
     share: float
+    again: float
 
     @classmethod
     def of(cls, plan: Plan) -> StepCost:
         """That of an artifact."""
         read = plan.weight_bytes_per_token
         chosen = 1 - read / plan.weights_bytes if plan.weights_bytes else 0.0
-        share = max(_IN_CACHES if read < _CACHES else _OF_WEIGHTS, chosen)
-        return cls(read, plan.block_bytes / plan.block_size, share)
+        share, again = _IN_CACHES if read < _CACHES else _IN_MEMORY
+        return cls(read, plan.block_bytes / plan.block_size, max(share, chosen), again)
 
     def step(self, tokens: int, positions: int) -> float:
         """Of a step of so many tokens, `positions` in front of its sequences in all."""
@@ -42,4 +44,4 @@ class StepCost:
 
     def token(self, positions: float) -> float:
         """Of another token of a sequence with so many positions."""
-        return self.weights * self.share + self.position * positions * _OF_POSITIONS
+        return self.weights * self.share + self.position * positions * self.again

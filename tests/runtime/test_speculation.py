@@ -147,22 +147,22 @@ class Scripted(ToyLibrary):
 def test_end_of_text_among_guessed_tokens(tmp_path: Path, wrong: bool) -> None:
     """It was guessed, or it comes instead of a guess: the last token of the sequence either way,
     and blocks are kept only up to where their tokens are those that were computed."""
-    prompt = [1, 2, 3, 4, 7, 6, 1, 2, 3, 4, 7 if not wrong else 5, 6, 1, 2]
-    script = [3, 4, 7, 6, 1, 2, 3, 4]
-    library = Scripted(script, len(prompt))
+    prompt = [1, 2, 3, 4, 5, 6, 8, 9 if wrong else 7, 1, 2]  # the last token ends a block
+    said = [3, 4, 5, 6, 8, 7]
+    library = Scripted([*said, 1, 1, 1], len(prompt))
     engine, _ = echo_engine(tmp_path, library=library, prefix_cache=True)
-    params = SamplingParams(temperature=0, max_tokens=8)
+    params = SamplingParams(temperature=0, max_tokens=9)
     [output] = engine.generate([prompt], params)
-    assert (output.token_ids, output.finish_reason) == ([3, 4, 7], "stop")
-    assert library.steps[2][1] > 2 and len(library.steps) == 3
-    request = engine.submit([*prompt, 3, 4, 7, 9, 9], params)
+    assert (output.token_ids, output.finish_reason) == (said, "stop")
+    assert library.steps[-1][1] == 4, "6, 8 and 7 were guessed, or 9"
+    request = engine.submit([*prompt, *said, 9, 9], params)
     engine.step()
     known = request.sequence.reused
-    assert known == (len(prompt) + 2) // BLOCK * BLOCK
+    assert known == (len(prompt) + len(said) - 1) // BLOCK * BLOCK
     cache = engine._buffers.kv.view(np.int64).reshape(-1, BLOCK, 2)
     assert request.sequence.table is not None
     blocks = request.sequence.table.blocks[: known // BLOCK]
-    assert cache[blocks, :, 0].ravel().tolist() == [*prompt, 3, 4, 7][:known]
+    assert cache[blocks, :, 0].ravel().tolist() == [*prompt, *said][:known]
     engine.cancel(request)
 
 
