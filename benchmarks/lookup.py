@@ -36,19 +36,20 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json (default: the demo's)",
                         default=ROOT / "examples" / "demo-model" / "tokenizer.json")  # fmt: skip
     parser.add_argument("--tokens", type=int, default=200, help="of each answer")
+    parser.add_argument("--sequences", type=int, default=1, help="that write at a time")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, help="default: the cores")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     plain, lookup = (
         Engine(
-            options.artifact, max_sequences=1, threads=options.threads, prefix_cache=True,
-            speculate=speculate,
+            options.artifact, max_sequences=options.sequences, threads=options.threads,
+            prefix_cache=True, speculate=speculate,
         )
         for speculate in (None, "lookup")
     )  # fmt: skip
     found = {
-        title: compare(plain, lookup, *each, rounds=options.rounds)
+        title: compare(plain, lookup, *each, options.rounds, options.sequences)
         for title, each in answers(plain, options.tokenizer, options.tokens).items()
     }
     costs = step_costs(plain, options.rounds)
@@ -74,11 +75,11 @@ def answers(
 
     def halves(text: str) -> tuple[list[int], list[int]]:
         both = ids(text)
-        middle = min(len(both) // 2, engine.context - tokens)
+        middle = min(len(both) // 2, engine.context - tokens - 1)
         return both[:middle], both[middle : middle + tokens]
 
     source = (ROOT / "runtime" / "scheduler.py").read_text()
-    start = ids(source)[: engine.context - tokens - 1]
+    start = ids(source)[: engine.context - tokens - 2]
     changed = re.sub(r"\btokens\b", "ids", re.sub(r"\bsequence\b", "line", source))
     found: dict[str, tuple[list[int], list[int] | None, SamplingParams]] = {
         "a file, two names changed": (start, ids(changed)[:tokens], greedy),
@@ -107,31 +108,37 @@ class Replaced:
 
 
 def write(
-    engine: Engine, prompt: list[int], text: list[int] | None, params: SamplingParams
-) -> tuple[float, list[int]]:
-    """(tokens/s behind the first token, the tokens)."""
-    request = engine.submit(prompt, params)
-    if text is not None:
-        request._sampler = Replaced(request._sampler, text)  # type: ignore[assignment]
-    while not request.generated:
+    engine: Engine, prompt: list[int], text: list[int] | None, params: SamplingParams,
+    sequences: int = 1,
+) -> tuple[float, list[int]]:  # fmt: skip
+    """(tokens/s in all behind the first ones, the tokens of the first sequence). Prompts begin with
+    different tokens."""
+    requests = [engine.submit([number, *prompt], params) for number in range(sequences)]
+    for request in requests if text is not None else ():
+        request._sampler = Replaced(request._sampler, text or [])  # type: ignore[assignment]
+    while not all(request.generated for request in requests):
         engine.step()
+    said = sum(len(request.generated) for request in requests)
     start = time.perf_counter()
-    while not request.finished:
+    while not all(request.finished for request in requests):
         engine.step()
-        list(request.take_pieces())
-    return (len(request.generated) - 1) / (time.perf_counter() - start), request.generated
+        for request in requests:
+            list(request.take_pieces())
+    seconds = time.perf_counter() - start
+    more = sum(len(request.generated) for request in requests) - said
+    return more / seconds, requests[0].generated
 
 
 def compare(
     plain: Engine, lookup: Engine, prompt: list[int], text: list[int] | None,
-    params: SamplingParams, rounds: int,
+    params: SamplingParams, rounds: int, sequences: int = 1,
 ) -> dict[str, float]:  # fmt: skip
     """Medians over the rounds, after one that is not counted; ratio: of neighbours."""
     rates: list[tuple[float, float]] = []
     before = vars(lookup.statistics).copy()
     for _ in range(rounds + 1):
         (slow, expected), (fast, said) = (
-            write(engine, prompt, text, params) for engine in (plain, lookup)
+            write(engine, prompt, text, params, sequences) for engine in (plain, lookup)
         )
         assert text is None or said == expected == text[: len(said)]
         rates.append((slow, fast))

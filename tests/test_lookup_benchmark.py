@@ -41,8 +41,8 @@ def test_a_given_text_is_written_with_and_without_guesses(
     assert found["accepted"] == found["guessed"] > 5
     assert found["tokens a step"] == pytest.approx(11 / (11 - found["accepted"]))
     assert found["plain"] > 0 < found["lookup"]
-    _, said = benchmark.write(engines[1], [5] * 9, None, GREEDY)
-    assert said == echo_greedy([5] * 9, 12)
+    _, said = benchmark.write(engines[1], [5] * 9, None, GREEDY, 2)
+    assert said == echo_greedy([0] + [5] * 9, 12)
 
 
 def test_its_texts_fit_and_steps_have_costs(benchmark: ModuleType, tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_its_texts_fit_and_steps_have_costs(benchmark: ModuleType, tmp_path: Pat
     found = benchmark.answers(plain, tokenizer, 20)
     assert len(found) == 5
     for prompt, text, params in found.values():
-        assert 0 < len(prompt) <= plain.context - 20 and params.max_tokens == 20
+        assert 0 < len(prompt) < plain.context - 20 and params.max_tokens == 20
         assert text is None or len(text) == 20
     costs = benchmark.step_costs(plain, 1, before=20)
     assert list(costs) == [1, 2, 3, 4, 5, 6, 8, 9] and costs[1] == 1
