@@ -22,6 +22,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from graphwright import SamplingParams
+from graphwright.runtime.draws import LARGEST
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.scheduler import Chunk, Sequence, Step
 
@@ -99,7 +100,7 @@ class Replaced:
 
     def __init__(self, sampler: Any, text: list[int]) -> None:
         self._sampler, self._text = sampler, iter(text)
-        self.candidates = sampler.candidates
+        self.takes_largest, self.draw = sampler.takes_largest, sampler.draw
 
     def choose(self, *arguments: Any) -> int:
         """The next token of the text."""
@@ -163,7 +164,8 @@ def step_costs(engine: Engine, rounds: int, before: int = 200) -> dict[int, floa
     sequence = Sequence(ids.tolist())
     engine._scheduler.add(sequence)
     while (step := engine._scheduler.next_step()) is not None:
-        engine._stepper.run(step, 1, logits=False)
+        rows = sum(chunk.rows for chunk in step.chunks)
+        engine._stepper.run(step, [LARGEST] * rows, logits=False)
     ratios: dict[int, list[float]] = {count: [] for count in counts}
     for number in range(4 * rounds + 1):
         one = 0.0
@@ -171,7 +173,7 @@ def step_costs(engine: Engine, rounds: int, before: int = 200) -> dict[int, floa
             entry = "decode" if count <= decode.max_tokens else "prefill"
             step = Step(entry, (Chunk(sequence, before, count, count),))
             start = time.perf_counter()
-            engine._stepper.run(step, 1, logits=False)
+            engine._stepper.run(step, [LARGEST] * count, logits=False)
             seconds = time.perf_counter() - start
             one = one or seconds
             if number:

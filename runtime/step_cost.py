@@ -1,5 +1,5 @@
 """What a decoding step costs, roughly: from counts that the plan gives, never from a clock, so that
-runs can be repeated. docs/decisions/0016 says what the shares were measured by."""
+runs can be repeated. docs/decisions/0017 says what the shares were measured by."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Served:
         """Tells the server to end, and waits until it takes no more connections."""
         self.server.should_exit = True
         limit = time.monotonic() + WAIT
-        with suppress(ConnectionRefusedError):
+        with suppress(ConnectionRefusedError, ConnectionResetError):
             while time.monotonic() < limit:
                 socket.create_connection(("127.0.0.1", self.port)).close()
             raise AssertionError("the server still takes connections")

@@ -21,7 +21,9 @@ IDS = ",".join(["5"] * 9)
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr("graphwright.runtime.engine.NativeLibrary", lambda *_, **__: EchoToy(1))
+    monkeypatch.setattr(
+        "graphwright.runtime.engine.NativeLibrary", lambda *_, **__: EchoToy("largest")
+    )
     return str(chat_toy(tmp_path / "toy.gw", weights=LARGE))
 
 

@@ -29,7 +29,7 @@ def benchmark() -> ModuleType:
 def engine(folder: Path, speculate: str | None) -> Engine:
     weights = {**PLAN["weights"], "bytes_per_token": 10**9}
     path = write_toy(folder / "toy.gw", tokenizer=word_tokenizer(), weights=weights)
-    return Engine(path, library=EchoToy(1), max_sequences=1, speculate=speculate)
+    return Engine(path, library=EchoToy("largest"), max_sequences=1, speculate=speculate)
 
 
 def test_a_given_text_is_written_with_and_without_guesses(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from late_toy import LateToy
 from numpy.typing import NDArray
-from toy_model import BLOCK, MAX_CONTEXT, PLAN, VOCAB, ToyLibrary, word_tokenizer, write_toy
+from toy_model import (
+    BLOCK,
+    MAX_CONTEXT,
+    PLAN,
+    VOCAB,
+    Chooses,
+    ToyLibrary,
+    word_tokenizer,
+    write_toy,
+)
 
-from graphwright.runtime.candidates import Candidates
+from graphwright.runtime.draws import Draw
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.library import StepBuffers
@@ -38,7 +47,7 @@ def echo_engine(
     folder: Path, speculate: str | None = "lookup", library: ToyLibrary | None = None,
     plan: dict[str, Any] | None = None, **options: Any,
 ) -> tuple[Engine, ToyLibrary]:  # fmt: skip
-    library = library or EchoToy(1)
+    library = library or EchoToy("largest")
     large = {**PLAN["weights"], "bytes_per_token": 10**9}  # so that guesses are worth trying
     path = write_toy(
         folder / "echo.gw", tokenizer=word_tokenizer(), generation_config={"eos_token_id": EOS},
@@ -134,7 +143,7 @@ class Scripted(ToyLibrary):
     """Says `script` whatever its cache holds."""
 
     def __init__(self, script: list[int], prompt: int) -> None:
-        super().__init__(1)
+        super().__init__("largest")
         self._script, self._prompt = script, prompt
 
     def logits_after(self, history: Any) -> NDArray[np.float32]:
@@ -178,7 +187,7 @@ def test_an_error_among_guessed_tokens(tmp_path: Path) -> None:
                 logits[3] = np.nan
             return logits
 
-    library = NanToy(0)
+    library = NanToy("none")
     engine, _ = echo_engine(tmp_path, library=library)
     first, second = (engine.submit([token] * 9, greedy(30)) for token in (5, 6))
     library.bad = 9 + 12
@@ -197,14 +206,14 @@ def test_a_step_that_was_interrupted_is_made_again(tmp_path: Path) -> None:
         at = 5
 
         def run(
-            self, entry: str, buffers: StepBuffers, largest: int = 0, logits: bool = True
-        ) -> Candidates | None:
-            found = super().run(entry, buffers, largest, logits)
+            self, entry: str, buffers: StepBuffers, draws: Sequence[Draw] = (), logits: bool = True
+        ) -> NDArray[np.int32] | None:
+            found = super().run(entry, buffers, draws, logits)
             if len(self.steps) in (5, 8, 9):
                 raise KeyboardInterrupt
             return found
 
-    engine, _ = echo_engine(tmp_path, library=Interrupted(1))
+    engine, _ = echo_engine(tmp_path, library=Interrupted("largest"))
     request = engine.submit([5] * 9, greedy(30))
     interrupts = 0
     while not request.finished:
@@ -248,16 +257,16 @@ def test_small_budgets_of_the_entry(tmp_path: Path, decode: dict[str, int]) -> N
 
     class Rows(EchoToy):
         def run(
-            self, entry: str, buffers: StepBuffers, largest: int = 0, logits: bool = True
-        ) -> Candidates | None:
+            self, entry: str, buffers: StepBuffers, draws: Sequence[Draw] = (), logits: bool = True
+        ) -> NDArray[np.int32] | None:
             assert entry == "prefill" or buffers.batch[3] <= 2
             PLAN["entries"], kept = entries, PLAN["entries"]
             try:
-                return super().run(entry, buffers, largest, logits)
+                return super().run(entry, buffers, draws, logits)
             finally:
                 PLAN["entries"] = kept
 
-    engine, library = echo_engine(tmp_path, library=Rows(1), plan=plan)
+    engine, library = echo_engine(tmp_path, library=Rows("largest"), plan=plan)
     [output] = engine.generate([[5] * 9], greedy(30))
     assert output.token_ids == echo_greedy([5] * 9, 30)
     assert max(rows for *_, rows in library.steps) == 2
@@ -290,7 +299,7 @@ def test_states_cannot_go_back(tmp_path: Path, kv: dict[str, Any]) -> None:
 
 def test_where_steps_overlap_nothing_is_guessed(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"speculation is for CPUs: on a GPU"):
-        echo_engine(tmp_path, library=LateToy(1))
+        echo_engine(tmp_path, library=LateToy())
 
 
 class Rambling(ToyLibrary):
@@ -305,7 +314,7 @@ class Rambling(ToyLibrary):
 
 def test_where_guesses_are_wrong_they_cease(tmp_path: Path) -> None:
     """And no text costs more than its guesses before that."""
-    engine, library = echo_engine(tmp_path, library=Rambling(1), plan={"max_context": 1024})
+    engine, library = echo_engine(tmp_path, library=Rambling("largest"), plan={"max_context": 1024})
     engine.generate([[1, 2, 3]], greedy(250))
     found = engine.statistics
     assert found.accepted_tokens <= 2 and found.drafted_tokens < 40
@@ -398,7 +407,7 @@ def alone(prompt: tuple[int, ...], params: SamplingParams) -> tuple[list[int], s
 def plain() -> Iterator[None]:
     global _PLAIN
     with tempfile.TemporaryDirectory() as folder:
-        _PLAIN, _ = echo_engine(Path(folder), None, EchoToy(8), max_sequences=3)
+        _PLAIN, _ = echo_engine(Path(folder), None, EchoToy("none"), max_sequences=3)
         yield
 
 
@@ -406,13 +415,13 @@ _PLAIN: Engine
 
 
 @settings(max_examples=150, deadline=None)
-@given(EVENTS, st.booleans(), st.integers(0, 8))
+@given(EVENTS, st.booleans(), st.sampled_from(["none", "largest", "any"]))
 def test_every_request_says_what_it_says_alone(
-    events: list[Any], prefix_cache: bool, candidates: int
+    events: list[Any], prefix_cache: bool, chooses: Chooses
 ) -> None:
     """The logits depend on all that the cache holds, so that they differ where a guessed token was
     left in it, and a drawn token differs where a random number went to a token that nobody saw."""
-    library = EchoToy(candidates)
+    library = EchoToy(chooses)
     engine = Engine(
         _PLAIN.artifact, library=library, max_sequences=3, prefix_cache=prefix_cache,
         speculate="lookup",

@@ -15,8 +15,8 @@ GREEDY = {"temperature": 0, "ignore_eos": True, "return_token_ids": True}
 
 def test_streams_have_every_token_and_metrics_count_guesses(tmp_path: Path) -> None:
     engine = Engine(
-        chat_toy(tmp_path / "toy.gw"), library=EchoToy(1), max_sequences=2, prefix_cache=True,
-        speculate="lookup",
+        chat_toy(tmp_path / "toy.gw"), library=EchoToy("largest"), max_sequences=2,
+        prefix_cache=True, speculate="lookup",
     )  # fmt: skip
     prompts = [[5] * 9, [6, 7, 8, 9] * 3, [5] * 9]
     names = ("drafts", "draft_tokens", "accepted_tokens")
