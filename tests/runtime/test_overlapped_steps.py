@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from late_toy import LateToy
+from request_events import GREEDY, check_events, drawn, events
 from toy_model import ToyLibrary, toy_greedy, toy_logits, word_tokenizer, write_toy
 
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.grammar import Grammar
-from graphwright.runtime.request import Request
 from graphwright.runtime.sampling_params import SamplingParams
 
 EOS = [7, 20, 33, 46, 59, 72, 85]  # many, so that sequences end in the middle
@@ -240,29 +240,11 @@ def test_seconds_of_steps_add_up_to_those_that_passed(
     assert found.prefill_seconds + found.decode_seconds == clock.now - 100
 
 
-GREEDY = st.builds(
-    lambda tokens, ignore, stop: SamplingParams(
-        temperature=0, max_tokens=tokens, ignore_eos=ignore, stop=stop
-    ),
-    st.sampled_from([1, 2, 3, 9, 40]), st.booleans(), st.sampled_from([(), ("e",), ("Q", "7")]),
-)  # fmt: skip
-DRAWN = st.builds(
-    lambda tokens, options: SamplingParams(temperature=2, max_tokens=tokens, seed=5, **options),
-    st.integers(1, 6),
-    st.sampled_from([*DRAWS, {"top_k": 3, "repetition_penalty": 1.2}]),
-)
 PROMPT = st.builds(
     lambda length, first: [(first + 3 * i) % 97 for i in range(length)],
     st.sampled_from([1, 2, 4, 11, 25, 60]), st.one_of(st.integers(0, 96), st.integers(0, 1)),
 )  # fmt: skip
-EVENTS = st.lists(
-    st.one_of(
-        st.tuples(st.just("submit"), PROMPT, st.one_of(GREEDY, GREEDY, GREEDY, DRAWN)),
-        st.tuples(st.just("step"), st.integers(1, 4)),
-        st.tuples(st.just("cancel"), st.integers(0, 9)),
-    ),
-    max_size=25,
-)
+EVENTS = events(PROMPT, GREEDY, GREEDY, GREEDY, drawn(6))
 
 
 @cache
@@ -290,33 +272,12 @@ _PLAIN: Engine
 @settings(max_examples=150, deadline=None)
 @given(EVENTS, st.booleans(), st.booleans())
 def test_every_request_says_what_it_says_alone(
-    events: list[Any], overlaps: bool, prefix_cache: bool
+    happened: list[Any], overlaps: bool, prefix_cache: bool
 ) -> None:
     """Prompts often begin alike. The toy's logits depend on all that its cache holds, so that they
     differ where a block is shared that is not what it was taken for, or is written again.
     """
     library = LateToy() if overlaps else ToyLibrary("any")
     engine = Engine(_PLAIN.artifact, library=library, max_sequences=3, prefix_cache=prefix_cache)
-    requests: list[tuple[tuple[int, ...], SamplingParams, Request]] = []
-    cancelled: set[int] = set()
-    for what, *rest in events:
-        if what == "submit":
-            prompt, params = rest
-            requests.append((tuple(prompt), params, engine.submit(prompt, params)))
-        elif what == "step":
-            for _ in range(rest[0]):
-                engine.step()
-        elif rest[0] < len(requests):
-            cancelled.add(rest[0])
-            engine.cancel(requests[rest[0]][2])
-    while not all(r.finished for n, (_, _, r) in enumerate(requests) if n not in cancelled):
-        assert engine.step()
-    for number, (prompt, params, request) in enumerate(requests):
-        tokens, text, reason = alone(prompt, params)
-        if number in cancelled and not request.finished:
-            assert request.generated == tokens[: len(request.generated)]
-            continue
-        output = request.output()
-        assert (output.token_ids, output.text, output.finish_reason) == (tokens, text, reason)
-    assert not engine._stepper.requests and engine._pool.free == engine._pool.blocks
-    assert engine.step() is False and not (isinstance(library, LateToy) and library.open)
+    check_events(engine, happened, alone)
+    assert not (isinstance(library, LateToy) and library.open)

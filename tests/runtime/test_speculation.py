@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from late_toy import LateToy
 from numpy.typing import NDArray
+from request_events import GREEDY, check_events, drawn, events
 from toy_model import (
     BLOCK,
-    MAX_CONTEXT,
     PLAN,
     VOCAB,
     Chooses,
@@ -31,7 +31,6 @@ from graphwright.runtime.draws import Draw
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.library import StepBuffers
-from graphwright.runtime.request import Request
 from graphwright.runtime.sampling_params import SamplingParams
 from graphwright.runtime.speculation import Drafter, share
 
@@ -371,29 +370,11 @@ def test_the_likeliest_tokens_are_added_as_long_as_they_pay(
     assert worth(found) >= best * (1 - 1e-12)
 
 
-GREEDY = st.builds(
-    lambda tokens, ignore, stop: SamplingParams(
-        temperature=0, max_tokens=tokens, ignore_eos=ignore, stop=stop
-    ),
-    st.sampled_from([1, 2, 3, 9, 40]), st.booleans(), st.sampled_from([(), ("e",), ("Q", "7")]),
-)  # fmt: skip
-DRAWN = st.builds(
-    lambda tokens, options: SamplingParams(temperature=2, max_tokens=tokens, seed=5, **options),
-    st.integers(1, 30),
-    st.sampled_from([{}, {"top_k": 8}, {"top_k": 3, "repetition_penalty": 1.2}]),
-)
 PROMPTS = st.builds(
     lambda length, first, step: [(first + step * (i % PERIOD)) % VOCAB for i in range(length)],
     st.sampled_from([1, 2, 4, 11, 25, 60]), st.integers(0, 5), st.integers(0, 3),
 )  # fmt: skip
-EVENTS = st.lists(
-    st.one_of(
-        st.tuples(st.just("submit"), PROMPTS, st.one_of(GREEDY, DRAWN)),
-        st.tuples(st.just("step"), st.integers(1, 4)),
-        st.tuples(st.just("cancel"), st.integers(0, 9)),
-    ),
-    max_size=25,
-)
+EVENTS = events(PROMPTS, GREEDY, drawn(30))
 
 
 @cache
@@ -417,7 +398,7 @@ _PLAIN: Engine
 @settings(max_examples=150, deadline=None)
 @given(EVENTS, st.booleans(), st.sampled_from(["none", "largest", "any"]))
 def test_every_request_says_what_it_says_alone(
-    events: list[Any], prefix_cache: bool, chooses: Chooses
+    happened: list[Any], prefix_cache: bool, chooses: Chooses
 ) -> None:
     """The logits depend on all that the cache holds, so that they differ where a guessed token was
     left in it, and a drawn token differs where a random number went to a token that nobody saw."""
@@ -426,28 +407,5 @@ def test_every_request_says_what_it_says_alone(
         _PLAIN.artifact, library=library, max_sequences=3, prefix_cache=prefix_cache,
         speculate="lookup",
     )  # fmt: skip
-    requests: list[tuple[tuple[int, ...], SamplingParams, Request]] = []
-    cancelled: set[int] = set()
-    for what, *rest in events:
-        if what == "submit":
-            prompt, params = rest
-            requests.append((tuple(prompt), params, engine.submit(prompt, params)))
-        elif what == "step":
-            for _ in range(rest[0]):
-                engine.step()
-        elif rest[0] < len(requests):
-            cancelled.add(rest[0])
-            engine.cancel(requests[rest[0]][2])
-    while not all(r.finished for n, (_, _, r) in enumerate(requests) if n not in cancelled):
-        assert engine.step()
-    for number, (prompt, params, request) in enumerate(requests):
-        tokens, text, reason = alone(prompt, params)
-        if number in cancelled and not request.finished:
-            assert request.generated == tokens[: len(request.generated)]
-            continue
-        output = request.output()
-        assert (output.token_ids, output.text, output.finish_reason) == (tokens, text, reason)
-    assert not engine._stepper.requests and engine._pool.free == engine._pool.blocks
-    assert engine.step() is False
+    check_events(engine, happened, alone)
     assert engine._stepper._speculator is not None and not engine._stepper._speculator._drafters
-    assert max((len(p) + len(r.generated) for p, _, r in requests), default=0) <= MAX_CONTEXT
