@@ -15,7 +15,7 @@ from graphwright.calibration_tokens import (
     CalibrationSource,
     open_calibration,
 )
-from graphwright.ir.errors import FrontendError
+from graphwright.ir.errors import BackendError, FrontendError
 from graphwright.ir.program import PassRecord, Program
 from graphwright.process import without_collection
 
@@ -43,11 +43,12 @@ class CompileOptions:
     numbers after every pass (None: when the weights are small enough for it to be quick). context:
     the most tokens of a sequence (None: what the model was made for); embeddings that scale with
     the length of the sequence are those of this length. kv_cache_dtype: how keys and values are
-    kept, ``auto`` (float32, on GPUs the activations' type), ``f32``, ``f16``, ``bf16`` or ``int8``
-    (a scale for each token and head). dtype: of activations on GPUs, ``auto`` (bf16), ``f32``,
-    ``bf16`` or ``f16``. tune: the seconds for which kernels are timed on this machine, to choose
-    between variants of them (None: the ones that suit most); docs/tuning.md. calibration: which
-    tokens integer weights were rounded by (None: to nearest); docs/quantization.md.
+    kept, ``auto`` (float32, on GPUs the activations' type), ``f32``, ``f16``, ``bf16``, ``fp8``
+    (e4m3, on GPUs) or ``int8`` (a scale for each token and head). dtype: of activations on GPUs,
+    ``auto`` (bf16), ``f32``, ``bf16`` or ``f16``. tune: the seconds for which kernels are timed on
+    this machine, to choose between variants of them (None: the ones that suit most);
+    docs/tuning.md. calibration: which tokens integer weights were rounded by (None: to nearest);
+    docs/quantization.md.
     """
 
     quant: str = "f32"
@@ -152,6 +153,11 @@ def compile(
         from graphwright.passes.verification import NumericCheck, should_check
         from graphwright.program_tuning import check_budget, picks_of, tune_program
 
+    if kv_cache_dtype == "fp8" and not target.startswith("cuda"):
+        raise BackendError(
+            "a cache in fp8 is for GPUs (--target cuda:…); on CPUs int8 takes as much, and keeps a "
+            "scale for each token and head."
+        )
     options = CompileOptions(quant, target, chunk, check, context, kv_cache_dtype, dtype, tune)
     progress = progress or Progress()
     check_budget(tune)

@@ -20,6 +20,7 @@ KV_CACHE_DTYPES: dict[str, torch.dtype] = {
     "f32": torch.float32,
     "f16": torch.float16,
     "bf16": torch.bfloat16,
+    "fp8": torch.float8_e4m3fn,
     "int8": torch.int8,
 }
 

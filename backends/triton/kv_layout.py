@@ -20,6 +20,7 @@ import torch
 
 from graphwright.backends.states import KnownState, cache_of, describe_states, known_states
 from graphwright.backends.triton.dtypes import ITEM_SIZES
+from graphwright.backends.triton.kernels.float8 import FLOAT8
 from graphwright.ir.memory import align
 from graphwright.ir.states import KVState, RecurrentState, State
 
@@ -59,8 +60,9 @@ class KvLayout:
         return KvLayout(stored, offsets, end, slot_end)
 
     def cache(self, name: str) -> str:
-        """The element type of the cache whose keys are the input `name`."""
-        return str(cache_of(self.states, name).dtype).removeprefix("torch.")
+        """The element type, in kernels, of the cache whose keys are the input `name`."""
+        dtype = cache_of(self.states, name).dtype
+        return FLOAT8 if dtype is torch.float8_e4m3fn else str(dtype).removeprefix("torch.")
 
     def stride(self, dtype: str) -> int:
         """Elements of `dtype` from a block to the next."""

@@ -42,8 +42,8 @@ TUNE_SECONDS = 60
               type=click.Choice(["auto", "f32", "bf16", "f16"]),
               help="Activations on a GPU (auto: bf16).")  # fmt: skip
 @click.option("--kv-cache-dtype", default="auto", show_default=True,
-              type=click.Choice(["auto", "f32", "f16", "bf16", "int8"]),
-              help="How keys and values are kept (auto: f32).")  # fmt: skip
+              type=click.Choice(["auto", "f32", "f16", "bf16", "fp8", "int8"]),
+              help="How keys and values are kept (auto: f32; fp8: on GPUs).")  # fmt: skip
 @click.option("--check/--no-check", default=None,
               help="Compare the numbers after every pass (default: for small models).")  # fmt: skip
 @click.option("--tune", is_flag=True,

@@ -1,7 +1,7 @@
 """gw.cached_attention: append keys and values to a paged cache, then attend; ragged batches.
 
-The cache may be of another type than they are: float16 and bfloat16 round, int8 quantizes each key
-and each value of a head by its own scale.
+The cache may be of another type than they are: float16, bfloat16 and float8 round, int8 quantizes
+each key and each value of a head by its own scale.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def _samples() -> Iterator[Sample]:
         (6, 1, 8, 8, "causal & chunk(4)", 0.0, True, torch.float32),
         (4, 2, 16, 8, "causal", 0.0, False, torch.float16),
         (4, 2, 8, 16, "causal & window(3)", 0.0, True, torch.bfloat16),
+        (4, 2, 8, 8, "causal", 0.0, False, torch.float8_e4m3fn),
         (4, 2, 16, 8, "causal", 0.0, True, torch.int8),
     ):
         # sequence 0 decodes its 10th token, 1 starts with 5, 2 continues at 7 with 3.
@@ -93,7 +94,8 @@ def cached_attention(
     With k and v None the cache already holds this step's keys (shared by another node).
     Caches of int8 come with k_scale and v_scale, float32 [blocks, block_size, Hkv]: what is
     appended becomes q = round(x / scale) with scale = max|x| / 127 over its channels, and counts as
-    q * scale from then on. Caches of another float type round what is appended.
+    q * scale from then on. Caches of another float type round what is appended, of float8 (e4m3)
+    to what lies between -448 and 448.
     Returns [T, H, Dv]. Mask, slopes, sinks and softcap as in gw.attention.
     """
     block_size = k_cache.shape[1]
@@ -130,13 +132,18 @@ _Where = tuple[torch.Tensor, torch.Tensor]  # blocks and the positions in them
 def _write(
     cache: torch.Tensor, scale: torch.Tensor | None, where: _Where, values: torch.Tensor
 ) -> None:
-    if scale is None:
+    if scale is None and cache.dtype is torch.float8_e4m3fn:
+        most = torch.finfo(cache.dtype).max
+        cache.view(torch.uint8)[where] = values.clamp(-most, most).to(cache.dtype).view(torch.uint8)
+    elif scale is None:
         cache[where] = values.to(cache.dtype)
     else:
         cache[where], scale[where] = _quantize(values)
 
 
 def _read(cache: torch.Tensor, scale: torch.Tensor | None, where: _Where) -> torch.Tensor:
+    if cache.dtype is torch.float8_e4m3fn:
+        return cache.view(torch.uint8)[where].view(cache.dtype).float()
     values = cache[where].float()
     return values if scale is None else values * scale[where][..., None]
 

@@ -71,5 +71,5 @@ def test_what_stays() -> None:
 
 
 def test_an_unknown_type_is_refused() -> None:
-    with pytest.raises(PassError, match="'fp8' is no type of the KV cache; there are auto, f32"):
-        QuantizeKvCache("fp8")
+    with pytest.raises(PassError, match="'fp4' is no type of the KV cache; there are auto, f32"):
+        QuantizeKvCache("fp4")

@@ -223,12 +223,12 @@ def decode_attention(
     packed, packs = shape.packs
     few = next_power_of_two(packed)
     single = shape.dtype == "float32"
-    large = deep and wide <= 512 and shape.cache != "int8"  # one tile of 128 instead of two of 64
+    large = deep and wide <= 512 and not shape.bytes_each  # one tile of 128 instead of two of 64
     keys = keys or (16 if single or wide > 1024 else 128 if large else 64 if wide <= 512 else 32)
     several = splits > 1
     # Triton's count: the table's entries are loaded a stage before the keys. With 3 a tile is asked
     # for when the one before it is done, with 5 while that one is computed
-    stages = 1 if single else 5 if deep and not large else 2 if shape.cache == "int8" else 3
+    stages = 1 if single else 5 if deep and not large else 2 if shape.bytes_each else 3
     if alone and stages > 2:
         stages -= 1  # that of the entries
     given = shape.pointers() | {

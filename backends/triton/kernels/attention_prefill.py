@@ -167,7 +167,7 @@ def prefill_attention(
     rows = max(16, next_power_of_two(packed), min(rows, next_power_of_two(tokens * packed)))
     keys = keys or (16 if single else 32 if wide <= 1024 else 16)
     # a third stage of a cache that is converted in registers would spill
-    stages = 3 if wide <= 512 and shape.cache != "int8" else 2
+    stages = 3 if wide <= 512 and not shape.bytes_each else 2
     tile_tokens = rows // packed
     return define(
         "prefill_attention",

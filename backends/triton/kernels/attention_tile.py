@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from graphwright.backends.triton.kernels.activation import tanh
+from graphwright.backends.triton.kernels.float8 import FLOAT8, widened
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 from graphwright.ir.masks import Mask
 
@@ -24,8 +25,8 @@ class AttentionShape:
     """The static parameters of attention over a paged cache.
 
     dtype is that of queries and results, cache that of keys and values: dtype itself, a float
-    narrower than it, or int8 with a float32 scale for each position and head. Blocks of the cache
-    lie `block_stride` elements of it apart. The layout is that of kernels/rope.py. slopes and
+    narrower than it, FLOAT8, or int8 with a float32 scale for each position and head. Blocks of the
+    cache lie `block_stride` elements of it apart. The layout is that of kernels/rope.py. slopes and
     sinks, if any, are float32 [heads]. As in gw.cached_attention otherwise.
     """
 
@@ -47,6 +48,11 @@ class AttentionShape:
     def __post_init__(self) -> None:
         assert self.heads % self.kv_heads == 0 and self.q_stride >= self.heads * self.dim
         assert self.cache != "int8" or self.block_stride % 4 == 0
+
+    @property
+    def bytes_each(self) -> bool:
+        """Are keys and values bytes, which are converted in registers?"""
+        return self.cache in ("int8", FLOAT8)
 
     @property
     def shared(self) -> int:
@@ -162,10 +168,10 @@ def attend_tile(
         block = blocks
     row = kv_head * BLOCK_SIZE + key % BLOCK_SIZE
     k_rows = k_cache + block * BLOCK_STRIDE + row * DIM
-    k = load_rows(k_rows, inside, 0, DIM, BLOCK_D).to(q.dtype)
+    k = widened(load_rows(k_rows, inside, 0, DIM, BLOCK_D), q.dtype)
     score = dot(q, tl.trans(k), tl.zeros((q.shape[0], KEYS), tl.float32))
     if REST_D > 0:
-        rest = load_rows(k_rows, inside, BLOCK_D, DIM, REST_D).to(q.dtype)
+        rest = widened(load_rows(k_rows, inside, BLOCK_D, DIM, REST_D), q.dtype)
         score = dot(q_rest, tl.trans(rest), score)
     if k_scales is not None:
         scales = k_scales + block * (BLOCK_STRIDE // 4) + row
@@ -200,5 +206,5 @@ def attend_tile(
     if v_scales is not None:
         scales = v_scales + block * (BLOCK_STRIDE // 4) + row
         weight = weight * tl.load(scales, mask=inside, other=0.0)[None, :]
-    result = dot(weight.to(q.dtype), v.to(q.dtype), result)
+    result = dot(weight.to(q.dtype), widened(v, q.dtype), result)
     return total, risen, result

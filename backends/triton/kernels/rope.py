@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from graphwright.backends.triton.kernels.float8 import FLOAT8, narrowed
 from graphwright.backends.triton.kernels.kernel import TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 
@@ -74,7 +75,7 @@ def put_in_cache(
         # adding and subtracting 1.5 * 2^23 rounds to an integer, ties to even
         value = (tl.div_rn(value, divisor[:, None]) + 12582912.0) - 12582912.0
         tl.store(scales + block * SCALE_STRIDE + row, scale, mask=head < heads)
-    tl.store(at, value.to(cache.dtype.element_ty), mask=inside)
+    tl.store(at, narrowed(value, cache.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -197,7 +198,7 @@ def _declare(
     block_size: int, block_stride: int, eps: tuple[float, float] = (0.0, 0.0),
 ) -> TritonKernel:  # fmt: skip
     assert rotary % 2 == 0 and 0 <= rotary <= dim
-    item = 1 if given.get("k_cache") == "int8" else 4
+    item = 1 if given.get("k_cache") in ("int8", FLOAT8) else 4
     assert item == 4 or block_stride % 4 == 0, "scales are addressed in units of 4 bytes"
     block, value_block = next_power_of_two(dim), next_power_of_two(value_dim)
     widest = max(block, value_block)

@@ -15,6 +15,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from graphwright.backends.triton.kernels.float8 import narrowed
+
 __all__ = [
     "TurnedHeads",
     "angles_of",
@@ -147,16 +149,16 @@ def put_heads(
         mask = row_inside[:, None] & ((n >= QUERIES) & (n < KEYS))[None, :]
         kind = k_cache.dtype.element_ty
         at = k_cache + start[:, None]
-        tl.store(at + in_block(n - QUERIES, place, TURN[DIM], TURN), turned.to(kind), mask=mask)
-        tl.store(at + in_block(next_n - QUERIES, place, TURN[DIM], TURN), other.to(kind), mask=mask)
+        key, next_key = narrowed(turned, kind), narrowed(other, kind)
+        tl.store(at + in_block(n - QUERIES, place, TURN[DIM], TURN), key, mask=mask)
+        tl.store(at + in_block(next_n - QUERIES, place, TURN[DIM], TURN), next_key, mask=mask)
     if end > KEYS:
         mask = row_inside[:, None] & ((n >= KEYS) & (n < N))[None, :]
         kind = v_cache.dtype.element_ty
         at = v_cache + start[:, None]
-        tl.store(at + in_block(n - KEYS, place, TURN[VALUE_DIM], TURN), turned.to(kind), mask=mask)
-        tl.store(
-            at + in_block(next_n - KEYS, place, TURN[VALUE_DIM], TURN), other.to(kind), mask=mask
-        )
+        value, next_value = narrowed(turned, kind), narrowed(other, kind)
+        tl.store(at + in_block(n - KEYS, place, TURN[VALUE_DIM], TURN), value, mask=mask)
+        tl.store(at + in_block(next_n - KEYS, place, TURN[VALUE_DIM], TURN), next_value, mask=mask)
 
 
 @triton.jit

@@ -23,6 +23,7 @@ from graphwright.backends.triton.kernels.causal_conv import causal_conv, roll_st
 from graphwright.backends.triton.kernels.draw import draw
 from graphwright.backends.triton.kernels.embedding import quantized_embedding
 from graphwright.backends.triton.kernels.few_rows import FewRows, few_rows
+from graphwright.backends.triton.kernels.float8 import FLOAT8
 from graphwright.backends.triton.kernels.gated_act import gated_act
 from graphwright.backends.triton.kernels.gemv import gemv
 from graphwright.backends.triton.kernels.kernel import TritonKernel
@@ -203,12 +204,14 @@ ATTENTION: dict[str, Callable[[], TritonKernel]] = {
     "prefill 64 float16": lambda: prefill_attention(attention(64, 64, "float16", "float16")),
     "prefill 128": lambda: prefill_attention(attention(128, 128)),
     "prefill 128 int8": lambda: prefill_attention(attention(128, 128, cache="int8")),
+    "prefill 128 float8": lambda: prefill_attention(attention(128, 128, cache=FLOAT8)),
     "prefill 80 window": lambda: prefill_attention(attention(80, 80, mask=Mask(window=4096))),
     "prefill 256": lambda: prefill_attention(attention(256, 256)),
     "prefill 32 float32": lambda: prefill_attention(attention(32, 32, "float32", "float32")),
     "decode 64 float16": lambda: decode_attention(attention(64, 64, "float16", "float16"), 16),
     "decode 128": lambda: decode_attention(attention(128, 128), 16),
     "decode 128 int8": lambda: decode_attention(attention(128, 128, cache="int8"), 16),
+    "decode 128 float8": lambda: decode_attention(attention(128, 128, cache=FLOAT8), 16),
     "decode 256": lambda: decode_attention(attention(256, 256), 16),
     "decode 576, 512": lambda: decode_attention(attention(576, 512), 16),
     "decode 576, 512, 128 heads on 1": lambda: decode_attention(
@@ -278,7 +281,7 @@ LARGE: dict[str, Callable[[], TritonKernel]] = {
 EVERY: dict[str, Callable[[], TritonKernel]] = {
     f"{kernel.__name__} {dim} {dtype} {cache}": partial(make, kernel, dim, dtype, cache)
     for dim in (32, 64, 80, 96, 128, 192, 256)
-    for dtype, cache in ((HALF, HALF), (HALF, "int8"), ("float16", "float16"),
+    for dtype, cache in ((HALF, HALF), (HALF, "int8"), (HALF, FLOAT8), ("float16", "float16"),
                          ("float32", "float32"))
     for kernel in (prefill_attention, decode_attention)
 }  # fmt: skip

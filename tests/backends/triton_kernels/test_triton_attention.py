@@ -16,8 +16,10 @@ from graphwright.ir.tolerance import check_close
 
 triton = pytest.importorskip("triton")
 
+import triton.language as tl  # noqa: E402
 from triton_harness import SPARE, batch_header, call, untouched  # noqa: E402
 
+from graphwright.backends.triton.interpret import prepare  # noqa: E402
 from graphwright.backends.triton.kernels.attention_decode import (  # noqa: E402
     decode_attention,
     decode_scratch,
@@ -25,10 +27,13 @@ from graphwright.backends.triton.kernels.attention_decode import (  # noqa: E402
 )
 from graphwright.backends.triton.kernels.attention_prefill import prefill_attention  # noqa: E402
 from graphwright.backends.triton.kernels.attention_tile import AttentionShape  # noqa: E402
+from graphwright.backends.triton.kernels.float8 import narrowed as to_cache  # noqa: E402
+from graphwright.backends.triton.kernels.float8 import widened as from_cache  # noqa: E402
 from graphwright.backends.triton.kernels.rope import append_kv, rope, rope_append  # noqa: E402
 from graphwright.backends.triton.kernels.token_slots import token_slots  # noqa: E402
 
 BLOCK = 16  # positions of a block
+FLOAT8 = torch.float8_e4m3fn
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class Step:
             sizes += [4 * case.kv_heads * BLOCK] * 2
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         self.stride = sum(sizes) + 8
-        self.pool = untouched((self.blocks * self.stride,), case.cache)
+        self.pool = untouched((self.blocks * self.stride,), element_type(case.cache))
         self.parts = [self.pool[start:] for start in starts]
         if scaled:
             self.parts[2:] = [part.view(torch.float32) for part in self.parts[2:]]
@@ -109,6 +114,7 @@ class Step:
                 kept = values * scale[..., None]
             else:
                 kept = values.to(case.cache).float()
+                values = values.to(case.cache).view(element_type(case.cache))
             self._blocks(number, cache.shape[3]).copy_(values)
             cache.copy_(kept.transpose(1, 2))
 
@@ -128,7 +134,7 @@ class Step:
             block_stride=self.stride, scale=case.dim**-0.5, mask=Mask.parse(case.mask),
             softcap=case.softcap, slopes=case.slopes, sinks=case.sinks, block_size=BLOCK,
             dtype=str(case.dtype).removeprefix("torch."),
-            cache=str(case.cache).removeprefix("torch."),
+            cache=str(element_type(case.cache)).removeprefix("torch."),
         )  # fmt: skip
 
     def append(self) -> None:
@@ -137,7 +143,7 @@ class Step:
             case.kv_heads, case.dim, case.value_dim, k_stride=case.kv_heads * case.dim,
             v_stride=case.kv_heads * case.value_dim, block_stride=self.stride,
             dtype=str(case.dtype).removeprefix("torch."),
-            cache=str(case.cache).removeprefix("torch."),
+            cache=str(element_type(case.cache)).removeprefix("torch."),
         )  # fmt: skip
         call(kernel, self.batch, self.k, self.v, self.slots, *self.parts)
 
@@ -182,6 +188,11 @@ class Step:
         return out[:-1]
 
 
+def element_type(cache: torch.dtype) -> torch.dtype:
+    """What kernels know of a cache of that type."""
+    return torch.uint8 if cache is FLOAT8 else cache
+
+
 def narrowed(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if dtype is not torch.int8:
         return x.to(dtype).float()
@@ -196,6 +207,8 @@ CASES = [
     Case(3, 3, 96, 96, "causal & chunk(8)", slopes=True, sinks=True),
     Case(5, 1, 10, 6, "causal & (window(20) | first(18)) & chunk(24)"),
     Case(4, 2, 16, 16, cache=torch.int8),
+    Case(4, 2, 16, 16, cache=FLOAT8),
+    Case(3, 1, 80, 20, "causal & window(9)", dtype=torch.bfloat16, cache=FLOAT8),
     Case(4, 2, 32, 16, dtype=torch.bfloat16, cache=torch.bfloat16),
     Case(4, 1, 16, 16, "causal & window(9)", dtype=torch.float16, cache=torch.int8),
     # parts of 128 keys: the last program adds up to four; two at once, of rows as wide as these
@@ -228,6 +241,7 @@ ALONE = [
     Case(6, 1, 80, 20, "causal & (window(150) | first(3))", sinks=True, lengths=((290, 1),)),
     Case(4, 1, 64, 64, "causal & window(9)", dtype=torch.float16, cache=torch.int8,
          lengths=((37, 1),)),
+    Case(4, 2, 32, 16, dtype=torch.float16, cache=FLOAT8, lengths=((430, 1),), splits=4),
 ]  # fmt: skip
 
 
@@ -306,15 +320,45 @@ def test_rope_alone_is_its_op(
     assert out[tokens].isnan().all()
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def convert_kernel(  # type: ignore[no-untyped-def]
+    values, codes, back, COUNT: tl.constexpr, KIND: tl.constexpr
+):
+    i = tl.arange(0, COUNT)
+    code = to_cache(tl.load(values + i), tl.uint8)
+    tl.store(codes + i, code)
+    tl.store(back + i, from_cache(code, KIND))
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
+def test_float8_is_rounded_as_torch_does(kind: str) -> None:
+    """Every number of it, what lies between two of them and a quarter on, and beyond its range."""
+    every = torch.arange(256, dtype=torch.uint8).view(FLOAT8).float()
+    every = every[every.isfinite()].sort().values
+    middle, step = (every[1:] + every[:-1]) / 2, every[1:] - every[:-1]
+    beyond = torch.tensor([449.0, 1e4, torch.inf, 1e-12, -0.0])
+    values = torch.cat([every, middle, middle + step / 4, middle - step / 4, beyond, -beyond])
+    count = 1 << len(values).bit_length()
+    values = torch.cat([values, torch.randn(count - len(values)) * 100])
+    dtype = getattr(torch, kind)
+    codes, back = torch.zeros(count, dtype=torch.uint8), torch.zeros(count, dtype=dtype)
+    prepare()
+    convert_kernel[(1,)](values, codes, back, COUNT=count, KIND=getattr(tl, kind))
+    want = values.clamp(-448, 448).to(FLOAT8)
+    assert torch.equal(codes, want.view(torch.uint8))
+    assert torch.equal(back, want.to(dtype))
+
+
 @pytest.mark.parametrize("normed", [False, True])
-@pytest.mark.parametrize("cache", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("cache", [torch.float32, torch.bfloat16, torch.int8, FLOAT8], ids=str)
 def test_rope_and_append_write_queries_and_the_cache(cache: torch.dtype, normed: bool) -> None:
     case = Case(3, 2, 24, 10, cache=cache)
     step = Step(case)
     angle = torch.randn(step.tokens, 16)
     kernel = rope_append(
         3, 2, 24, 10, 16, q_stride=72, k_stride=48, v_stride=20, angle_stride=16,
-        interleaved=False, block_stride=step.stride, cache=str(cache).removeprefix("torch."),
+        interleaved=False, block_stride=step.stride,
+        cache=str(element_type(cache)).removeprefix("torch."),
         q_norm="float32" if normed else None, k_norm="float32" if normed else None,
         eps=(1e-3, 1e-2),
     )  # fmt: skip
@@ -335,7 +379,10 @@ def test_rope_and_append_write_queries_and_the_cache(cache: torch.dtype, normed:
     for number, (value, old) in enumerate(zip(values, before, strict=True)):
         now = step._blocks(number, value.shape[2])
         got = now[where].float()
-        if cache is torch.int8:
+        if cache is FLOAT8:  # half a step of three bits, or of the smallest numbers
+            got = now[where].view(FLOAT8).float()
+            assert ((got - value).abs() <= value.abs() / 16 + 2**-10).all()
+        elif cache is torch.int8:
             got = got * step._blocks(2 + number, 1)[where]
             assert (got - value).abs().max() <= value.abs().max() / 127
         else:

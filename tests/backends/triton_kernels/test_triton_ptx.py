@@ -135,6 +135,7 @@ def test_heads_that_turn(case: heads.Heads) -> None:
         attention.Case(6, 1, 80, 20, "causal & (window(5) | first(3))", sinks=True, slopes=True,
                        softcap=5.0, dtype=BF16, cache=BF16, splits=4),
         attention.Case(2, 1, 16, 16),
+        attention.Case(4, 2, 32, 16, dtype=BF16, cache=attention.FLOAT8, splits=4),
     ],
     ids=str,
 )  # fmt: skip
@@ -189,7 +190,9 @@ def test_prefill_of_64_rows_and_64_keys() -> None:
 
 @BOTH
 @pytest.mark.parametrize(
-    ("cache", "normed"), [(torch.float32, False), (BF16, True), (torch.int8, True)], ids=str
+    ("cache", "normed"),
+    [(torch.float32, False), (BF16, True), (torch.int8, True), (attention.FLOAT8, False)],
+    ids=str,
 )
 def test_rope_and_append(cache: torch.dtype, normed: bool) -> None:
     attention.test_rope_and_append_write_queries_and_the_cache(cache, normed)

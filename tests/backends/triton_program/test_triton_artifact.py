@@ -18,6 +18,7 @@ from tiny_decoders import tiny_decoder
 from tiny_models import continued_logits, random_tokens, save_tiny
 from transformers import AutoModelForCausalLM
 
+import graphwright
 from graphwright.frontend.checkpoint import capture_checkpoint
 from graphwright.ir.errors import BackendError
 from graphwright.ir.tolerance import check_close
@@ -365,6 +366,8 @@ def test_targets_that_do_not_exist_are_refused() -> None:
         chips_of("cuda:sm_75")
     with pytest.raises(BackendError, match="'f8' is no dtype"):
         GpuOptions("f8")
+    with pytest.raises(BackendError, match="a cache in fp8 is for GPUs"):
+        graphwright.compile("nowhere", kv_cache_dtype="fp8")
 
 
 def test_the_plan_is_json(artifact: Artifact) -> None:

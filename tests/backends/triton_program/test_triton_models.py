@@ -74,6 +74,7 @@ def test_prefill_decode_and_a_ragged_batch_equal_eager(name: str) -> None:
     [
         ("llama", "w8", "auto", 5),
         ("llama", "f32", "int8", 6),
+        ("llama", "f32", "fp8", 5),
         ("qwen2", "w4g32", "auto", 5),
         ("qwen3", "w4g32", "auto", 6),
         ("gemma2", "f32", "auto", 7),
@@ -163,8 +164,9 @@ def test_narrow_activations_are_multiplied_with_what_integers_stand_for() -> Non
     assert {"one_row", "linear"} <= names
 
 
-def test_narrow_caches_equal_their_reference() -> None:
-    program = planned("llama", "f32", kv_cache_dtype="int8", num_layers=1)
+@pytest.mark.parametrize("cache", ["int8", "fp8"])
+def test_narrow_caches_equal_their_reference(cache: str) -> None:
+    program = planned("llama", "f32", kv_cache_dtype=cache, num_layers=1)
     tokens = random_tokens(12, seed=5)
     [want] = ReferenceEngine(program).logits_of([tokens], [[11], [1]])
     steps = InterpretedProgram(lower_program(program, GpuOptions("f32")))
