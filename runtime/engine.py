@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,7 @@ class Engine:
 
     def prefill_logits(
         self, token_ids: Sequence[int], *, fetch: bool = True
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    ) -> Generator[tuple[int, NDArray[np.float32]], None, None]:
         """(position of the first row, logits float32 [n, V]) over all positions, chunk by chunk.
 
         The rows are overwritten by the next step. Other requests must not be running. Without

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import RequestError
+from graphwright.runtime.text_windows import text_windows
 
 __all__ = ["Evaluation", "evaluate_text", "evaluate_tokens"]
 
@@ -64,27 +65,12 @@ def evaluate_tokens(
     each scored token window - 1 - stride tokens of text before it, or all there are.
     on_progress(tokens done, tokens in all).
     """
-    window = engine.context if window is None else window
-    stride = window - 1 if stride is None else stride
-    if not 2 <= window <= engine.context:
-        raise RequestError(f"the window must be from 2 to {engine.context} tokens, not {window}.")
-    if not 1 <= stride <= window - 1:
-        raise RequestError(f"the stride must be from 1 to window - 1 = {window - 1}, not {stride}.")
-    first = 0 if bos is not None else 1
-    if len(ids) <= first:
-        raise RequestError(f"the text has {len(ids)} tokens; there is nothing to score.")
-    overlap = window - 1 - stride
-    total, done = 0.0, first
-    while done < len(ids):
-        end = min(done + stride, len(ids))
-        begin = max(0, done - first - overlap)
-        prefix = [bos] if bos is not None else []
-        tokens = [*prefix, *ids[begin:end]]
-        total += _window_nll(engine, tokens, end - done)
-        done = end
+    total, count = 0.0, 0
+    for each in text_windows(ids, bos, window, stride, engine.context):
+        total += _window_nll(engine, each.tokens, each.scored)
+        count += each.scored
         if on_progress is not None:
-            on_progress(done, len(ids))
-    count = len(ids) - first
+            on_progress(each.done, len(ids))
     nll = total / count
     return Evaluation(count, nll, math.exp(nll) if nll < 700 else math.inf)
 

@@ -222,6 +222,26 @@ def test_eval(capsys: pytest.CaptureFixture[str], toy: str, tmp_path: Path) -> N
     assert "No such file" in capsys.readouterr().err
 
 
+def test_eval_against_another(
+    capsys: pytest.CaptureFixture[str], toy: str, bare: str, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("It was a dark and stormy night. " * 8)
+    command = ["eval", toy, str(text), "--against", toy, "--window", "20"]
+    found = run_json(capsys, *command)
+    assert (found["tokens"], found["kl_mean"], found["same_top"]) == (256, 0, 1)
+    assert found["nll"] == found["reference_nll"]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["tokens", "256"] and len(lines) == 14
+    assert "same most likely token   100.000% ± 0.000%" in lines
+    assert main(["eval", toy, str(text), "--against", bare]) == 1
+    error = capsys.readouterr().err
+    assert "bare.gw has no tokenizer" in error and error.count("\n") == 1
+    assert main(["eval", toy, str(text), "--against", str(tmp_path / "none.gw")]) == 1
+    assert "none.gw cannot be read: No such file" in capsys.readouterr().err
+
+
 def test_bench(capsys: pytest.CaptureFixture[str], bare: str) -> None:
     command = ["bench", bare, "--prompt-len", "12", "--gen-len", "8", "--reps", "2"]
     found = run_json(capsys, *command)
