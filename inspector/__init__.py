@@ -10,8 +10,9 @@ from graphwright.inspector.text import (
     pass_table,
     summary,
 )
+from graphwright.inspector.trace import trace_data
 from graphwright.inspector.tuning import tuning_table
 
 __all__ = ["Load", "Machine", "graph_text", "kernel_data", "kernel_table", "ledger_table",
            "memory_table", "pass_table", "profile_data", "profile_table", "summary",
-           "tuning_table"]  # fmt: skip
+           "trace_data", "tuning_table"]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from graphwright.runtime.errors import ArtifactError, RequestError
 from graphwright.runtime.library import NativeLibrary
 from graphwright.runtime.sampling_params import SamplingParams
 
-__all__ = ["StepProfile", "profile"]
+__all__ = ["StepProfile", "marking", "profile", "random_prompt", "summarize"]
 
 
 @dataclass(frozen=True)
@@ -43,34 +43,46 @@ def profile(engine: Engine, prompt_length: int, steps: int) -> dict[str, StepPro
 
     Raises RequestError for lengths that do not fit, ArtifactError for a file without the entries.
     """
-    most = engine.plan.entries["prefill"].max_tokens
-    least = engine.plan.entries["decode"].max_tokens + 1  # fewer would not be a prefill step
-    if not least <= prompt_length <= most or prompt_length + steps + 1 > engine.context:
-        raise RequestError(
-            f"a profile needs a prompt of {least} to {most} tokens that leaves room for "
-            f"{steps + 1} more in the context of {engine.context}, not one of {prompt_length}."
-        )
+    if steps < 3:
+        raise RequestError(f"a profile needs 3 decode steps or more, not {steps}.")
+    prompt = random_prompt(engine, prompt_length, steps)
     facts: dict[str, Any] = engine.artifact.json("phases.json")
-    prompt = np.random.default_rng(0).integers(0, engine.plan.vocab_size, prompt_length).tolist()
     params = SamplingParams(temperature=0, max_tokens=steps + 1, ignore_eos=True)
     found: dict[str, list[tuple[NDArray[np.int64], float]]] = {"prefill": [], "decode": []}
     for _ in range(3):
         request = engine.submit(prompt, params)
         try:
-            with _marking(engine, len(facts["prefill"])) as marks:
+            with marking(engine, len(facts["prefill"])) as marks:
                 found["prefill"].append(_timed(engine, marks))
-            with _marking(engine, len(facts["decode"])) as marks:
+            with marking(engine, len(facts["decode"])) as marks:
                 found["decode"] += [_timed(engine, marks) for _ in range(steps // 3)]
         finally:
             engine.cancel(request)
     return {
-        "prefill": _summary("prefill", prompt_length, 0, found["prefill"]),
-        "decode": _summary("decode", 1, prompt_length + steps // 6, found["decode"]),
+        "prefill": summarize("prefill", prompt_length, 0, found["prefill"]),
+        "decode": summarize("decode", 1, prompt_length + steps // 6, found["decode"]),
     }
 
 
+def random_prompt(engine: Engine, prompt_length: int, steps: int) -> list[int]:
+    """Random tokens for one prefill step, with room for `steps` decodes behind. Raises
+    RequestError.
+    """
+    most = engine.plan.entries["prefill"].max_tokens
+    least = engine.plan.entries["decode"].max_tokens + 1  # fewer would not be a prefill step
+    if not least <= prompt_length <= most or prompt_length + steps + 1 > engine.context:
+        raise RequestError(
+            f"one prefill step needs a prompt of {least} to {most} tokens that leaves room for "
+            f"{steps + 1} more in the context of {engine.context}, not one of {prompt_length}."
+        )
+    ids = np.random.default_rng(0).integers(0, engine.plan.vocab_size, prompt_length)
+    found: list[int] = ids.tolist()
+    return found
+
+
 @contextmanager
-def _marking(engine: Engine, phases: int) -> Iterator[NDArray[np.int64]]:
+def marking(engine: Engine, phases: int) -> Iterator[NDArray[np.int64]]:
+    """Steps of `phases` phases write their marks into what this gives (NativeLibrary.mark)."""
     library = engine.library
     if not isinstance(library, NativeLibrary):
         raise ArtifactError("only compiled code can be profiled.")
@@ -88,9 +100,10 @@ def _timed(engine: Engine, marks: NDArray[np.int64]) -> tuple[NDArray[np.int64],
     return marks.copy(), time.perf_counter() - start
 
 
-def _summary(
-    entry: str, tokens: int, before: int, steps: list[tuple[NDArray[np.int64], float]]
+def summarize(
+    entry: str, tokens: int, before: int, steps: Sequence[tuple[NDArray[np.int64], float]]
 ) -> StepProfile:
+    """Medians over steps of an entry, each with its marks and the seconds it took in all."""
     begin = np.stack([marks[:, 0:-1:2] for marks, _ in steps])  # [steps, threads, phases]
     done = np.stack([marks[:, 1::2] for marks, _ in steps])
     spent = (done - begin) / 1e9

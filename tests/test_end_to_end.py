@@ -208,6 +208,20 @@ def test_bench_reports_every_figure(demo: dict[str, Path]) -> None:
     assert all(row[name] > 0 for name in wanted)
 
 
+def test_a_trace_shows_the_text_being_made(demo: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    said = cli("bench", demo["w8"], "--trace", path, "--prompt-len", 16, "--gen-len", 2)
+    assert "a prefill step of 16 tokens and 2 decode steps on" in said
+    host = [each for each in json.loads(path.read_text())["traceEvents"] if each["tid"] == 1]
+    samples, texts = ([e for e in host if e["name"] == name] for name in ("sample", "text"))
+    assert len(samples) == 3 and texts
+    for text in texts:
+        assert any(
+            each["ts"] <= text["ts"] and text["ts"] + text["dur"] <= each["ts"] + each["dur"]
+            for each in samples
+        )
+
+
 def test_the_same_inputs_give_the_same_bytes(demo: dict[str, Path], tmp_path: Path) -> None:
     again = tmp_path / "again.gw"
     cli("compile", DEMO, "--quant", "w8", "-o", again)

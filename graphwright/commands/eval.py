@@ -22,7 +22,9 @@ __all__ = ["command"]
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--window", type=int, help="Tokens of one forward pass (default: the context).")
 @click.option("--stride", type=int, help="Tokens scored a window (default: all but the first).")
-@click.option("--against", metavar="REFERENCE", help="An artifact whose outputs these should be.")
+@click.option(
+    "--against", metavar="REFERENCE", help="Compare with this artifact: KL divergence and more."
+)
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(

@@ -192,3 +192,5 @@ def test_a_profile_has_every_phase_and_leaves_the_engine_as_it_was(artifact: Pat
     assert engine.generate([prompts()[0]], GREEDY)[0].token_ids
     with pytest.raises(RequestError, match="a prompt of 9 to 16 tokens"):
         profile(engine, 4, steps=6)
+    with pytest.raises(RequestError, match="3 decode steps or more, not 2"):
+        profile(engine, CHUNK, steps=2)
