@@ -1,8 +1,8 @@
 """`bench --trace`: steps as trace events, for Perfetto and chrome://tracing.
 
 The format: Trace Event Format (Chromium), complete events ("X") and metadata ("M"), times in
-microseconds. Slices of a track nest: step, layer, kernel. Categories: host, step, layer, kernel,
-wait.
+microseconds, without "displayTimeUnit", which old readers take for the unit of the times. Slices of
+a track nest: step, layer, kernel. Categories: host, step, layer, kernel, wait.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ __all__ = ["trace_data"]
 Event = dict[str, Any]
 _HOST = 1  # the track of the host; that of thread t of a step is _HOST + 1 + t
 _PROCESS = 1
+_LONGEST = 200  # characters of a name; viewers cut it to what they have room for
 
 
 def trace_data(
@@ -53,7 +54,6 @@ def trace_data(
             events += _phases(track, predicted, marks)
     return {
         "traceEvents": events,
-        "displayTimeUnit": "ns",
         "otherData": {
             "bandwidth_gbps": machine.bandwidth,
             "float32_gops": machine.float32,
@@ -85,7 +85,7 @@ def _phases(track: int, predicted: Sequence[Prediction], marks: Sequence[int]) -
             each = predicted[number]
             start, done, met = marks[2 * number : 2 * number + 3]
             yield _slice(
-                track, "kernel", short_kernel(each.kernel), start, done,
+                track, "kernel", short_kernel(each.kernel, width=_LONGEST), start, done,
                 {
                     "computes": each.step, "kernel": each.kernel, "bytes": each.bytes,
                     "operations": each.operations, "bound": each.bound,

@@ -118,7 +118,7 @@ def _trace(
     title = os.fsencode(engine.artifact.path.name).decode(errors="replace")
     data = trace_data(facts, found, machine, title)
     try:
-        path.write_text(json.dumps(data), encoding="utf-8")
+        path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
     except OSError as error:
         raise RequestError(f"{path} cannot be written: {error.strerror}.") from error
     events = len(data["traceEvents"])

@@ -62,6 +62,16 @@ def nested(events: list[Event]) -> Iterator[tuple[Event, Event | None]]:
         around.append(event)
 
 
+@pytest.mark.parametrize("first", [0, 10**6, 10**12])
+def test_readers_that_cut_off_see_the_same_nanoseconds(first: int) -> None:
+    marks = np.array([[first + 7 * i + i // 3 for i in range(201)]])
+    phases = [phase("p", 0, 1, 1)] * 100
+    step = StepTrace("decode", 1, 7, marks, (Span("step", 0, first + 2000),))
+    data = trace_data({"decode": phases}, [step], MACHINE, "tiny.gw")
+    found = [nanoseconds(each) for each in slices(data, 2, "kernel", "wait")]
+    assert found == [(int(a), int(b)) for a, b in zip(marks[0], marks[0, 1:], strict=False)]
+
+
 def test_two_threads_by_hand() -> None:
     """A phase outside of layers between two of layer 0 is drawn in it."""
     phases = [phase("embed", None, 100, 1), phase("norm", 0, 5000, 1),
