@@ -84,12 +84,17 @@ def capture_with_weights(
     name: str | None = None,
     vocab_size: int | None = None,
     max_context: int | None = None,
+    has_values: bool = True,
 ) -> Program:
-    """`capture_module`, with `source` saying where the values of each tensor come from."""
+    """`capture_module`, with `source` saying where the values of each tensor come from.
+
+    has_values: are the parameters there? If not, the trace is not compared with what the model
+    computes, and what shows only there is not refused.
+    """
     # torch keeps what operators return for fake tensors. As layers that are alike are traced once,
     # few calls are equal here, and keeping answers takes longer than finding them.
     with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
-        return _capture(model, source, example_tokens, name, vocab_size, max_context)
+        return _capture(model, source, example_tokens, name, vocab_size, max_context, has_values)
 
 
 def _capture(
@@ -99,6 +104,7 @@ def _capture(
     name: str | None,
     vocab_size: int | None,
     max_context: int | None,
+    has_values: bool,
 ) -> Program:
     forward = StatelessForward(model)
     tokens = torch.zeros(_EXAMPLE_LENGTH, dtype=torch.int64)
@@ -112,9 +118,9 @@ def _capture(
     ):
         given = forward.takes_positions
         exported, recurrence = export_whole_or_stepped(forward, tokens, context)
-    if recurrence is not None:
+    if recurrence is not None and has_values:
         recurrence.check()
-    if forward.takes_positions and not given:
+    if forward.takes_positions and not given and has_values:
         check_positions(forward, len(tokens))
     _check_signature(exported, model)
     refuse_random(exported.program.graph)
@@ -136,6 +142,17 @@ def _capture(
         vocab_size=vocab_size or int(logits.shape[-1]),
         max_context=max_context or min(known, default=None),
     )
+    if has_values:
+        _check_lengths(model, context, program, forward, exported)
+    check_token_tables(program)
+    _LOG.info("captured %s by %s", program.info.name, exported.rung)
+    return program
+
+
+def _check_lengths(
+    model: nn.Module, context: int | None, program: Program, forward: StatelessForward,
+    exported: Exported,
+) -> None:  # fmt: skip
     small = sum(tensor.nbytes for tensor in _held(model).values()) <= _CHECKED_BYTES
     try:
         with settled_buffers(model, context):
@@ -147,9 +164,6 @@ def _capture(
             f"{program.info.name} cannot be traced for a variable number of tokens: "
             f"{exported.because}\n  {exported.rung} does not help: {error}"
         ) from error
-    check_token_tables(program)
-    _LOG.info("captured %s by %s", program.info.name, exported.rung)
-    return program
 
 
 def context_of(model: nn.Module) -> int | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from graphwright.passes.self_written_tokens import SelfWritten
     from graphwright.runtime.tokenizer import Tokenizer
 
-__all__ = ["CALIBRATION_TOKENS", "SELF", "CalibrationSource", "open_calibration"]
+__all__ = ["CALIBRATION_TOKENS", "SELF", "Calibrating", "CalibrationSource", "open_calibration"]
 
 CALIBRATION_TOKENS = 16384  # of a text, at most
 SELF = "self"  # in place of a text: the model writes it
@@ -28,12 +28,12 @@ _SELF_LENGTH = 256  # of a sequence that the model writes, at most
 _TEXT_BYTES = 8 << 20  # of a file that is tokenized: its beginning
 
 CalibrationSource: TypeAlias = Union[str, Path, "torch.Tensor", Sequence[Sequence[int]]]
-_Open: TypeAlias = Callable[["ModelInfo", Mapping[str, bytes]], "Calibration | SelfWritten"]
+Calibrating: TypeAlias = Callable[["ModelInfo", Mapping[str, bytes]], "Calibration | SelfWritten"]
 
 
 def open_calibration(
     source: CalibrationSource, model: object, recipe: Recipe, tokens: int = CALIBRATION_TOKENS
-) -> _Open:
+) -> Calibrating:
     """What makes the tokens once `model` is captured, of what is known of it and of its files.
 
     source: a UTF-8 text file, of which sequences of 512 tokens, or of the context, are taken that

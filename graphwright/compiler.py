@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +13,10 @@ from graphwright.calibration_tokens import (
     CalibrationSource,
     open_calibration,
 )
-from graphwright.ir.errors import BackendError, FrontendError
-from graphwright.ir.program import PassRecord, Program
+from graphwright.compile_options import CompileOptions, Progress
+from graphwright.ir.errors import FrontendError
+from graphwright.ir.program import Program
+from graphwright.prepare import Stages, capture_onnx_file, one_thread, prepare
 from graphwright.process import without_collection
 
 if TYPE_CHECKING:
@@ -31,46 +31,6 @@ __all__ = ["CompileOptions", "Compiled", "Progress", "compile"]
 
 _COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
            "chat_template.jinja", "generation_config.json")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class CompileOptions:
-    """What `compile` was asked for; it is stored in the artifact.
-
-    quant: a recipe such as ``f32``, ``w8``, ``w8:head=f32``. target: ``host``, a CPU's name, or
-    several with commas between them, of which each machine takes the best that it can run, or GPUs
-    as ``cuda:sm_80,sm_90``. chunk: the most tokens one prefill step takes. check: compare the
-    numbers after every pass (None: when the weights are small enough for it to be quick). context:
-    the most tokens of a sequence (None: what the model was made for); embeddings that scale with
-    the length of the sequence are those of this length. kv_cache_dtype: how keys and values are
-    kept, ``auto`` (float32, on GPUs the activations' type), ``f32``, ``f16``, ``bf16``, ``fp8``
-    (e4m3, on GPUs) or ``int8`` (a scale for each token and head). dtype: of activations on GPUs,
-    ``auto`` (bf16), ``f32``, ``bf16`` or ``f16``. tune: the seconds for which kernels are timed on
-    this machine, to choose between variants of them (None: the ones that suit most);
-    docs/tuning.md. calibration: which tokens integer weights were rounded by (None: to nearest);
-    docs/quantization.md.
-    """
-
-    quant: str = "f32"
-    target: str = "host"
-    chunk: int = 512
-    check: bool | None = None
-    context: int | None = None
-    kv_cache_dtype: str = "auto"
-    dtype: str = "auto"
-    tune: float | None = None
-    calibration: str | None = None
-
-
-@dataclass
-class Progress:
-    """Callbacks while compiling: a stage begins, a pass is done, packed bytes of all bytes, the
-    share of the seconds for tuning that is spent, and on what."""
-
-    stage: Callable[[str], None] = lambda name: None
-    record: Callable[[PassRecord], None] = lambda record: None
-    packed: Callable[[int, int], None] = lambda done, total: None
-    tuning: Callable[[float, str], None] = lambda share, choice: None
 
 
 @dataclass
@@ -103,7 +63,7 @@ class Compiled:
 
         start = time.perf_counter()
         self._progress.stage("pack weights and write")
-        with _one_thread():
+        with one_thread():
             write_artifact(self, Path(path), self._progress.packed)
         self.seconds["write"] = time.perf_counter() - start
         return Path(path)
@@ -146,92 +106,35 @@ def compile(
     with without_collection():
         from graphwright.golden import golden_tokens
         from graphwright.machine_code import code_generator
-        from graphwright.passes.base import PassContext
-        from graphwright.passes.pipeline import PipelineOptions, pipeline
         from graphwright.passes.recipe import Recipe
-        from graphwright.passes.running import run_passes
-        from graphwright.passes.verification import NumericCheck, should_check
         from graphwright.program_tuning import check_budget, picks_of, tune_program
 
-    if kv_cache_dtype == "fp8" and not target.startswith("cuda"):
-        raise BackendError(
-            "a cache in fp8 is for GPUs (--target cuda:…); on CPUs int8 takes as much, and keeps a "
-            "scale for each token and head."
-        )
     options = CompileOptions(quant, target, chunk, check, context, kv_cache_dtype, dtype, tune)
-    progress = progress or Progress()
+    stages = Stages(progress or Progress())
     check_budget(tune)
     with without_collection():
         generator = code_generator(target, dtype, tuned=tune is not None)
-    chosen = PipelineOptions(
-        Recipe.parse(quant), generator.decode_tokens, chunk, kv_cache_dtype=kv_cache_dtype
-    )
-    steps = pipeline(chosen)
     calibrating = None
     if calibration is not None:
-        calibrating = open_calibration(calibration, model, chosen.recipe, calibration_tokens)
-    seconds: dict[str, float] = {}
-
-    def timed(stage: str, start: float) -> float:
-        now = time.perf_counter()
-        seconds[stage] = now - start
-        return now
-
-    clock = time.perf_counter()
-    progress.stage("capture")
-    with _one_thread(), without_collection():
-        program, files = _capture(model, example_tokens, trust_remote_code, context)
-    if calibrating is not None:
-        tokens = calibrating(program.info, files)
-        options = replace(options, calibration=tokens.record)
-        steps = pipeline(replace(chosen, calibration=tokens))
-    clock = timed("capture", clock)
-
-    progress.stage("passes")
-    wanted = should_check(program) if check is None else check
-    graphs: list[tuple[str, str]] = []
-    run = PassContext(
-        check=NumericCheck() if wanted else None,
-        on_graph=lambda name, text: graphs.append((name, text)),
-        on_record=progress.record,
-        fuel=PassContext.fuel_from_environment(),
-    )
-    with _one_thread(), without_collection():
-        run_passes(program, steps, run)
-    clock = timed("passes", clock)
-
-    progress.stage("golden tokens")
-    with _one_thread():
+        recipe = Recipe.parse(quant)
+        calibrating = open_calibration(calibration, model, recipe, calibration_tokens)
+    prepared = prepare(
+        lambda: _capture(model, example_tokens, trust_remote_code, context),
+        options, generator.decode_tokens, stages, calibrating,
+    )  # fmt: skip
+    program = prepared.program
+    with stages.stage("golden", "golden tokens"), one_thread():
         golden = golden_tokens(program)
-    clock = timed("golden", clock)
-
     tuned: list[Tuned] = []
     if tune is not None:
-        progress.stage("tuning")
-        tuned = tune_program(program, generator, tune, progress.tuning)
-        clock = timed("tuning", clock)
-
-    progress.stage("native code")
-    with without_collection():
+        with stages.stage("tuning"):
+            tuned = tune_program(program, generator, tune, stages.progress.tuning)
+    with stages.stage("native code"), without_collection():
         variants = generator.build(program, picks_of(tuned) if tuned else None)
-    timed("native code", clock)
-    return Compiled(program, variants, options, graphs, files, golden, tuned, seconds, progress)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Torch on one thread: operators are small, and threads that spin cost more than they bring.
-
-    Where there is enough to do, threads of ours run such operators side by side (ir/ahead.py).
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return Compiled(
+        program, variants, prepared.options, prepared.graphs, prepared.files, golden, tuned,
+        stages.seconds, stages.progress,
+    )  # fmt: skip
 
 
 def _capture(
@@ -246,7 +149,7 @@ def _capture(
     if isinstance(model, (str, Path)):
         path = Path(model)
         if path.suffix == ".onnx":
-            program, folder = _capture_onnx(path, context), path.parent
+            program, folder = capture_onnx_file(path, context), path.parent
         else:
             program = capture_checkpoint(path, trust_remote_code=trust, max_context=context)
             folder = path
@@ -258,20 +161,6 @@ def _capture(
             f"{type(model).__name__}."
         )
     return capture_module(model, example_tokens=example_tokens, max_context=context), {}
-
-
-def _capture_onnx(path: Path, context: int | None) -> Program:
-    if not path.is_file():
-        raise FrontendError(f"there is no file '{path}'.")
-    try:
-        from graphwright.frontend.onnx_models.decoder import capture_onnx
-    except ModuleNotFoundError as error:
-        if error.name != "onnx":
-            raise
-        raise FrontendError(
-            "ONNX files need the package onnx: pip install 'graphwright[onnx]'."
-        ) from error
-    return capture_onnx(path, max_context=context)
 
 
 def log_as_json(program: Program) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -14,18 +14,31 @@ if TYPE_CHECKING:
     from graphwright.backends.tvm.build import BuiltProgram
     from graphwright.ir.program import Program
 
-__all__ = ["CodeGenerator", "code_generator"]
+__all__ = ["CodeGenerator", "GeneratorPlan", "code_generator"]
+
+
+@dataclass(frozen=True)
+class GeneratorPlan:
+    """What is known before there is code. content: of plan.json. target: as the artifact's manifest
+    names it. counter_bytes: on GPUs, of a region that kernels count in.
+    """
+
+    content: dict[str, Any]
+    target: str
+    counter_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class CodeGenerator:
-    """decode_tokens: the most tokens of a step of the decode entry that suit the target.
+    """plan: what `build` will say of memory, without any code. decode_tokens: the most tokens of a
+    step of the decode entry that suit the target.
 
     choices: what a program leaves open, by the number of kernels that ask for it, and what times
     it here; None where the target is not tuned.
     """
 
     build: Callable[[Program, Picks | None], tuple[BuiltProgram, ...] | tuple[GpuPackage, ...]]
+    plan: Callable[[Program], GeneratorPlan]
     decode_tokens: int
     choices: Callable[[Program], tuple[Mapping[Choice, int], Rig]] | None = None
 
@@ -38,7 +51,7 @@ def code_generator(target: str, dtype: str, *, tuned: bool = False) -> CodeGener
     """
     if target.partition(":")[0] == "cuda":
         return _for_gpus(target, "bf16" if dtype == "auto" else dtype, tuned)
-    from graphwright.backends.tvm.build import build_variants
+    from graphwright.backends.tvm.build import build_variants, plan_of
     from graphwright.backends.tvm.target import cpus_by_names, host_cpu
     from graphwright.ir.errors import BackendError
 
@@ -57,8 +70,11 @@ def code_generator(target: str, dtype: str, *, tuned: bool = False) -> CodeGener
 
         return choices_of(program, cpus[0], choose_threads())
 
+    def plan(program: Program) -> GeneratorPlan:
+        return GeneratorPlan(plan_of(program, cpus[0]), ", ".join(cpu.name for cpu in cpus))
+
     return CodeGenerator(
-        lambda program, picks: build_variants(program, cpus, picks), decode_tokens=8,
+        lambda program, picks: build_variants(program, cpus, picks), plan, decode_tokens=8,
         choices=choices,
     )  # fmt: skip
 
@@ -77,8 +93,13 @@ def _for_gpus(target: str, dtype: str, tuned: bool) -> CodeGenerator:
         lowered = lower_program(program, options, picks)
         return (package(lowered, chips, threads=choose_threads()),)
 
+    def plan(program: Program) -> GeneratorPlan:
+        lowered = lower_program(program, options)
+        return GeneratorPlan(lowered.plan, f"cuda:{','.join(c.name for c in chips)}",
+                             lowered.counter_bytes)  # fmt: skip
+
     if not tuned:
-        return CodeGenerator(build, decode_tokens=64)
+        return CodeGenerator(build, plan, decode_tokens=64)
     rig = _rig(target, chips)
 
     def choices(program: Program) -> tuple[Mapping[Choice, int], Rig]:
@@ -86,7 +107,7 @@ def _for_gpus(target: str, dtype: str, tuned: bool) -> CodeGenerator:
         lower_program(program, options, asked)
         return asked.asked, rig
 
-    return CodeGenerator(build, decode_tokens=64, choices=choices)
+    return CodeGenerator(build, plan, decode_tokens=64, choices=choices)
 
 
 def _rig(target: str, chips: tuple[Chip, ...]) -> Rig:

@@ -33,7 +33,7 @@ from graphwright.ir.memory import MemoryPlan
 from graphwright.ir.program import Level, Program
 from graphwright.runtime.variants import Variant
 
-__all__ = ["BuiltProgram", "build", "build_variants", "lower_program"]
+__all__ = ["BuiltProgram", "build", "build_variants", "lower_program", "plan_of"]
 
 Progress = Callable[[str], None]
 _POOL = Path(__file__).parent / "step_pool.c"
@@ -84,10 +84,9 @@ def build(
     say = on_progress or (lambda text: None)
     kv = KvLayout.of(program.states)
     blobs = BlobTable()
-    vocabulary = int(program.output.meta["val"].shape[-1])
     with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
         with Objects(Path(folder), cpu, KeptObjects.of_user()) as objects:
-            objects.add_source(_POOL, _pool_macros(vocabulary))
+            objects.add_source(_POOL, _pool_macros(_vocabulary(program)))
             say("lowering")
             phases, ledger = lower_program(program, cpu, kv, blobs, picks, objects.add_kernel)
             meetings: dict[str, Meetings] = {}
@@ -102,20 +101,16 @@ def build(
         file = Path(folder) / "step.so"
         link(parts, file, cpu.mtriple)
         library = file.read_bytes()
-    plan = {
-        "entries": {name: _describe_entry(entry) for name, entry in program.plans.items()},
-        "alone_rows": ALONE_ROWS,
-        "kv": kv.describe(),
-        "weights": {
-            "bytes": blobs.bytes,
-            "bytes_per_token": blobs.bytes_per_token,
-            "entries": blobs.describe(),
-        },
-        "vocab_size": vocabulary,
-        "max_context": program.info.max_context,
-    }
+    plan = _describe(program, kv, blobs)
     facts = {name: describe_phases(program, each, blobs) for name, each in phases.items()}
     return BuiltProgram(library, cpu, plan, tuple(ledger), phases, blobs, facts)
+
+
+def plan_of(program: Program, cpu: Cpu) -> dict[str, Any]:
+    """The content of plan.json, without any code. Raises BackendError."""
+    kv, blobs = KvLayout.of(program.states), BlobTable()
+    lower_program(program, cpu, kv, blobs)
+    return _describe(program, kv, blobs)
 
 
 def build_variants(
@@ -177,6 +172,26 @@ def _pool_macros(vocabulary: int) -> dict[str, str]:
         "VOCABULARY": str(vocabulary),
         "ARGUMENT_TYPES": ",".join(["void*"] * len(names)),
         "ARGUMENTS(p)": ",".join(f"p[{number}]" for number in range(len(names))),
+    }
+
+
+def _vocabulary(program: Program) -> int:
+    return int(program.output.meta["val"].shape[-1])
+
+
+def _describe(program: Program, kv: KvLayout, blobs: BlobTable) -> dict[str, Any]:
+    """The content of plan.json, as runtime/plan.py reads it."""
+    return {
+        "entries": {name: _describe_entry(entry) for name, entry in program.plans.items()},
+        "alone_rows": ALONE_ROWS,
+        "kv": kv.describe(),
+        "weights": {
+            "bytes": blobs.bytes,
+            "bytes_per_token": blobs.bytes_per_token,
+            "entries": blobs.describe(),
+        },
+        "vocab_size": _vocabulary(program),
+        "max_context": program.info.max_context,
     }
 
 

@@ -33,10 +33,13 @@ _MASKS = ("attention_mask", "mask")
 _SWITCHES = ("use_cache_branch",)  # merged decoders: without a past
 
 
-def capture_onnx(path: str | Path, *, max_context: int | None = None) -> Program:
+def capture_onnx(
+    path: str | Path, *, max_context: int | None = None, has_values: bool = True
+) -> Program:
     """Traces the decoder in an ONNX file, whose weights may lie in files beside it.
 
     max_context: as for `capture_module`; by default what a config.json beside the file says.
+    has_values: as for `capture_with_weights`.
     Raises FrontendError for what is not supported, and for graphs that are no decoders.
     """
     path = Path(path)
@@ -47,6 +50,7 @@ def capture_onnx(path: str | Path, *, max_context: int | None = None) -> Program
             lambda origin, tensor: ConstantTensor.of(tensor.detach(), origin.replace("/", ".")),
             name=path.stem,
             max_context=max_context,
+            has_values=has_values,
         )
 
 
