@@ -121,6 +121,8 @@ class BlobTable:
                 "bytes": blob.bytes,
                 "layout": blob.layout.name,
                 "dtype": blob.layout.dtype,
+                "scheme": blob.weight.scheme,
+                "read": blob.read,
                 "source": blob.weight.describe(),
             }
             for blob in self._blobs.values()

@@ -46,6 +46,11 @@ class Weight:
         """Where the values come from, as short text."""
         raise NotImplementedError
 
+    @property
+    def scheme(self) -> str | None:
+        """By which scheme of a recipe its values are stored; None where no recipe says so."""
+        return None
+
 
 class TensorFile:
     """A safetensors file, mapped when a tensor of it is first read and for as long as this lives:
@@ -130,6 +135,12 @@ class Expression(Weight):
         result = self.function(*args, **kwargs)
         tensor: torch.Tensor = result if self.output is None else result[self.output]
         return tensor
+
+    @property
+    def scheme(self) -> str | None:
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        found = {leaf.scheme for leaf in leaves if isinstance(leaf, Weight)} - {None}
+        return found.pop() if len(found) == 1 else None
 
     def describe(self) -> str:
         name = getattr(self.function, "_schema", None)

@@ -85,6 +85,10 @@ class NarrowedWeight(Expression):
 
     name: str = ""
 
+    @property
+    def scheme(self) -> str:
+        return str(self.args[1])
+
     def load(self) -> torch.Tensor:
         try:
             return super().load()

@@ -64,6 +64,10 @@ class QuantizedPart(Expression):
         assert self.shared is not None
         return self.shared
 
+    @property
+    def scheme(self) -> str:
+        return self.quantization.scheme
+
     def load(self) -> torch.Tensor:
         assert self.output is not None
         return self.quantization.take(self.output)
