@@ -34,9 +34,8 @@ from graphwright.runtime.stepper import Stepper
 from graphwright.runtime.threads import choose_affinity, choose_threads
 from graphwright.runtime.tokenizer import Tokenizer, read_tokenizer
 
-__all__ = ["DEFAULT_CONTEXT", "Engine"]
+__all__ = ["Engine"]
 
-DEFAULT_CONTEXT = 2048
 Prompt = str | Sequence[int] | Exporter
 
 
@@ -75,17 +74,14 @@ class Engine:
             artifact = Artifact.open(artifact, verify=verify)
         self.artifact = artifact
         self.plan = Plan.from_json(artifact.json("plan.json"))
-        self.context, self.max_sequences = _context(self.plan, context), max_sequences
+        self.context = self.plan.context_for(context)
+        self.max_sequences = max_sequences = self.plan.sequences_for(max_sequences)
         self.threads, pinned = choose_threads(threads), choose_affinity(affinity)
         self.tokenizer = read_tokenizer(artifact)
         self.generation_config = _generation_config(artifact)
         self.eos_ids = _eos_ids(self.generation_config, self.tokenizer)
         self.grammars = Grammars(self.tokenizer, self.plan.vocab_size, self.eos_ids)
-        prefill = self.plan.entries["prefill"]
-        most = min(prefill.max_tokens, prefill.max_rows)
-        if not 1 <= max_sequences <= most:
-            raise RequestError(f"max_sequences must be from 1 to {most}, not {max_sequences}.")
-        blocks_each = -(-self.context // self.plan.block_size)
+        blocks_each = self.plan.blocks_of(self.context)
         self.memory = Memory(planned_bytes(self.plan, max_sequences, blocks_each))
         weights = load_weights(artifact, self.memory, mmap or LAUNCHES in artifact)
         self._buffers = allocate_buffers(
@@ -276,17 +272,6 @@ def _library_of(artifact: Artifact, plan: Plan, threads: int, pinned: bool) -> S
         artifact, threads, own_bytes=plan.arena_bytes, alone_rows=plan.alone_rows, rows=plan.rows,
         pin=pinned,
     )  # fmt: skip
-
-
-def _context(plan: Plan, asked: int | None) -> int:
-    limit = plan.max_context
-    if asked is None:
-        return min(limit or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-    if asked < 1 or (limit is not None and asked > limit):
-        raise RequestError(
-            f"the context must be from 1 to {limit or 'any number of'} tokens, not {asked}."
-        )
-    return asked
 
 
 def _generation_config(artifact: Artifact) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from graphwright.runtime.errors import ArtifactError
+from graphwright.runtime.errors import ArtifactError, RequestError
 from graphwright.runtime.memory import ALIGNMENT
 
-__all__ = ["EntryPlan", "Plan"]
+__all__ = ["DEFAULT_CONTEXT", "EntryPlan", "Plan"]
+
+DEFAULT_CONTEXT = 2048  # tokens of a sequence, at most, where nobody says
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,35 @@ class Plan:
     def rows(self) -> int:
         """The most rows that a step may sample."""
         return max(entry.max_rows for entry in self.entries.values())
+
+    @property
+    def most_sequences(self) -> int:
+        """The most sequences that may run at a time."""
+        prefill = self.entries["prefill"]
+        return min(prefill.max_tokens, prefill.max_rows)
+
+    def context_for(self, asked: int | None) -> int:
+        """`asked` tokens a sequence, or what is taken where nobody asks. Raises RequestError."""
+        limit = self.max_context
+        if asked is None:
+            return min(limit or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+        if asked < 1 or (limit is not None and asked > limit):
+            raise RequestError(
+                f"the context must be from 1 to {limit or 'any number of'} tokens, not {asked}."
+            )
+        return asked
+
+    def sequences_for(self, asked: int) -> int:
+        """`asked` sequences at a time. Raises RequestError."""
+        if not 1 <= asked <= self.most_sequences:
+            raise RequestError(
+                f"max_sequences must be from 1 to {self.most_sequences}, not {asked}."
+            )
+        return asked
+
+    def blocks_of(self, context: int) -> int:
+        """Blocks of a sequence of so many tokens."""
+        return -(-context // self.block_size)
 
     @property
     def arena_bytes(self) -> int:

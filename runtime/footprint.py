@@ -1,0 +1,57 @@
+"""What an engine takes, before there is one: by sequences and tokens, and what fits into memory."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from graphwright.runtime.buffers import planned_bytes
+from graphwright.runtime.cuda.memory import device_bytes
+from graphwright.runtime.plan import Plan
+
+__all__ = ["Footprint"]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """counter_bytes: of the region that kernels of a GPU count in; None: steps run on CPUs."""
+
+    plan: Plan
+    counter_bytes: int | None = None
+
+    def parts(self, sequences: int, context: int) -> dict[str, int]:
+        """Bytes by what they are for, where the steps run, as an engine for so many sequences of so
+        many tokens allocates them.
+        """
+        blocks = self.plan.blocks_of(context)
+        if self.counter_bytes is None:
+            return planned_bytes(self.plan, sequences, blocks)
+        return device_bytes(self.plan, sequences, blocks, self.counter_bytes)
+
+    def total(self, sequences: int, context: int) -> int:
+        """The sum of the parts."""
+        return sum(self.parts(sequences, context).values())
+
+    def longest_context(self, memory: int) -> int | None:
+        """The most tokens of a single sequence with which all fits into `memory` bytes, up to the
+        model's limit; 0 where nothing does. None: any number, as tokens leave nothing behind.
+        """
+        plan, size = self.plan, self.plan.block_size
+        most = memory // 4 + 1  # bytes of a block in the block table
+        if plan.max_context is not None:
+            most = min(most, plan.blocks_of(plan.max_context))
+        blocks = _most(lambda count: self.total(1, count * size), memory, most)
+        if blocks and plan.block_bytes == 0 and plan.max_context is None:
+            return None
+        return min(blocks * size, plan.max_context or blocks * size)
+
+    def sequences_within(self, memory: int, context: int) -> int:
+        """The most sequences of `context` tokens that fit into `memory` bytes at a time, or 0."""
+        most = self.plan.most_sequences
+        return _most(lambda sequences: self.total(sequences, context), memory, most)
+
+
+def _most(size: Callable[[int], int], limit: int, most: int) -> int:
+    """The largest number up to `most` whose size, which grows with it, is within `limit`."""
+    return bisect_right(range(1, most + 1), limit, key=size)
