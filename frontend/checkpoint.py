@@ -16,7 +16,7 @@ from graphwright.frontend.checkpoint_files import CheckpointFiles, read_json
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.program import Program
 
-__all__ = ["capture_checkpoint"]
+__all__ = ["capture_checkpoint", "known_config"]
 
 
 def capture_checkpoint(
@@ -148,3 +148,15 @@ def _silent() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def known_config(directory: Path, trust_remote_code: bool) -> Iterator[dict[str, Any]]:
+    """The config.json of a decoder that transformers knows; while open, transformers is silent.
+
+    Raises FrontendError for any other directory.
+    """
+    config = _read_config(directory)
+    with _silent():
+        _check_model_type(directory, config, trust_remote_code)
+        yield config

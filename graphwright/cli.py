@@ -12,6 +12,7 @@ __all__ = ["VERBS", "main_command"]
 # command there is called `command`.
 VERBS = {
     "compile": "Turn a checkpoint into one file that runs without torch.",
+    "plan": "Say what a model will take in memory, before it is loaded.",
     "run": "Complete prompts with a compiled model.",
     "chat": "Talk with a compiled model in the terminal.",
     "serve": "Serve a compiled model by the OpenAI API.",

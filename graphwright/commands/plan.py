@@ -1,0 +1,130 @@
+"""`graphwright plan`: what a model will take in memory, before a weight is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from graphwright.inspector.memory_needs import Subject
+
+__all__ = ["command"]
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
+          "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|[kmgt]i?)b", re.IGNORECASE)
+_OF_MODELS = ("quant", "target", "chunk", "kv_cache_dtype", "dtype", "trust_remote_code")
+
+
+def _parse_size(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    """Bytes of "8GB", "512MiB". Usage error for anything else."""
+    if text is None:
+        return None
+    match = _SIZE.fullmatch(text.strip())
+    size = round(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
+    if size < 1:
+        raise click.BadParameter(f"'{text}' is no size such as 8GB, 1.5GiB or 500MB.")
+    return size
+
+
+@click.command("plan", short_help="Say what a model will take in memory, before it is loaded.")
+@click.argument("model")
+@click.option("--quant", default="f32", show_default=True, help="Weights: f32, w8, w8g32, ….")
+@click.option("--kv-cache-dtype", default="auto", show_default=True,
+              type=click.Choice(["auto", "f32", "f16", "bf16", "int8"]),
+              help="How keys and values are kept (auto: f32).")  # fmt: skip
+@click.option("--target", default="host", show_default=True,
+              help="host, a CPU's name, several, or GPUs: cuda:sm_80,sm_90.")  # fmt: skip
+@click.option("--dtype", default="auto", show_default=True,
+              type=click.Choice(["auto", "f32", "bf16", "f16"]),
+              help="Activations on a GPU (auto: bf16).")  # fmt: skip
+@click.option("--chunk", default=512, show_default=True, type=click.IntRange(8, 8192),
+              help="Most tokens of one prefill step.")  # fmt: skip
+@click.option("--context", type=int, help="Tokens a sequence may have (default: up to 2048).")
+@click.option("--max-sequences", default=8, show_default=True,
+              help="Sequences that run together.")  # fmt: skip
+@click.option("--memory", metavar="SIZE", callback=_parse_size,
+              help="What there is, such as 8GB: exit code 1 if it does not fit.")  # fmt: skip
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code from the checkpoint.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, all sizes in bytes.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    model: str,
+    context: int | None,
+    max_sequences: int,
+    memory: int | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Say what MODEL will take in memory: the table of its engine, before there is one.
+
+    MODEL: a checkpoint directory (its config.json is enough), an ONNX file of a decoder,
+    FILE.py:FUNCTION, or a compiled FILE.gw. No weight is read.
+    """
+    from graphwright.commands.user_module import is_user_module
+
+    path = Path(model)
+    notes: list[str] = []
+    if not is_user_module(model) and not path.exists():
+        raise click.ClickException(
+            f"there is no '{model}': MODEL is a checkpoint directory, an ONNX file, "
+            "FILE.py:FUNCTION, or a compiled FILE.gw."
+        )
+    if path.is_file() and path.suffix != ".onnx":
+        subject = _of_artifact(ctx, path)
+    else:
+        subject = _of_model(model, options, notes)
+    from graphwright.inspector.memory_needs import memory_needs
+    from graphwright.inspector.memory_needs_text import memory_needs_text
+
+    needs = memory_needs(subject, max_sequences, context, memory)
+    if as_json:
+        click.echo(json.dumps({**needs, "notes": notes}))
+    else:
+        click.echo("\n".join([memory_needs_text(needs), *(f"note: {note}" for note in notes)]))
+    return 1 if memory is not None and needs["memory"]["missing_bytes"] else 0
+
+
+def _of_artifact(ctx: click.Context, path: Path) -> Subject:
+    from graphwright.inspector.memory_needs import subject_of
+    from graphwright.runtime.artifact import Artifact
+
+    for name in _OF_MODELS:
+        source = ctx.get_parameter_source(name)
+        if source is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} says how a model is to be compiled, and {path} was "
+                "compiled already: give the model, or leave it out."
+            )
+    try:
+        return subject_of(Artifact.open(path, verify=False, any_cpu=True), str(path))
+    except KeyError as error:
+        raise click.ClickException(error.args[0]) from None
+
+
+def _of_model(model: str, options: dict[str, Any], notes: list[str]) -> Subject:
+    """A model as it would be compiled; what there is to say of it beside goes into `notes`."""
+    from graphwright.commands.dependencies import require_compiler
+    from graphwright.commands.user_module import build_user_module, is_user_module
+    from graphwright.inspector.memory_needs import Subject
+    from graphwright.process import without_collection
+
+    require_compiler(options["target"])
+    with without_collection():
+        from graphwright.compile_options import CompileOptions
+        from graphwright.planner import plan_model
+    trust = options.pop("trust_remote_code")
+    given = build_user_module(model) if is_user_module(model) else Path(model)
+    planned = plan_model(given, CompileOptions(**options, check=False), trust_remote_code=trust)
+    if not planned.has_weights:
+        notes.append(
+            f"there are no weights in {model}; the table is that of the model in its config.json"
+        )
+    plan = planned.plan
+    return Subject(model, plan.content, plan.target, options["quant"], plan.counter_bytes)

@@ -1,0 +1,80 @@
+"""From a model to the sizes of everything that its engine will allocate, without its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphwright.compile_options import CompileOptions, Progress
+from graphwright.prepare import Capture, Stages, capture_onnx_file, prepare
+from graphwright.process import without_collection
+
+if TYPE_CHECKING:
+    import torch
+
+    from graphwright.machine_code import GeneratorPlan
+
+__all__ = ["PlannedModel", "plan_model"]
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """has_weights: were they there? Nothing of them has been read either way."""
+
+    plan: GeneratorPlan
+    options: CompileOptions
+    has_weights: bool
+
+
+def plan_model(
+    model: Path | torch.nn.Module,
+    options: CompileOptions,
+    *,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> PlannedModel:
+    """What `compile` would write to plan.json, for a checkpoint directory (its config.json is
+    enough), an ONNX file or a decoder `nn.Module`.
+
+    The same passes run and the same backend lays out memory, but no weight is loaded, nothing is
+    compared by numbers, and no code is made: refusals that need any of that are `compile`'s.
+    Raises FrontendError, PassError or BackendError.
+    """
+    with without_collection():
+        from graphwright.machine_code import code_generator
+
+        generator = code_generator(options.target, options.dtype)
+    capture, has_weights = _capture(model, options.context, trust_remote_code)
+    stages = Stages(progress or Progress())
+    prepared = prepare(capture, options, generator.decode_tokens, stages)
+    with stages.stage("plan"), without_collection():
+        plan = generator.plan(prepared.program)
+    return PlannedModel(plan, options, has_weights)
+
+
+def _capture(
+    model: Path | torch.nn.Module, context: int | None, trust: bool
+) -> tuple[Capture, bool]:
+    """How `model` is captured, and whether it has weights."""
+    from graphwright.frontend.capture import capture_with_weights
+    from graphwright.frontend.declared_checkpoint import capture_declared, has_weights
+    from graphwright.ir.weights import ConstantTensor
+
+    if not isinstance(model, Path):
+        module: Any = model
+
+        def capture_module() -> Any:
+            return capture_with_weights(
+                module,
+                lambda origin, tensor: ConstantTensor.of(tensor.detach(), origin),
+                max_context=context,
+                has_values=False,
+            )
+
+        return lambda: (capture_module(), {}), True
+    if model.suffix == ".onnx":
+        return lambda: (capture_onnx_file(model, context, has_values=False), {}), True
+    return lambda: (
+        capture_declared(model, trust_remote_code=trust, max_context=context), {}
+    ), has_weights(model)  # fmt: skip
