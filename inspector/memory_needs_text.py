@@ -68,14 +68,15 @@ def _cache_lines(needs: Mapping[str, Any]) -> Iterator[str]:
     for each in kv["caches"]:
         span = "all tokens" if each["span"] is None else f"the last {each['span']} tokens"
         kept = "" if each["span"] is None else "; blocks of earlier ones are kept"
+        heads = "1 head" if each["heads"] == 1 else f"{each['heads']} heads"
         yield (
-            f"  {each['count']} x keys and values: {each['heads']} heads of {each['head_dim']} and "
+            f"  {each['count']} x keys and values: {heads} of {each['head_dim']} and "
             f"{each['value_dim']}, {each['dtype']}, {span} are read{kept}"
         )
     for each in kv["rolling"]:
         yield (
             f"  {each['count']} x the last {each['kept']} inputs of {each['channels']} channels, "
-            f"{each['dtype']}, in each block"
+            f"{each['dtype']}, room for them in each block"
         )
     for each in kv["recurrent"]:
         yield (

@@ -4,6 +4,7 @@ builder writes them; and files that are none."""
 from __future__ import annotations
 
 import inspect
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tiny_models import tiny_model
 from torch import nn
 
 import graphwright
+from graphwright.__main__ import main
 from graphwright.ir.errors import FrontendError
 
 onnx = pytest.importorskip("onnx")
@@ -117,6 +119,16 @@ def test_a_decoder_that_torch_exported(exported: Any, tmp_path: Path) -> None:
     assert said(path) == greedy(model, 6)
     own = graphwright.compile(model).built.plan["kv"]
     assert graphwright.compile(path).built.plan["kv"]["block_bytes"] == own["block_bytes"]
+
+
+def test_a_plan_is_that_of_the_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = export_plain(tmp_path / "model.onnx", tiny_model("mistral"))
+    artifact = graphwright.compile(path, quant="w8", check=False).save(tmp_path / "model.gw")
+    tables = []
+    for arguments in ([str(path), "--quant", "w8"], [str(artifact)]):
+        assert main(["plan", *arguments, "--json"]) == 0
+        tables.append({**json.loads(capsys.readouterr().out), "model": ""})
+    assert tables[0] == tables[1]
 
 
 def test_windows_softcaps_and_norms_around(tmp_path: Path) -> None:

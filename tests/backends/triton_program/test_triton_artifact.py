@@ -19,6 +19,7 @@ from tiny_models import continued_logits, random_tokens, save_tiny
 from transformers import AutoModelForCausalLM
 
 import graphwright
+from graphwright.__main__ import main
 from graphwright.frontend.checkpoint import capture_checkpoint
 from graphwright.ir.errors import BackendError
 from graphwright.ir.tolerance import check_close
@@ -154,6 +155,37 @@ def test_recurrent_states_lie_in_front_of_the_caches(tmp_path: Path) -> None:
     assert any(name.startswith("gpu/source/scan_") for name in artifact.names)
     driver = stand_in(checkpoint, artifact)
     check_against_eager(checkpoint, artifact, driver)
+
+
+class CountingDriver(Driver):
+    """Adds up the device memory that was asked for."""
+
+    taken = 0
+
+    def allocate(self, size: int) -> int:
+        self.taken += size
+        return super().allocate(size)
+
+
+def test_a_plan_says_what_lies_in_the_gpu_s_memory(
+    checkpoint: Path, artifact: Artifact, driver: FakeCuda, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--target", "cuda:sm_80", "--dtype", "f32", "--chunk", str(CHUNK)]
+    for sequences, context in ((1, 64), (5, 33)):
+        size = ["--max-sequences", str(sequences), "--context", str(context), "--json"]
+        tables = []
+        for subject in ([str(checkpoint), *options], [str(artifact.path)]):
+            assert main(["plan", *subject, *size]) == 0
+            tables.append({**json.loads(capsys.readouterr().out), "model": ""})
+        assert tables[0] == tables[1]
+        counting = CountingDriver(driver)
+        engine = Engine(
+            artifact, max_sequences=sequences, context=context,
+            library=CudaLibrary(artifact, counting),
+        )  # fmt: skip
+        engine.generate([[5]], SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True))
+        assert tables[0]["where"] == "gpu"
+        assert tables[0]["total_bytes"] == counting.taken
 
 
 def test_only_kernels_that_wait_begin_early(

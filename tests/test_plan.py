@@ -1,0 +1,233 @@
+"""`graphwright plan`: its numbers are those that an engine allocates, and no weight is read."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from recurrent_decoders import RECURRENT, recurrent_model
+from shared_data import shared_path
+from tiny_models import save_tiny, tiny_model
+from toy_model import write_toy
+
+import graphwright
+from graphwright.__main__ import main
+
+# model, quant, type of the caches
+CASES = [
+    ("llama", "f32", "auto"),
+    ("gemma2", "w4g32", "int8"),
+    ("qwen2", "w4g32:head=w8", "f16"),
+    ("gpt2", "bf16", "auto"),
+    ("qwen3-moe", "w8", "bf16"),
+    ("deepseek-v3", "w8g32", "auto"),
+    ("mamba", "w8", "auto"),
+    ("qwen3_next", "w4g32", "int8"),
+    pytest.param("recurrent_gemma", "f16", "auto", marks=pytest.mark.slow),
+]
+SIZES = [(1, 1), (1, 17), (3, 100), (8, 256)]  # sequences, tokens of each
+
+
+def checkpoint_of(name: str, folder: Path) -> Path:
+    if name in RECURRENT:
+        recurrent_model(name).save_pretrained(folder)  # type: ignore[operator]
+        return folder
+    return save_tiny(name, folder)
+
+
+def plan(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> dict[str, Any]:
+    """What `plan --json` prints."""
+    assert main(["plan", *map(str, arguments), "--json"]) == code
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Are they equal but for what the subject is called, and what is said of it?"""
+    ignored = ("model", "notes")
+    return {k: v for k, v in one.items() if k not in ignored} == {
+        k: v for k, v in other.items() if k not in ignored
+    }
+
+
+def refuse(*_: object, **__: object) -> NoReturn:
+    raise AssertionError("a plan reads no weight, runs no model and makes no code")
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads, quantizes or builds something fails."""
+    for place in (
+        "graphwright.ir.weights.TensorFile.read",
+        "graphwright.passes.quantized_part.QuantizedPart.load",
+        "graphwright.passes.narrow_weights.NarrowedWeight.load",
+        "graphwright.ir.interpreter.Interpreter.run",
+        "graphwright.golden.golden_tokens",
+        "graphwright.backends.tvm.build.build",
+        "transformers.AutoModelForCausalLM.from_pretrained",
+    ):
+        monkeypatch.setattr(place, refuse)
+
+
+@pytest.mark.parametrize(("name", "quant", "cache"), CASES)
+def test_an_engine_allocates_what_was_planned(
+    name: str, quant: str, cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    checkpoint, artifact = checkpoint_of(name, tmp_path / "model"), tmp_path / "model.gw"
+    options = {"quant": quant, "kv_cache_dtype": cache}
+    graphwright.compile(checkpoint, check=False, chunk=64, **options).save(artifact)  # type: ignore[arg-type]
+    said = ["--quant", quant, "--kv-cache-dtype", cache, "--chunk", 64]
+    for sequences, context in SIZES:
+        engine = graphwright.load(artifact, max_sequences=sequences, context=context, threads=1)
+        size = ["--max-sequences", sequences, "--context", context]
+        found = plan(capsys, artifact, *size)
+        assert found["planned"] == engine.memory.allocated == engine.memory.planned
+        assert found["total_bytes"] == sum(engine.memory.allocated.values())
+        slots = engine.memory.allocated["kv"] - engine._buffers.kv.nbytes
+        assert slots == sequences * found["kv"]["slot_bytes"]
+    params = graphwright.SamplingParams(max_tokens=5, ignore_eos=True)
+    engine.generate([[1, 2, 3], [4]], params)
+    assert found["planned"] == engine.memory.allocated
+    request.getfixturevalue("no_weights")
+    assert same(plan(capsys, checkpoint, *said, *size), found)
+
+
+def test_what_is_said_of_weights_and_caches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], no_weights: None
+) -> None:
+    checkpoint = save_tiny("gemma2", tmp_path)
+    found = plan(capsys, checkpoint, "--quant", "w8:mlp=f32", "--context", 32)
+    rows = {row["scheme"]: row for row in found["weights"]["schemes"]}
+    assert set(rows) == {"w8", "float32"}
+    mlp = 2 * 3 * 64 * 128 * 4  # layers, matrices, elements, bytes
+    assert 0 < rows["float32"]["bytes"] - mlp < 4096, "norms and frequencies"
+    assert sum(row["read"] for row in rows.values()) == found["weights"]["bytes_per_token"]
+    assert sum(row["bytes"] for row in rows.values()) <= found["weights"]["bytes"]
+    first, second = found["kv"]["caches"]
+    assert (first["count"], first["span"], second["count"], second["span"]) == (1, 8, 1, None)
+    assert found["kv"]["bytes_per_token"] == 2 * 2 * 2 * 16 * 4  # layers, k and v, heads
+    assert found["kv"]["bytes_per_sequence"] == 32 * found["kv"]["bytes_per_token"]
+
+
+def test_a_config_alone_will_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], no_weights: None
+) -> None:
+    checkpoint = save_tiny("llama", tmp_path / "whole", dtype=torch.bfloat16)
+    whole = plan(capsys, checkpoint, "--quant", "w4g32")
+    assert whole["notes"] == []
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    found = plan(capsys, alone, "--quant", "w4g32")
+    assert same(found, whole)
+    assert found["notes"] == [
+        f"there are no weights in {alone}; the table is that of the model in its config.json"
+    ]
+    assert main(["plan", str(alone)]) == 0
+    assert f"note: {found['notes'][0]}" in capsys.readouterr().out
+
+
+def test_a_function(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "decoder.py"
+    file.write_text("from tiny_models import tiny_model\nmake = lambda: tiny_model('mistral')\n")
+    graphwright.compile(tiny_model("mistral"), quant="w8", check=False).save(tmp_path / "made.gw")
+    found = plan(capsys, f"{file}:make", "--quant", "w8")
+    assert same(found, plan(capsys, tmp_path / "made.gw"))
+
+
+def test_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At the edge: a byte less, and the last sequence or block does not fit any more."""
+    artifact = write_toy(tmp_path / "toy.gw")
+    size = ["--max-sequences", 3, "--context", 33]
+    whole = plan(capsys, artifact, *size)
+    needed = whole["total_bytes"] + whole["process_bytes"]
+    fits = plan(capsys, artifact, *size, "--memory", f"{needed}B")["memory"]
+    assert (fits["missing_bytes"], fits["left_bytes"], fits["most_sequences"]) == (0, 0, 3)
+    lacks = plan(capsys, artifact, *size, "--memory", f"{needed - 1}B", code=1)["memory"]
+    assert (lacks["missing_bytes"], lacks["most_sequences"]) == (1, 2)
+    one = plan(capsys, artifact, "--max-sequences", 1, "--context", 20)
+    edge = one["total_bytes"] + one["process_bytes"]
+    fits = plan(capsys, artifact, *size, "--memory", f"{edge}B", code=1)["memory"]
+    assert fits["longest_context"] == 20
+    fits = plan(capsys, artifact, *size, "--memory", f"{edge - 1}B", code=1)["memory"]
+    assert fits["longest_context"] == 16, "blocks have four positions"
+    none = plan(capsys, artifact, "--memory", "1kB", code=1)["memory"]
+    assert none["longest_context"] == none["most_sequences"] == 0
+    much = plan(capsys, artifact, "--memory", "1.5GiB")["memory"]
+    assert much["bytes"] == 3 << 29
+    assert much["longest_context"] == 64 and much["most_sequences"] == 10
+
+
+def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact = write_toy(tmp_path / "toy.gw")
+    assert main(["plan", str(artifact), "--memory", "81MB"]) == 0
+    out = capsys.readouterr().out
+    assert "an engine for 8 sequences of 64 tokens, in memory:" in out
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "caches 8.19 kB 1.02 kB a sequence, 16 B a token, in blocks of 4 tokens" in lines
+    assert "total 17.20 kB taken once, when an engine starts" in lines
+    assert "one sequence may have 64 tokens, the most that the model takes" in out
+    assert "10 sequences of 64 tokens fit, as many as a step may take" in out
+    assert main(["plan", str(artifact), "--memory", "80.01MB"]) == 1
+    out = capsys.readouterr().out
+    assert "80.01 MB do not hold 8 sequences of 64 tokens: 7.20 kB are missing" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("nothing",), 1, "there is no 'nothing': MODEL is a checkpoint directory"),
+        (("{gw}", "--quant", "w8"), 2, "--quant says how a model is to be compiled, and"),
+        (("{gw}", "--memory", "8"), 2, "'8' is no size such as 8GB, 1.5GiB or 500MB"),
+        (("{gw}", "--memory", "0GB"), 2, "'0GB' is no size"),
+        (("{gw}", "--context", "65"), 1, "the context must be from 1 to 64 tokens, not 65"),
+        (("{gw}", "--context", "0"), 1, "the context must be from 1 to 64 tokens, not 0"),
+        (("{gw}", "--max-sequences", "11"), 1, "max_sequences must be from 1 to 10, not 11"),
+        (("{file}",), 1, "is not a graphwright artifact"),
+        (("{empty}",), 1, "has no config.json"),
+        (("{cut}",), 1, "is damaged or cut off"),
+        (("{quantized}",), 1, "is already quantized"),
+        (("{config}", "--quant", "w5"), 1, "w5"),
+        (("{config}", "--target", "abacus"), 1, "'abacus' is not a known CPU"),
+        (("{config}", "--dtype", "f16"), 1, "activations on a CPU are f32"),
+    ],
+)
+def test_wrong_use_is_a_sentence(
+    arguments: tuple[str, ...], code: int, sentence: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    places = {name: tmp_path / name for name in ("empty", "cut", "quantized", "config", "file")}
+    for name in ("empty", "cut", "quantized", "config"):
+        places[name].mkdir()
+    config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1}
+    (places["config"] / "config.json").write_text(json.dumps(config))
+    (places["cut"] / "config.json").write_text(json.dumps(config))
+    (places["cut"] / "model.safetensors").write_bytes(b"\x10")
+    config["quantization_config"] = {"quant_method": "fp8"}  # type: ignore[assignment]
+    (places["quantized"] / "config.json").write_text(json.dumps(config))
+    places["file"].write_text("no artifact")
+    places["gw"] = write_toy(tmp_path / "toy.gw")
+    words = [each.format(**places) for each in arguments]
+    assert main(["plan", *words]) == code
+    err = capsys.readouterr().err
+    assert sentence in err and "Traceback" not in err
+
+
+def test_eight_billion_parameters_need_little_memory(tmp_path: Path) -> None:
+    source = shared_path("data/hf_configs/verbatim/meta-llama--Meta-Llama-3.1-8B_config.json")
+    (tmp_path / "config.json").write_bytes(source.read_bytes())
+    command = [sys.executable, "-m", "graphwright", "plan", str(tmp_path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    parameters, frequencies = 8_030_261_248, 64
+    assert found["weights"]["bytes"] == 4 * (parameters + frequencies)
+    assert found["kv"]["bytes_per_token"] == 32 * 2 * 8 * 128 * 4
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert most < 3 << 20, "kB; weights of 16 GB are not there"
