@@ -19,6 +19,7 @@ from toy_model import write_toy
 import graphwright
 from graphwright.__main__ import main
 
+DEMO = Path(__file__).parents[1] / "examples" / "demo-model"
 # model, quant, type of the caches
 CASES = [
     ("llama", "f32", "auto"),
@@ -231,3 +232,20 @@ def test_eight_billion_parameters_need_little_memory(tmp_path: Path) -> None:
     assert found["kv"]["bytes_per_token"] == 32 * 2 * 8 * 128 * 4
     most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     assert most < 3 << 20, "kB; weights of 16 GB are not there"
+
+
+def test_a_process_that_runs_stays_within_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights, a cache that is filled to its end, and the process itself."""
+    artifact = tmp_path / "demo.gw"
+    graphwright.compile(DEMO, quant="w8", check=False).save(artifact)
+    found = plan(capsys, artifact, "--max-sequences", 1, "--context", 1024)
+    words = ["run", str(artifact), "--prompt", "Once", "--ignore-eos", "--max-tokens", "1000",
+             "--context", "1024", "--threads", "1", "--json"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "graphwright", *words], capture_output=True, text=True, check=True
+    )
+    said = json.loads(done.stdout)
+    assert len(said["outputs"][0]["token_ids"]) == 1000
+    assert said["peak_rss_mb"] * 1e6 < found["total_bytes"] + found["process_bytes"]
