@@ -71,7 +71,7 @@ def code_generator(target: str, dtype: str, *, tuned: bool = False) -> CodeGener
         return choices_of(program, cpus[0], choose_threads())
 
     def plan(program: Program) -> GeneratorPlan:
-        return GeneratorPlan(plan_of(program, cpus[0]), ", ".join(cpu.name for cpu in cpus))
+        return GeneratorPlan(plan_of(program, cpus[0]), ",".join(cpu.name for cpu in cpus))
 
     return CodeGenerator(
         lambda program, picks: build_variants(program, cpus, picks), plan, decode_tokens=8,

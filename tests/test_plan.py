@@ -138,8 +138,10 @@ def test_a_config_alone_will_do(
 def test_a_function(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "decoder.py"
     file.write_text("from tiny_models import tiny_model\nmake = lambda: tiny_model('mistral')\n")
-    graphwright.compile(tiny_model("mistral"), quant="w8", check=False).save(tmp_path / "made.gw")
-    found = plan(capsys, f"{file}:make", "--quant", "w8")
+    cpus = "x86-64-v3,x86-64-v4"
+    compiled = graphwright.compile(tiny_model("mistral"), quant="w8", check=False, target=cpus)
+    compiled.save(tmp_path / "made.gw")
+    found = plan(capsys, f"{file}:make", "--quant", "w8", "--target", cpus)
     assert same(found, plan(capsys, tmp_path / "made.gw"))
 
 
@@ -193,6 +195,7 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("{gw}", "--max-sequences", "11"), 1, "max_sequences must be from 1 to 10, not 11"),
         (("{file}",), 1, "is not a graphwright artifact"),
         (("{empty}",), 1, "has no config.json"),
+        (("{config}/config.json",), 1, "give the directory in which"),
         (("{cut}",), 1, "is damaged or cut off"),
         (("{quantized}",), 1, "is already quantized"),
         (("{config}", "--quant", "w5"), 1, "w5"),

@@ -76,6 +76,8 @@ def command(
             f"there is no '{model}': MODEL is a checkpoint directory, an ONNX file, "
             "FILE.py:FUNCTION, or a compiled FILE.gw."
         )
+    if path.suffix == ".json":
+        raise click.ClickException(f"give the directory in which '{model}' lies as config.json.")
     if path.is_file() and path.suffix != ".onnx":
         subject = _of_artifact(ctx, path)
     else:
