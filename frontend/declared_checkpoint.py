@@ -6,6 +6,7 @@ directory that holds no weights at all will do.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,20 +25,28 @@ from graphwright.ir.weights import ConstantTensor, Weight
 
 __all__ = ["DeclaredTensor", "capture_declared", "has_weights"]
 
+_DRAWN_BYTES = 1 << 16
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin")
 
 
 @dataclass(frozen=True, eq=False)
 class DeclaredTensor(Weight):
-    """A parameter of which nothing is known but shape and dtype."""
+    """A parameter of which nothing is known but shape and dtype.
+
+    Passes look at the numbers of small tensors to tell them from positions and masks (of attention
+    sinks, say). Drawn ones stand for them: what is trained is as unlike those.
+    """
 
     name: str
 
     def load(self) -> torch.Tensor:
-        raise FrontendError(
-            f"what becomes of this model follows from the values of '{self.name}', which are not "
-            "read for a plan: compile it, and give the artifact."
-        )
+        if self.nbytes > _DRAWN_BYTES or not self.dtype.is_floating_point:
+            raise FrontendError(
+                f"what becomes of this model follows from the values of '{self.name}', which are "
+                "not read for a plan: compile it, and give the artifact."
+            )
+        generator = torch.Generator().manual_seed(zlib.crc32(self.name.encode()))
+        return torch.randn(self.shape, generator=generator).to(self.dtype)
 
     def describe(self) -> str:
         return self.name

@@ -35,15 +35,24 @@ class Subject:
 
 def subject_of(artifact: Readable, name: str) -> Subject:
     """An artifact as a subject. Raises KeyError with a sentence for one that lacks an entry."""
-    gpu = _LAUNCHES in artifact.names
     options = read_json(artifact, "options.json") if "options.json" in artifact.names else {}
     return Subject(
         name,
         read_json(artifact, "plan.json"),
         str(read_json(artifact, "manifest.json")["target"]),
         options.get("quant", "?"),
-        int(read_json(artifact, _LAUNCHES)["counter_bytes"]) if gpu else None,
+        _counter_bytes(artifact) if _LAUNCHES in artifact.names else None,
     )
+
+
+def _counter_bytes(artifact: Readable) -> int:
+    found = read_json(artifact, _LAUNCHES).get("counter_bytes")
+    if not isinstance(found, int):
+        raise KeyError(
+            f"{_LAUNCHES} of the artifact does not say what its kernels count in: an older "
+            "graphwright wrote it, compile again."
+        )
+    return found
 
 
 def memory_needs(
@@ -90,7 +99,7 @@ def _weights(found: Mapping[str, Any]) -> dict[str, Any]:
     versions do not say more than the dtype, nor what a token reads of each.
     """
     schemes: dict[str, dict[str, Any]] = {}
-    for each in found["entries"]:
+    for each in found.get("entries", ()):
         name = each.get("scheme") or each["dtype"]
         row = schemes.setdefault(name, {"scheme": name, "arrays": 0, "bytes": 0, "read": 0})
         row["arrays"] += 1

@@ -18,6 +18,8 @@ from toy_model import write_toy
 
 import graphwright
 from graphwright.__main__ import main
+from graphwright.frontend.declared_checkpoint import DeclaredTensor
+from graphwright.ir.errors import FrontendError
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo-model"
 # model, quant, type of the caches
@@ -27,6 +29,7 @@ CASES = [
     ("qwen2", "w4g32:head=w8", "f16"),
     ("gpt2", "bf16", "auto"),
     ("qwen3-moe", "w8", "bf16"),
+    ("gpt-oss", "w4g32", "auto"),
     ("deepseek-v3", "w8g32", "auto"),
     ("mamba", "w8", "auto"),
     ("qwen3_next", "w4g32", "int8"),
@@ -133,6 +136,22 @@ def test_a_config_alone_will_do(
     ]
     assert main(["plan", str(alone)]) == 0
     assert f"note: {found['notes'][0]}" in capsys.readouterr().out
+
+
+def test_drawn_numbers_stand_for_small_parameters_only() -> None:
+    """The same each time, and others for another name."""
+    first, again, other = (
+        DeclaredTensor((4,), torch.bfloat16, name) for name in ("sinks", "sinks", "others")
+    )
+    assert first.load().dtype is torch.bfloat16
+    assert torch.equal(first.load(), again.load())
+    assert not torch.equal(first.load(), other.load())
+    for large in (
+        DeclaredTensor((256, 256), torch.float32, "table"),
+        DeclaredTensor((4,), torch.int64, "table"),
+    ):
+        with pytest.raises(FrontendError, match="follows from the values of 'table'"):
+            large.load()
 
 
 def test_a_function(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from graphwright.compile_options import Progress
     from graphwright.inspector.memory_needs import Subject
 
 __all__ = ["command"]
@@ -123,10 +127,26 @@ def _of_model(model: str, options: dict[str, Any], notes: list[str]) -> Subject:
         from graphwright.planner import plan_model
     trust = options.pop("trust_remote_code")
     given = build_user_module(model) if is_user_module(model) else Path(model)
-    planned = plan_model(given, CompileOptions(**options, check=False), trust_remote_code=trust)
+    asked = CompileOptions(**options, check=False)
+    with _shown() as progress:
+        planned = plan_model(given, asked, trust_remote_code=trust, progress=progress)
     if not planned.has_weights:
         notes.append(
             f"there are no weights in {model}; the table is that of the model in its config.json"
         )
     plan = planned.plan
     return Subject(model, plan.content, plan.target, options["quant"], plan.counter_bytes)
+
+
+@contextmanager
+def _shown() -> Iterator[Progress]:
+    """What hears of the stages; while open, a terminal on stderr shows which one it is."""
+    from graphwright.compile_options import Progress
+
+    if not sys.stderr.isatty():
+        yield Progress()
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("imports") as status:
+        yield Progress(stage=status.update)
