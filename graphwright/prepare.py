@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphwright.ir.errors import FrontendError
+from graphwright.ir.errors import BackendError, FrontendError
 from graphwright.process import without_collection
 
 if TYPE_CHECKING:
@@ -59,8 +59,13 @@ def prepare(
     """Captures and runs the passes. decode_tokens: the most of a step of the decode entry.
 
     calibrating: gives the tokens to round weights by, once the model is known. Raises
-    FrontendError, PassError.
+    FrontendError, PassError, BackendError.
     """
+    if options.kv_cache_dtype == "fp8" and not options.target.startswith("cuda"):
+        raise BackendError(
+            "a cache in fp8 is for GPUs (--target cuda:…); on CPUs int8 takes as much, and keeps a "
+            "scale for each token and head."
+        )
     with without_collection():
         from graphwright.passes.base import PassContext
         from graphwright.passes.pipeline import PipelineOptions, pipeline

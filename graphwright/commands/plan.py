@@ -39,7 +39,7 @@ def _parse_size(context: click.Context, parameter: click.Parameter, text: str | 
 @click.argument("model")
 @click.option("--quant", default="f32", show_default=True, help="Weights: f32, w8, w8g32, ….")
 @click.option("--kv-cache-dtype", default="auto", show_default=True,
-              type=click.Choice(["auto", "f32", "f16", "bf16", "int8"]),
+              type=click.Choice(["auto", "f32", "f16", "bf16", "fp8", "int8"]),
               help="How keys and values are kept (auto: f32).")  # fmt: skip
 @click.option("--target", default="host", show_default=True,
               help="host, a CPU's name, several, or GPUs: cuda:sm_80,sm_90.")  # fmt: skip
