@@ -13,10 +13,17 @@ from torch import nn
 
 from graphwright.frontend.capture import capture_with_weights
 from graphwright.frontend.checkpoint_files import CheckpointFiles, read_json
+from graphwright.frontend.quantized.methods import Quantized, quantized_by
+from graphwright.frontend.recorded_tensors import RecordedTensor, load_buffers, recorded_weight
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.program import Program
 
 __all__ = ["capture_checkpoint", "known_config"]
+
+_LOADING: dict[str, Any] = {
+    "ignore_mismatched_sizes": True,  # refused below, with their sizes
+    "output_loading_info": True,
+}
 
 
 def capture_checkpoint(
@@ -25,21 +32,28 @@ def capture_checkpoint(
     """Loads the decoder saved in `directory` (config.json and safetensors) and traces it.
 
     Weights are not copied: the program refers to the files, which must stay where they are until
-    the program has been compiled. trust_remote_code runs Python code that lies in the directory;
-    max_context as for `capture_module`.
+    the program has been compiled. Quantized ones become floats when they are loaded (methods.py).
+    trust_remote_code runs Python code that lies in the directory; max_context as for
+    `capture_module`.
 
     Raises FrontendError, one sentence, for anything missing, damaged or not supported.
     """
     directory = Path(directory)
     config = _read_config(directory)
+    quantized = quantized_by(directory, config)
     files = CheckpointFiles(directory)
     with _silent():
         _check_model_type(directory, config, trust_remote_code)
-        model = _load(directory, trust_remote_code)
+        if quantized is None:
+            model = _load(directory, trust_remote_code)
+        else:
+            model = _load_quantized(quantized, files, trust_remote_code)
         names = _names_by_tensor(model)
         return capture_with_weights(
             model,
-            lambda origin, tensor: files.weight(names.get(id(tensor), [origin]), tensor),
+            lambda origin, tensor: (
+                recorded_weight(tensor) or files.weight(names.get(id(tensor), [origin]), tensor)
+            ),
             name=directory.resolve().name,
             max_context=max_context,
         )
@@ -63,15 +77,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if not path.exists():
         raise FrontendError(f"'{directory}' has no config.json, so it is no checkpoint directory.")
-    config = read_json(path)
-    quantized = config.get("quantization_config")
-    if quantized:
-        method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else "?"
-        raise FrontendError(
-            f"'{directory}' is already quantized (method '{method}'); give the original "
-            f"checkpoint and let graphwright quantize it."
-        )
-    return config
+    return read_json(path)
 
 
 def _check_model_type(directory: Path, config: dict[str, Any], trust_remote_code: bool) -> None:
@@ -99,18 +105,46 @@ def _check_model_type(directory: Path, config: dict[str, Any], trust_remote_code
 def _load(directory: Path, trust_remote_code: bool) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    try:
+    with _loading(directory):
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype="auto",
             local_files_only=True,
             trust_remote_code=trust_remote_code,
-            ignore_mismatched_sizes=True,  # refused below, with their sizes
-            output_loading_info=True,
+            **_LOADING,
         )
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise FrontendError(f"transformers cannot load '{directory}': {reason}.") from error
+    _check_report(directory, report)
+    return _module(model)
+
+
+def _load_quantized(
+    quantized: Quantized, files: CheckpointFiles, trust_remote_code: bool
+) -> nn.Module:
+    """The float model, whose parameters are tensors that stand for weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    directory = quantized.directory
+    tensors = {key: RecordedTensor(each) for key, each in quantized.weights(files).items()}
+    with _loading(directory):
+        config = AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        for each in (config, config.get_text_config()):
+            for name in ("quantization_config", "compression_config"):
+                if hasattr(each, name):
+                    delattr(each, name)
+        with torch.device("meta"):  # to know its class, which takes tensors where Auto… does not
+            empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model, report = type(empty).from_pretrained(
+            None, config=empty.config, state_dict=tensors, dtype=torch.float32, **_LOADING
+        )
+    _check_report(directory, report)
+    load_buffers(model)
+    return _module(model)
+
+
+def _check_report(directory: Path, report: dict[str, Any]) -> None:
+    """Raises FrontendError when tensors are missing or do not fit."""
     wrong = sorted(report["mismatched_keys"])
     if wrong:
         name, stored, expected = wrong[0]
@@ -127,8 +161,21 @@ def _load(directory: Path, trust_remote_code: bool) -> nn.Module:
     errors = report.get("error_msgs")
     if errors:
         raise FrontendError(f"transformers cannot load '{directory}': {errors[0]}.")
+
+
+def _module(model: object) -> nn.Module:
     assert isinstance(model, nn.Module)
     return model
+
+
+@contextlib.contextmanager
+def _loading(directory: Path) -> Iterator[None]:
+    """What goes wrong while open is a FrontendError."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise FrontendError(f"transformers cannot load '{directory}': {reason}.") from error
 
 
 @contextlib.contextmanager

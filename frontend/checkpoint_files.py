@@ -21,7 +21,8 @@ _INDEX = "model.safetensors.index.json"
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
+    "U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
 
 
@@ -80,6 +81,22 @@ class CheckpointFiles:
                 f"{index} names {len(absent)} tensor(s) that its files do not hold, "
                 f"the first is '{absent[0]}'."
             )
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def reference(self, key: str) -> CheckpointTensor:
+        """The tensor `key`, not loaded. Raises FrontendError for a type that is not known."""
+        stored = self._stored[key]
+        if stored.dtype is None:
+            raise FrontendError(
+                f"'{key}' in {stored.file.path} has a type of values that is not read; known are "
+                f"{', '.join(_DTYPES)}."
+            )
+        return CheckpointTensor(stored.shape, stored.dtype, stored.file, key)
 
     def weight(self, names: list[str], tensor: torch.Tensor) -> Weight:
         """The weight for a tensor of the loaded model that goes by `names`.

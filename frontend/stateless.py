@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphwright.frontend.recorded_tensors import loaded
 from graphwright.ir.errors import FrontendError
 
 __all__ = ["POSITION_NAMES", "StatelessForward", "float32_parameters"]
@@ -162,7 +163,7 @@ def float32_parameters(model: nn.Module, *, values: bool = False) -> Iterator[No
 def _stand_in(tensor: torch.Tensor, keep_values: bool) -> torch.Tensor:
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     if keep_values:
-        new = tensor.detach().to(device="cpu", dtype=dtype)
+        new = loaded(tensor.detach()).to(device="cpu", dtype=dtype)
     else:
         new = torch.empty(tensor.shape, dtype=dtype)
     return nn.Parameter(new, requires_grad=False) if isinstance(tensor, nn.Parameter) else new

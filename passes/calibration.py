@@ -105,9 +105,10 @@ class _Sums:
 def calibrate(program: Program, calibration: Calibration) -> str:
     """Settles the integer weights of all products of `program`, in which they are.
 
-    Tables that are only read by id keep theirs. A weight that several steps read is settled first,
-    by the sum of the inputs that its products get while all weights are floats: it must be known
-    before the first of them. Returns what was done, as text.
+    Tables that are only read by id keep theirs, and so do weights that are stored as integers. A
+    weight that several steps read is settled first, by the sum of the inputs that its products get
+    while all weights are floats: it must be known before the first of them. Returns what was done,
+    as text.
     """
     rounding = _Calibrating(program, calibration)
     with torch.no_grad(), threads_for(rounding.largest):
@@ -127,6 +128,7 @@ class _Calibrating:
             for place, step in enumerate(self._steps)
             if step.target in (LINEAR, ROUTED)
             and (found := quantization_of(program, step)) is not None
+            and found.stored is None
         ]
         self._experts = self._unreached = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ from torch import fx
 
 from graphwright.ir.program import Level, Program
 from graphwright.ir.schemes import Scheme
+from graphwright.ir.stored_codes import kept_parts, stored_scheme
 from graphwright.ir.weights import Weight
 from graphwright.passes.base import Exactness, Pass, Stage
 from graphwright.passes.calibration import Calibration, calibrate
@@ -29,7 +31,8 @@ class QuantizeWeights(Pass):
     """gw.linear, gw.routed_linear, gw.embedding  →  quantized over quantize_weight(w, scheme).
 
     A table and a head that share a weight and a scheme share the quantized one. A weight whose
-    inputs do not divide into the scheme's groups gets smaller ones, or w8, with a miss. Values are
+    inputs do not divide into the scheme's groups gets smaller ones, or w8, with a miss. A weight
+    that the checkpoint stores as such integers keeps them, and their scales. Other values are
     rounded to nearest, or by the inputs that a `calibration` gives them, which the program may
     write itself. Leaves: what the recipe says; tables read by anything but the tokens (position
     tables: small, and their values matter); weights that are not float.
@@ -51,6 +54,7 @@ class QuantizeWeights(Pass):
         readers = weight_readers(program, logits_linears(program))
         made: dict[tuple[str, str], list[fx.Node]] = {}
         memory = KeptBytes(self.kept_bytes)
+        how: Counter[str] = Counter()
         count = 0
         calibration = self.calibration
         if isinstance(calibration, SelfWritten):
@@ -64,10 +68,14 @@ class QuantizeWeights(Pass):
                 break
             key = (str(source.target), str(scheme))
             if key not in made:
-                parts = QuantizedPart.all_of(weight, str(scheme), memory)
+                stored = kept_parts(weight, scheme)
+                how[_how_rounded(weight, stored)] += 1
+                parts = QuantizedPart.all_of(weight, str(scheme), memory, stored)
                 made[key] = _named(program, *key, parts)
             _replace(program, node, role, made[key], scheme)
             count += 1
+        for text in filter(None, how):
+            self.note(text.format(how[text]))
         if count and calibration is not None:
             self.note(calibrate(program, calibration))
         return count
@@ -88,6 +96,14 @@ class QuantizeWeights(Pass):
                 f"{scheme.group}; it gets {fitting}."
             )
         return fitting
+
+
+def _how_rounded(weight: Weight, stored: list[Weight] | None) -> str:
+    """A note about as many weights as will be put in; "" for those that were never integers."""
+    if stored is not None:
+        return "{} weights keep the integers that the checkpoint stores"
+    scheme = stored_scheme(weight)
+    return f"{{}} weights are rounded again; the checkpoint stores them as {scheme}" * bool(scheme)
 
 
 def _named(program: Program, name: str, scheme: str, parts: list[QuantizedPart]) -> list[fx.Node]:

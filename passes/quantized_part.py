@@ -47,9 +47,13 @@ class QuantizedPart(Expression):
     shared: Quantization | None = None
 
     @staticmethod
-    def all_of(weight: Weight, scheme: str, memory: KeptBytes) -> list[QuantizedPart]:
-        """The outputs of quantize_weight(weight, scheme)."""
-        shared = Quantization(weight, scheme, memory)
+    def all_of(
+        weight: Weight, scheme: str, memory: KeptBytes, stored: Sequence[Weight] | None = None
+    ) -> list[QuantizedPart]:
+        """The outputs of quantize_weight(weight, scheme), or in their place those that are
+        `stored`, which stand for the weight exactly.
+        """
+        shared = Quantization(weight, scheme, memory, stored)
         parts = []
         for output in range(Scheme.parse(scheme).parts):
             e = Expression.of(quantize_weight, weight, scheme, output=output)
@@ -74,17 +78,22 @@ class QuantizedPart(Expression):
 
     def describe(self) -> str:
         rounding = "calibrated_" if self.quantization.settled else ""
+        if self.quantization.stored is not None:
+            rounding = "stored_for_"
         return rounding + super().describe()
 
 
 class Quantization:
     """A quantization whose results are each dropped when nobody is to ask for them again.
 
-    Those that `settle` gives it in the place of its own are kept.
+    Those that `settle` gives it in the place of its own are kept; those that are `stored` take the
+    place of what rounding gives.
     """
 
-    def __init__(self, weight: Weight, scheme: str, memory: KeptBytes) -> None:
-        self.weight, self.scheme = weight, scheme
+    def __init__(
+        self, weight: Weight, scheme: str, memory: KeptBytes, stored: Sequence[Weight] | None = None
+    ) -> None:
+        self.weight, self.scheme, self.stored = weight, scheme, stored
         self.settled = False
         self._memory = memory
         self._waiting: dict[int, torch.Tensor] = {}  # wanted once more in this round
@@ -103,6 +112,7 @@ class Quantization:
         """The weight was given other values: what was computed of the old ones is not asked for."""
         with self._lock:
             assert not self.settled, "results that were settled belong to the old values"
+            assert self.stored is None, "a checkpoint does not change"
             self._drop()
             self._waiting = {}
 
@@ -122,10 +132,15 @@ class Quantization:
                 if not self._kept:
                     self._drop()
                 return kept
-            results = quantize_weight(self.weight.load(), self.scheme)
+            results = self._results()
             self._keep(results)
             self._waiting = dict(enumerate(results))
             return self._waiting.pop(output)
+
+    def _results(self) -> Sequence[torch.Tensor]:
+        if self.stored is not None:
+            return [part.load() for part in self.stored]
+        return quantize_weight(self.weight.load(), self.scheme)
 
     def _keep(self, results: Sequence[torch.Tensor]) -> None:
         self._drop()

@@ -177,9 +177,9 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         configure(model_type="mine", auto_map={"AutoModelForCausalLM": "m.M"}),
         "pass trust_remote_code=True",
     ),
-    "quantized": (
-        configure(quantization_config={"quant_method": "gptq"}),
-        "is already quantized (method 'gptq')",
+    "quantized by an unknown method": (
+        configure(quantization_config={"quant_method": "hqq"}),
+        "is quantized by a method that is not read ('hqq'; GPTQ, AWQ",
     ),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "holds no weights"),
     "pickle": (pickled_only, "'pytorch_model.bin' only, a pickle file"),
