@@ -140,7 +140,11 @@ def float8_blocks(height: int = 128, width: int = 128) -> Packer:
 
 
 def write_quantized(
-    source: Path, folder: Path, pack: Packer, config: dict[str, Any], part: str = "_proj.weight"
+    source: Path,
+    folder: Path,
+    pack: Packer,
+    config: dict[str, Any],
+    part: str | tuple[str, ...] = "_proj.weight",
 ) -> tuple[Path, Path]:
     """Two checkpoints from the plain one in `source`: `folder`/quantized, whose weights that are
     called `*part` are packed, and `folder`/plain, which holds what those stand for in float32.

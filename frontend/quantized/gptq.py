@@ -61,7 +61,7 @@ def gptq_weight(fields: Fields, settings: dict[str, Any]) -> Weight:
     zeros = fields.required("qzeros", "qweight")
     index = fields.optional("g_idx")
     bits = int(settings["bits"])
-    if index is not None and index.shape[0]:
+    if settings.get("dynamic") and index is not None and index.shape[0]:
         bits = 32 * words.shape[0] // index.shape[0]  # of this weight: some differ from the others
     if bits not in _BITS:
         raise FrontendError(f"'{fields.module}.qweight' has {bits} bits a weight; 2, 3, 4, 8 are.")

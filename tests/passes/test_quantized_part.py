@@ -57,3 +57,17 @@ def test_what_the_budget_does_not_hold_is_computed_again() -> None:
     assert Counting.loads == 3
     check_round(second, weight, "w4g32")
     assert Counting.loads == 3
+
+
+@pytest.mark.parametrize("scheme", ["w8", "w4g32", "w4g32z"])
+def test_stored_parts_take_the_place_of_rounding(scheme: str) -> None:
+    weight = counting(4, 64)
+    values = quantize_weight(torch.randn(4, 64), scheme)
+    stored = [ConstantTensor.of(value) for value in values]
+    parts = QuantizedPart.all_of(weight, scheme, KeptBytes(), stored)
+    for _ in range(3):
+        for part, wanted in zip(parts, values, strict=True):
+            assert (part.shape, part.dtype) == (wanted.shape, wanted.dtype)
+            assert torch.equal(part.load(), wanted)
+    assert Counting.loads == 0
+    assert parts[0].describe().startswith("stored_for_quantize_weight")
