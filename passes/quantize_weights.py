@@ -63,6 +63,7 @@ class QuantizeWeights(Pass):
             weight = program.weight_of(source)
             scheme = self._scheme(node, str(source.target), weight, role)
             if weight is None or scheme is None:
+                how[_how_stored("{} weights become floats", weight)] += 1
                 continue
             if not self.allowed():
                 break
@@ -102,8 +103,12 @@ def _how_rounded(weight: Weight, stored: list[Weight] | None) -> str:
     """A note about as many weights as will be put in; "" for those that were never integers."""
     if stored is not None:
         return "{} weights keep the integers that the checkpoint stores"
-    scheme = stored_scheme(weight)
-    return f"{{}} weights are rounded again; the checkpoint stores them as {scheme}" * bool(scheme)
+    return _how_stored("{} weights are rounded again", weight)
+
+
+def _how_stored(what: str, weight: Weight | None) -> str:
+    scheme = None if weight is None else stored_scheme(weight)
+    return f"{what}; the checkpoint stores them as {scheme}" if scheme else ""
 
 
 def _named(program: Program, name: str, scheme: str, parts: list[QuantizedPart]) -> list[fx.Node]:

@@ -103,8 +103,8 @@ def quantized_by(directory: Path, config: dict[str, Any]) -> Quantized | None:
     method = settings.get("quant_method", "?") if isinstance(settings, dict) else "?"
     if method not in _METHODS:
         raise FrontendError(
-            f"'{directory}' is quantized by a method that is not read ('{method}'; {_READ} are); "
-            f"give the original checkpoint and let graphwright quantize it."
+            f"'{directory}' is quantized already, by method '{method}', which is not read; "
+            f"{_READ} are. Give the original checkpoint and let graphwright quantize it."
         )
     try:
         _METHODS[method].check(settings)

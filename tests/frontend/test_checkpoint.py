@@ -179,7 +179,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "quantized by an unknown method": (
         configure(quantization_config={"quant_method": "hqq"}),
-        "is quantized by a method that is not read ('hqq'; GPTQ, AWQ",
+        "is quantized already, by method 'hqq', which is not read; GPTQ, AWQ",
     ),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "holds no weights"),
     "pickle": (pickled_only, "'pytorch_model.bin' only, a pickle file"),

@@ -178,6 +178,13 @@ def test_integers_of_another_scheme_are_rounded_again(llama: Path, tmp_path: Pat
     check_same(program, quantized_program(plain, "w4g64")[0])
 
 
+@pytest.mark.parametrize("scheme", ["f32", "bf16"])
+def test_integers_that_become_floats_are_noted(scheme: str, llama: Path, tmp_path: Path) -> None:
+    quantized, _ = write_quantized(llama, tmp_path, *KINDS["awq"])
+    _, notes = quantized_program(quantized, scheme)
+    assert notes == ["4 weights become floats; the checkpoint stores them as w4g64z"]
+
+
 # ---- faults
 
 UP = "model.layers.0.mlp.up_proj"
@@ -250,8 +257,8 @@ def test_a_tensor_that_is_wrong(fault: str, llama: Path, tmp_path: Path) -> None
 
 
 SETTINGS: dict[str, tuple[Any, str]] = {
-    "another method": (packed("bitsandbytes"), "method that is not read ('bitsandbytes'; GPTQ"),
-    "no object": ("int4", "method that is not read ('?'; GPTQ"),
+    "another method": (packed("bitsandbytes"), "by method 'bitsandbytes', which is not read; GPTQ"),
+    "no object": ("int4", "by method '?', which is not read; GPTQ"),
     "marlin": (packed("gptq", bits=4, checkpoint_format="marlin"), "in the format 'marlin'"),
     "bits": (packed("gptq", bits=5), "GPTQ weights of 5 bits are not read"),
     "gemv": (packed("awq", bits=4, version="gemv"), "AWQ weights in the format 'gemv'"),
