@@ -12,6 +12,7 @@ from graphwright.ir.weights import Expression, Weight
 __all__ = ["from_codes", "kept_parts", "stored_scheme"]
 
 aten = torch.ops.aten
+_ELEMENTS_AT_ONCE = 1 << 20  # that have a scale of their own in memory
 
 
 def from_codes(
@@ -30,9 +31,12 @@ def from_codes(
     """
     values = codes.to(torch.float32, memory_format=torch.contiguous_format)
     if index is not None:
-        chosen = index.to(torch.int64)
-        zeros = zero.float()[:, chosen] if isinstance(zero, torch.Tensor) else float(zero)
-        return values.sub_(zeros).mul_(scale.float()[:, chosen])
+        chosen, step = index.to(torch.int64), max(1, _ELEMENTS_AT_ONCE // len(index))
+        for begin in range(0, len(values), step):
+            part = slice(begin, begin + step)
+            zeros = zero[part].float()[:, chosen] if isinstance(zero, torch.Tensor) else float(zero)
+            values[part].sub_(zeros).mul_(scale[part].float()[:, chosen])
+        return values
     grouped = values.view(*scale.shape, -1)
     grouped.sub_(zero.float()[..., None] if isinstance(zero, torch.Tensor) else float(zero))
     grouped.mul_(scale.float()[..., None])

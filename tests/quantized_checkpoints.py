@@ -120,8 +120,8 @@ def float8_rows(*, whole: bool = False) -> Packer:
     return pack
 
 
-def float8_blocks(height: int = 128, width: int = 128) -> Packer:
-    """weight float8 and weight_scale_inv of each block."""
+def float8_blocks(height: int = 128, width: int = 128, *, powers: bool = False) -> Packer:
+    """weight float8 and weight_scale_inv of each block; powers: of two, stored as exponents."""
 
     def pack(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         rows, columns = weight.shape
@@ -132,9 +132,12 @@ def float8_blocks(height: int = 128, width: int = 128) -> Packer:
             for j in range(scale.shape[1]):
                 part = (slice(i * height, (i + 1) * height), slice(j * width, (j + 1) * width))
                 scale[i, j] = weight[part].abs().amax() / 448
+                if powers:
+                    scale[i, j] = scale[i, j].log2().ceil().exp2()
                 values[part] = (weight[part] / scale[i, j]).to(torch.float8_e4m3fn)
                 meant[part] = values[part].float() * scale[i, j]
-        return {"weight": values, "weight_scale_inv": scale}, meant
+        stored = scale.to(torch.float8_e8m0fnu) if powers else scale
+        return {"weight": values, "weight_scale_inv": stored}, meant
 
     return pack
 

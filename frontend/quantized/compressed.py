@@ -54,6 +54,7 @@ def compressed_weight(fields: Fields, settings: dict[str, Any]) -> Weight | None
     fields.check_dtype("weight_scale", scale, *_FLOATS)
     weight = fields.required("weight", "weight_scale")
     fields.check_dtype("weight", weight, torch.int8, torch.float8_e4m3fn)
+    fields.check_matrix("weight", weight)
     if weight.dtype == torch.float8_e4m3fn:
         return scaled_blocks(fields, "weight_scale", weight, scale, _block(settings))
     groups = _check_scale(fields, scale, *weight.shape)
@@ -74,6 +75,7 @@ def _packed(fields: Fields) -> Weight:
     scale = fields.required("weight_scale", "weight_packed")
     fields.check_dtype("weight_packed", words, torch.int32)
     fields.check_dtype("weight_scale", scale, *_FLOATS)
+    fields.check_matrix("weight_packed", words)
     fields.check("weight_shape", shape, (2,))
     rows, columns = (int(size) for size in shape.load())
     bits = next((b for b in _BITS if -(-columns * b // 32) == words.shape[-1]), 0)

@@ -15,9 +15,9 @@ from graphwright.frontend.quantized.tensors import Fields, broadcast_scale
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.weights import Expression, Weight
 
-__all__ = ["check_float8", "float8_weight", "scaled_blocks"]
+__all__ = ["FLOAT8", "check_float8", "float8_weight", "scaled_blocks"]
 
-_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _SCALES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e8m0fnu)
 
 
@@ -36,8 +36,9 @@ def float8_weight(fields: Fields, settings: dict[str, Any]) -> Weight | None:
         name = "weight_scale"
         scale = fields.required(name, "weight")
     weight = fields.required("weight", name)
-    fields.check_dtype("weight", weight, *_FLOAT8)
+    fields.check_dtype("weight", weight, *FLOAT8)
     fields.check_dtype(name, scale, *_SCALES)
+    fields.check_matrix("weight", weight)
     block = settings.get("weight_block_size")
     return scaled_blocks(fields, name, weight, scale, block)
 

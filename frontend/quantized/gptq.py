@@ -64,7 +64,10 @@ def gptq_weight(fields: Fields, settings: dict[str, Any]) -> Weight:
     if settings.get("dynamic") and index is not None and index.shape[0]:
         bits = 32 * words.shape[0] // index.shape[0]  # of this weight: some differ from the others
     if bits not in _BITS:
-        raise FrontendError(f"'{fields.module}.qweight' has {bits} bits a weight; 2, 3, 4, 8 are.")
+        raise FrontendError(
+            f"'{fields.module}.qweight' in '{fields.files.directory}' has {bits} bits a weight, by "
+            f"the length of g_idx; 2, 3, 4 and 8 are read."
+        )
     _check_words(fields, words, zeros, scales)
     inputs, outputs = words.shape[0] * 32 // bits, words.shape[1]
     groups = _check_groups(fields, settings, scales, inputs, outputs)
@@ -96,11 +99,7 @@ def _check_words(fields: Fields, words: Weight, zeros: Weight, scales: Weight) -
     for name, each in (("qweight", words), ("qzeros", zeros), ("scales", scales)):
         dtypes = _FLOATS if name == "scales" else (torch.int32,)
         fields.check_dtype(name, each, *dtypes)
-        if len(each.shape) != 2:
-            raise FrontendError(
-                f"'{fields.module}.{name}' in '{fields.files.directory}' is {list(each.shape)}; "
-                f"expected two dimensions."
-            )
+        fields.check_matrix(name, each)
 
 
 def _check_groups(

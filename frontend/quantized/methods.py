@@ -11,7 +11,7 @@ import torch
 
 from graphwright.frontend.checkpoint_files import CheckpointFiles
 from graphwright.frontend.quantized.compressed import check_compressed, compressed_weight
-from graphwright.frontend.quantized.float8 import check_float8, float8_weight
+from graphwright.frontend.quantized.float8 import FLOAT8, check_float8, float8_weight
 from graphwright.frontend.quantized.gptq import awq_weight, check_awq, check_gptq, gptq_weight
 from graphwright.frontend.quantized.tensors import Fields
 from graphwright.ir.errors import FrontendError
@@ -82,8 +82,8 @@ class Quantized:
 
     def _check_plain(self, key: str, dtype: torch.dtype) -> None:
         """Raises FrontendError when a tensor that nothing was made of is no float weight."""
-        plain = dtype.is_floating_point and dtype.itemsize > 1
-        if not plain and key.endswith((".weight", "_proj", ".qweight", ".weight_packed")):
+        integers = not dtype.is_floating_point and key.endswith((".weight", ".weight_packed"))
+        if integers or dtype in FLOAT8:
             raise FrontendError(
                 f"'{key}' in '{self.directory}' is {str(dtype).removeprefix('torch.')}, and of "
                 f"the tensors beside it none says what its values stand for."

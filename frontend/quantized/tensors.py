@@ -46,6 +46,14 @@ class Fields:
                 f"expected {list(shape)}, by the other tensors of '{self.module}' and config.json."
             )
 
+    def check_matrix(self, name: str, weight: Weight) -> None:
+        """Raises FrontendError when the tensor of a field has other than two dimensions."""
+        if len(weight.shape) != 2:
+            raise FrontendError(
+                f"'{self.module}.{name}' in '{self.files.directory}' is {list(weight.shape)}; "
+                f"expected two dimensions."
+            )
+
     def check_dtype(self, name: str, weight: Weight, *dtypes: torch.dtype) -> None:
         """Raises FrontendError when the tensor of a field holds values of another type."""
         if weight.dtype not in dtypes:

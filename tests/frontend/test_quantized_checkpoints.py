@@ -74,6 +74,7 @@ KINDS: dict[str, tuple[Packer, dict[str, Any]]] = {
     "float-quantized": (float8_rows(), compressed("float-quantized", num_bits=8)),
     "fp8": (float8_rows(whole=True), packed("fp8", activation_scheme="static")),
     "fp8 blocks": (float8_blocks(), packed("fp8", **BLOCKS)),
+    "fp8 blocks, powers of two": (float8_blocks(powers=True), packed("fp8", **BLOCKS)),
     "fbgemm_fp8": (float8_rows(), packed("fbgemm_fp8")),
 }
 
@@ -100,6 +101,23 @@ def test_weights_are_what_is_stored(kind: str, llama: Path, tmp_path: Path) -> N
     for weight in made:
         assert weight.dtype is torch.float32
         assert all(isinstance(leaf, CheckpointTensor) for leaf in leaves(weight))
+
+
+def test_blocks_of_float8_as_transformers_reads_them(llama: Path, tmp_path: Path) -> None:
+    """Of a size that divides the weights: it takes others to be smaller than they are."""
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    settings = packed("fp8", weight_block_size=[64, 32])
+    quantized, _ = write_quantized(llama, tmp_path, float8_blocks(64, 32), settings)
+    program = capture_checkpoint(quantized)
+    stored = load_file(quantized / "model.safetensors")
+    modules = [key.removesuffix(".weight_scale_inv") for key in stored if "scale_inv" in key]
+    assert len(modules) == 7
+    for module in modules:
+        fields = {name: stored[f"{module}.{name}"] for name in ("weight", "weight_scale_inv")}
+        wanted = Fp8Dequantize(None).convert(fields)["weight"]
+        got = program.weights[f"{module}.weight".replace(".", "_")]
+        assert torch.equal(got.load(), wanted)
 
 
 def test_experts_and_tied_tables(tmp_path: Path) -> None:
@@ -226,6 +244,9 @@ TENSORS: dict[str, tuple[str, str, torch.Tensor | None, str]] = {
     ),
     "an index beyond the groups": (
         "gptq act order", "g_idx", torch.full((128,), 4, dtype=INT32), "holds 4 to 4; there are 4",
+    ),
+    "a stack of floats without its scale": (
+        "fp8", "weight", torch.zeros(2, 192, 128).to(torch.float8_e4m3fn), "is [2, 192, 128]",
     ),
     "words of another type": (
         "gptq", "qweight", torch.zeros(16, 192).half(), "is float16; expected int32",

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from graphwright.ir import stored_codes
 from graphwright.ir.schemes import Scheme, dequantize, quantize_weight
 from graphwright.ir.stored_codes import from_codes, kept_parts, stored_scheme
 from graphwright.ir.weights import ConstantTensor, Expression, Weight
@@ -129,9 +130,12 @@ def test_how_it_is_stored(weight: Weight, text: str | None) -> None:
     assert stored_scheme(weight) == text
 
 
-def test_groups_of_an_order() -> None:
+def test_groups_of_an_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_codes, "_ELEMENTS_AT_ONCE", 8)  # two rows, then one
     index = torch.tensor([1, 0, 1, 0])
-    codes = torch.tensor([[1, 2, 3, 4]], dtype=torch.uint8)
-    scale, zero = torch.tensor([[10.0, 100.0]]), torch.tensor([[1, 2]], dtype=torch.uint8)
+    codes = torch.tensor([[1, 2, 3, 4], [0, 0, 0, 0], [4, 3, 2, 1]], dtype=torch.uint8)
+    scale = torch.tensor([[10.0, 100.0], [1.0, 2.0], [5.0, 7.0]])
+    zero = torch.tensor([[1, 2], [3, 4], [1, 0]], dtype=torch.uint8)
     got = from_codes(codes, scale, zero, index, bits=4)
-    assert got.tolist() == [[-100.0, 10.0, 100.0, 30.0]]
+    assert got.tolist() == [[-100, 10, 100, 30], [-8, -3, -8, -3], [28, 10, 14, 0]]
+    assert from_codes(codes, scale, 2, index, bits=4)[2].tolist() == [14, 5, 0, -5]
