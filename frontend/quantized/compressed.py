@@ -25,6 +25,8 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 def check_compressed(settings: dict[str, Any]) -> None:
     """Raises FrontendError for a form of compressed-tensors that is not read."""
+    if not all(isinstance(each, dict) for each in _groups(settings)):
+        raise FrontendError("its config_groups hold something else than objects.")
     for each in (settings, *_groups(settings)):
         form = each.get("format")
         if form not in (None, "dense", "mixed-precision", *_FORMATS):
@@ -149,4 +151,5 @@ def _block(settings: dict[str, Any]) -> list[int] | None:
 
 
 def _groups(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    return [each for each in (settings.get("config_groups") or {}).values() if each]
+    groups = settings.get("config_groups") or {}
+    return [each for each in groups.values() if each] if isinstance(groups, dict) else [groups]

@@ -26,6 +26,9 @@ def check_float8(settings: dict[str, Any]) -> None:
     form = settings.get("fmt", "e4m3")
     if form not in ("e4m3", "e5m2"):
         raise FrontendError(f"FP8 weights in the format '{form}' are not read, e4m3 and e5m2 are.")
+    block = settings.get("weight_block_size")
+    if block is not None and not _is_block(block):
+        raise FrontendError(f"its weight_block_size is {block!r}; expected [rows, columns].")
 
 
 def float8_weight(fields: Fields, settings: dict[str, Any]) -> Weight | None:
@@ -58,6 +61,12 @@ def scaled_blocks(
     if count not in (1, rows):
         fields.check(name, scale, (rows, 1))
     return Expression.of(_by_row, weight, scale)
+
+
+def _is_block(block: object) -> bool:
+    if not isinstance(block, list) or len(block) != 2:
+        return False
+    return all(type(size) is int and size > 0 for size in block)
 
 
 def _by_row(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -38,6 +38,7 @@ def check_gptq(settings: dict[str, Any]) -> None:
         raise FrontendError(
             f"GPTQ weights of {settings.get('bits')} bits are not read, 2, 3, 4 and 8 are."
         )
+    _check_group_size(settings)
 
 
 def check_awq(settings: dict[str, Any]) -> None:
@@ -48,6 +49,7 @@ def check_awq(settings: dict[str, Any]) -> None:
     bits = settings.get("bits", settings.get("w_bit", 4))
     if bits != 4:
         raise FrontendError(f"AWQ weights of {bits} bits are not read, 4 are.")
+    _check_group_size(settings)
 
 
 def gptq_weight(fields: Fields, settings: dict[str, Any]) -> Weight:
@@ -112,9 +114,22 @@ def _check_groups(
     return groups
 
 
+def _check_group_size(settings: dict[str, Any]) -> None:
+    size = _stored_group_size(settings)
+    if type(size) is not int or (size < 1 and size != -1):
+        raise FrontendError(
+            f"its group size is {size!r}; expected a number of inputs, or -1 for all of them."
+        )
+
+
+def _stored_group_size(settings: dict[str, Any]) -> Any:
+    return settings.get("group_size", settings.get("q_group_size", 128))
+
+
 def _group_size(settings: dict[str, Any]) -> int | None:
-    size = int(settings.get("group_size", settings.get("q_group_size", 128)))
-    return size if size > 0 else None
+    """How many inputs share a scale; None: all."""
+    size = _stored_group_size(settings)
+    return None if size == -1 else int(size)
 
 
 def _order(

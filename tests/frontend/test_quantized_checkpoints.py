@@ -142,6 +142,23 @@ def test_settings_of_a_part_of_the_model(llama: Path, tmp_path: Path) -> None:
     check_same(capture_checkpoint(quantized), capture_checkpoint(plain))
 
 
+@pytest.mark.parametrize(("bits", "ones"), [(2, 0x55555555), (4, 0x11111111), (8, 0x01010101)])
+def test_zero_points_of_zero(bits: int, ones: int, llama: Path, tmp_path: Path) -> None:
+    """The first version is the second one less a one in each place, borrowed within a word."""
+    settings = packed("gptq", bits=bits, group_size=32, checkpoint_format="gptq_v2")
+    quantized, _ = write_quantized(llama, tmp_path, gptq(bits, 32, v2=True), settings)
+    generator = torch.Generator().manual_seed(3)
+    words = torch.randint(-(2**31), 2**31, (4, 192 * bits // 32), generator=generator)
+    words[0] = 0
+    weights = []
+    for version, stored in (("gptq_v2", words), ("gptq", words - ones)):
+        change(quantized, f"{UP}.qzeros", stored.to(torch.int32))
+        configure(quantized, {**settings, "checkpoint_format": version})
+        program = capture_checkpoint(quantized)
+        weights.append(program.weights[f"{UP}.weight".replace(".", "_")].load())
+    assert torch.equal(*weights)
+
+
 def test_an_index_that_was_not_filled_in(llama: Path, tmp_path: Path) -> None:
     quantized, plain = write_quantized(llama, tmp_path, *KINDS["gptq"])
     change(quantized, f"{UP}.g_idx", torch.zeros(128, dtype=torch.int32))
@@ -288,8 +305,14 @@ SETTINGS: dict[str, tuple[Any, str]] = {
         packed("compressed-tensors", sparsity_config={"format": "sparse-24-bitmask"}),
         "sparse ('sparse-24-bitmask')",
     ),
+    "group size": (packed("gptq", bits=4, group_size=0), "its group size is 0; expected"),
+    "no group size": (packed("awq", bits=4, group_size=None), "its group size is None; expected"),
+    "block size": (packed("fp8", weight_block_size=128), "its weight_block_size is 128; expected"),
+    "groups": (
+        packed("compressed-tensors", config_groups=["a"]), "something else than objects",
+    ),
     "nothing quantized": (packed("awq", bits=4), "hold no tensor called *.qweight"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", SETTINGS)
