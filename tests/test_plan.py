@@ -216,7 +216,7 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("{empty}",), 1, "has no config.json"),
         (("{config}/config.json",), 1, "give the directory in which"),
         (("{cut}",), 1, "is damaged or cut off"),
-        (("{quantized}",), 1, "is already quantized"),
+        (("{quantized}",), 1, "is quantized already"),
         (("{config}", "--quant", "w5"), 1, "w5"),
         (("{config}", "--target", "abacus"), 1, "'abacus' is not a known CPU"),
         (("{config}", "--dtype", "f16"), 1, "activations on a CPU are f32"),
