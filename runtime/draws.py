@@ -31,7 +31,7 @@ def draw_rule(sampling: Sampling, vocab_size: int) -> tuple[int, int, int]:
     lead = -math.inf
     if sampling.min_p > 0:
         lead = max(_LOWEST, sampling.temperature * math.log(sampling.min_p))
-    top_p = int(sampling.top_p * 2.0**64) if sampling.top_p < 1 else 0
+    top_p = max(1, int(sampling.top_p * 2.0**64)) if sampling.top_p < 1 else 0
     return _bits(scale) << 32 | top_k, _signed(top_p), _bits(lead) & 0xFFFFFFFF
 
 

@@ -7,8 +7,6 @@ is a forward over one sequence.
 
 from __future__ import annotations
 
-import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 from torch import nn
 
 from graphwright.frontend.capture import capture_with_weights
+from graphwright.frontend.checkpoint_files import read_json
 from graphwright.frontend.onnx_models.dtypes import torch_dtype
 from graphwright.frontend.onnx_models.module import OnnxModule
 from graphwright.frontend.onnx_models.reading import read_model
@@ -178,10 +177,6 @@ class _Config:
 
 
 def _config(folder: Path) -> _Config:
-    """Of the folder of the file, or the one above it, where exporters put it."""
-    for each in (folder, folder.parent):
-        with contextlib.suppress(OSError, ValueError):
-            found = json.loads((each / "config.json").read_text())
-            if isinstance(found, dict):
-                return _Config(found)
-    return _Config({})
+    """Of the folder of the file. Raises FrontendError where it is damaged."""
+    path = folder / "config.json"
+    return _Config(read_json(path) if path.is_file() else {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from graphwright.frontend.onnx_models.dtypes import torch_dtype
 from graphwright.frontend.onnx_models.registry import MICROSOFT, operator
-from graphwright.frontend.onnx_models.values import Call, Value, as_tensor
+from graphwright.frontend.onnx_models.values import Call, Known, Value, as_tensor, plain_number
 
 __all__ = ["both", "gelu"]
 
@@ -46,18 +46,12 @@ def both(call: Call) -> tuple[Any, Any]:
     """Two operands: one that is a known number stays a number beside a tensor that it fits."""
     a, b = call.value(0), call.value(1)
     if _is_number(b) and isinstance(a, torch.Tensor) and a.dim() >= np.ndim(b):
-        return a, _number(b)
+        return a, plain_number(b)
     return as_tensor(a), as_tensor(b)
 
 
-def _is_number(value: Value) -> bool:
+def _is_number(value: Value) -> TypeGuard[Known]:
     return not isinstance(value, torch.Tensor) and value.size == 1
-
-
-def _number(value: Value) -> Any:
-    """An int, a float or a symbolic int, no numpy scalar."""
-    number = value.reshape(-1)[0]
-    return number.item() if isinstance(number, np.generic) else number
 
 
 def _register() -> None:
@@ -128,7 +122,9 @@ def _mean(call: Call) -> Value:
 
 @operator("Where")
 def _where(call: Call) -> Value:
-    a, b = (_number(e) if _is_number(e) else as_tensor(e) for e in (call.value(1), call.value(2)))
+    a, b = (
+        plain_number(e) if _is_number(e) else as_tensor(e) for e in (call.value(1), call.value(2))
+    )
     if not isinstance(a, torch.Tensor) and not isinstance(b, torch.Tensor):
         a = call.tensor(1)
     kind = next(each.dtype for each in (a, b) if isinstance(each, torch.Tensor))

@@ -59,7 +59,6 @@ class Graph:
     def __init__(self, graph: onnx.GraphProto, folder: Path | None, keeps_types: bool) -> None:
         self.nodes = [Node.of(node, folder, keeps_types) for node in graph.node]
         self.outputs = [each.name for each in graph.output]
-        self.inputs = [each.name for each in graph.input]
         self.initializers = {each.name: _tensor(each, folder) for each in graph.initializer}
         if not keeps_types:
             small = {n: t for n, t in self.initializers.items() if t.numel() == 1}

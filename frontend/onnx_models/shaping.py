@@ -37,17 +37,13 @@ def _filled(call: Call) -> Value:
 
 @operator("Range")
 def _range(call: Call) -> Value:
-    bounds = [_plain(call.scalar(place)) for place in range(3)]
+    bounds = [call.scalar(place) for place in range(3)]
     first = call.value(0)
     kind = first.dtype if isinstance(first, torch.Tensor) else _KINDS.get(first.dtype.name)
     return torch.arange(*bounds, dtype=kind)
 
 
 _KINDS = {"int32": torch.int32, "int64": torch.int64, "float32": torch.float32}
-
-
-def _plain(number: Any) -> Any:
-    return number.item() if isinstance(number, np.generic) else number
 
 
 @operator("Reshape")

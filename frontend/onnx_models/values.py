@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from graphwright.ir.errors import FrontendError
 
-__all__ = ["MOST_KNOWN", "Call", "Known", "Value", "as_tensor", "known"]
+__all__ = ["MOST_KNOWN", "Call", "Known", "Value", "as_tensor", "known", "plain_number"]
 
 Known: TypeAlias = NDArray[Any]
 Value: TypeAlias = torch.Tensor | Known
@@ -28,6 +28,12 @@ def known(numbers: Any) -> Known:
     if all(isinstance(each, (int, np.integer)) for each in array.flat):
         return array.astype(np.int64)
     return array
+
+
+def plain_number(value: Known) -> Any:
+    """The only element: an int, a float or a symbolic int, no numpy scalar."""
+    number = value.reshape(-1)[0]
+    return number.item() if isinstance(number, np.generic) else number
 
 
 def as_tensor(value: Value) -> torch.Tensor:
@@ -97,7 +103,7 @@ class Call:
             except Exception as error:
                 raise self.error(f"needs the number of its input {place}, which depends on data"
                                  ) from error  # fmt: skip
-        return value.reshape(-1)[0]
+        return plain_number(value)
 
     def axes(self, place: int = 1) -> list[Any] | None:
         """The axes, an input in newer opsets and an attribute in older ones; None: not given."""

@@ -269,6 +269,39 @@ def test_files_that_others_wrote(name: str) -> None:
     assert np.abs(found - want.astype(np.float32)).max() <= bound * max(1, np.abs(want).max())
 
 
+def test_a_merged_decoder_takes_the_branch_without_a_past(tmp_path: Path) -> None:
+    """Which of two graphs a switch chooses is known before the trace."""
+    value, path = helper.make_tensor_value_info, tmp_path / "model.onnx"
+    tables = np.random.default_rng(0).standard_normal((2, 20, 20)).astype(np.float32)
+
+    def branch(name: str, table: Any) -> Any:
+        node = helper.make_node("Gather", [f"{name}_table", "input_ids"], [f"{name}_y"])
+        stored = [numpy_helper.from_array(table, f"{name}_table")]
+        return helper.make_graph(
+            [node], name, [], [value(f"{name}_y", TensorProto.FLOAT, None)], stored
+        )
+
+    choice = helper.make_node(
+        "If", ["use_cache_branch"], ["logits"], then_branch=branch("with", tables[0]),
+        else_branch=branch("without", tables[1]),
+    )  # fmt: skip
+    inputs = [
+        value("input_ids", TensorProto.INT64, ["b", "s"]),
+        value("use_cache_branch", TensorProto.BOOL, [1]),
+    ]
+    logits = value("logits", TensorProto.FLOAT, ["b", "s", 20])
+    onnx.save(helper.make_model(helper.make_graph([choice], "g", inputs, [logits])), str(path))
+    ids = torch.tensor([[3, 0, 19]])
+    assert torch.equal(onnx_decoder(path)(ids), torch.from_numpy(tables[1])[ids])
+
+
+def test_a_damaged_config_is_not_overlooked(tmp_path: Path) -> None:
+    path = genai_model(tmp_path / "model.onnx")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(FrontendError, match=r"config\.json"):
+        onnx_decoder(path)
+
+
 def broken(path: Path, kind: str) -> str:
     """A file that is no decoder, and what is said of it."""
     value = helper.make_tensor_value_info
