@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from graphwright.frontend.capture import capture_with_weights
-from graphwright.frontend.checkpoint_files import CheckpointFiles, read_json
+from graphwright.frontend.checkpoint_files import CheckpointFiles, checkpoint_name, read_json
 from graphwright.frontend.quantized.methods import Quantized, quantized_by
 from graphwright.frontend.recorded_tensors import RecordedTensor, load_buffers, recorded_weight
 from graphwright.ir.errors import FrontendError
@@ -54,7 +54,7 @@ def capture_checkpoint(
             lambda origin, tensor: (
                 recorded_weight(tensor) or files.weight(names.get(id(tensor), [origin]), tensor)
             ),
-            name=directory.resolve().name,
+            name=checkpoint_name(directory),
             max_context=max_context,
         )
 

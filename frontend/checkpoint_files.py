@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ from safetensors import SafetensorError, safe_open
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.weights import CheckpointTensor, ConstantTensor, Expression, TensorFile, Weight
 
-__all__ = ["CheckpointFiles", "read_json"]
+__all__ = ["CheckpointFiles", "checkpoint_name", "read_json"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_CACHED = re.compile(r"models--.+--(?P<name>.+)")  # of huggingface_hub: models--ORG--NAME
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
@@ -35,6 +37,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FrontendError(f"{path} must hold a JSON object, not {type(value).__name__}.")
     return value
+
+
+def checkpoint_name(directory: Path) -> str:
+    """What a checkpoint directory is called: by its own name, but in the cache of the Hugging Face
+    Hub by that of its repository, as the directories there are called by commits."""
+    directory = directory.resolve()
+    cached = _CACHED.fullmatch(directory.parent.parent.name)
+    if cached is not None and directory.parent.name == "snapshots":
+        return cached["name"]
+    return directory.name
 
 
 @dataclass(frozen=True)

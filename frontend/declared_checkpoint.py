@@ -18,7 +18,7 @@ from torch import nn
 
 from graphwright.frontend.capture import capture_with_weights
 from graphwright.frontend.checkpoint import known_config
-from graphwright.frontend.checkpoint_files import CheckpointFiles
+from graphwright.frontend.checkpoint_files import CheckpointFiles, checkpoint_name
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.program import Program
 from graphwright.ir.weights import ConstantTensor, Weight
@@ -85,7 +85,7 @@ def capture_declared(
         return capture_with_weights(
             model,
             source,
-            name=directory.resolve().name,
+            name=checkpoint_name(directory),
             max_context=max_context,
             has_values=False,
         )

@@ -16,7 +16,7 @@ from graphwright.calibration_tokens import (
 from graphwright.compile_options import CompileOptions, Progress
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.program import Program
-from graphwright.prepare import Stages, capture_onnx_file, one_thread, prepare
+from graphwright.prepare import Stages, capture_onnx_file, local_model, one_thread, prepare
 from graphwright.process import without_collection
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ def compile(
 ) -> Compiled:
     """Compiles a checkpoint directory, an ONNX file or a decoder `nn.Module` to native code.
 
+    ``ORG/NAME`` or ``ORG/NAME@REVISION``, where no such path exists, is a model of the Hugging Face
+    Hub: it is downloaded to the cache of huggingface_hub unless it is there.
     `example_tokens` int64 [1, S] helps to trace a module whose vocabulary is not known otherwise.
     `calibration`, a UTF-8 text file for the checkpoint's tokenizer, token ids [sequences, length],
     or "self" for tokens that the model writes itself, rounds integer weights by the inputs that
@@ -112,6 +114,8 @@ def compile(
     options = CompileOptions(quant, target, chunk, check, context, kv_cache_dtype, dtype, tune)
     stages = Stages(progress or Progress())
     check_budget(tune)
+    if isinstance(model, (str, Path)):
+        model = local_model(model, code=trust_remote_code)
     with without_collection():
         generator = code_generator(target, dtype, tuned=tune is not None)
     calibrating = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphwright.compile_options import CompileOptions, Progress
-from graphwright.prepare import Capture, Stages, capture_onnx_file, prepare
+from graphwright.prepare import Capture, Stages, capture_onnx_file, local_model, prepare
 from graphwright.process import without_collection
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ class PlannedModel:
 
 
 def plan_model(
-    model: Path | torch.nn.Module,
+    model: str | Path | torch.nn.Module,
     options: CompileOptions,
     *,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> PlannedModel:
     """What `compile` would write to plan.json, for a checkpoint directory (its config.json is
-    enough), an ONNX file or a decoder `nn.Module`.
+    enough), a model of the Hugging Face Hub, an ONNX file or a decoder `nn.Module`.
 
     The same passes run and the same backend lays out memory, but no weight is loaded, nothing is
     compared by numbers, and no code is made: refusals that need any of that are `compile`'s.
@@ -45,6 +45,8 @@ def plan_model(
         from graphwright.machine_code import code_generator
 
         generator = code_generator(options.target, options.dtype)
+    if isinstance(model, (str, Path)):
+        model = local_model(model, code=trust_remote_code, weights=False)
     capture, has_weights = _capture(model, options.context, trust_remote_code)
     stages = Stages(progress or Progress())
     prepared = prepare(capture, options, generator.decode_tokens, stages)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graphwright.hub import HubError, HubModel
 from graphwright.ir.errors import BackendError, FrontendError
 from graphwright.process import without_collection
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from graphwright.compile_options import CompileOptions, Progress
     from graphwright.ir.program import Program
 
-__all__ = ["Capture", "Prepared", "Stages", "one_thread", "capture_onnx_file", "prepare"]
+__all__ = [
+    "Capture", "Prepared", "Stages", "capture_onnx_file", "local_model", "one_thread", "prepare",
+]  # fmt: skip
 
 Capture = Callable[[], "tuple[Program, dict[str, bytes]]"]
 """Gives the captured program, and what is kept of the files beside the model, by name."""
@@ -97,6 +100,20 @@ def prepare(
         with one_thread(), without_collection():
             run_passes(program, steps, run)
     return Prepared(program, options, graphs, files)
+
+
+def local_model(model: str | Path, *, code: bool, weights: bool = True) -> Path:
+    """Where `model` lies on this disk, downloaded first if the Hub has it (`HubModel`).
+
+    code, weights: as for `HubModel.directory`. Raises FrontendError.
+    """
+    hub = HubModel.parse(str(model))
+    if hub is None:
+        return Path(model)
+    try:
+        return hub.directory(code=code, weights=weights)
+    except HubError as error:
+        raise FrontendError(str(error)) from error
 
 
 def capture_onnx_file(path: Path, context: int | None, *, has_values: bool = True) -> Program:

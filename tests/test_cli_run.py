@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -288,12 +289,16 @@ def test_importing_is_light() -> None:
 def test_a_missing_checkpoint_is_said_before_torch_is_imported() -> None:
     code = (
         "import sys; from graphwright.__main__ import main\n"
-        "code = main(['compile', 'no/such-model'])\n"
-        "print(code, 'torch' in sys.modules)"
+        "codes = [main(['compile', name]) for name in ('./no/such-model', 'no/such-model')]\n"
+        "print(codes, 'torch' in sys.modules)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout == "1 False\n"
-    assert "there is no directory 'no/such-model': MODEL is a" in result.stderr
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": "/nowhere"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert result.stdout == "[1, 1] False\n"
+    assert "there is no file or directory './no/such-model': MODEL is a" in result.stderr
+    assert "'no/such-model' of the Hugging Face Hub is neither in the cache (/nowh" in result.stderr
 
 
 def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:

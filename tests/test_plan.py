@@ -205,7 +205,7 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (("nothing",), 1, "there is no 'nothing': MODEL is a checkpoint directory"),
+        (("nothing",), 1, "there is no file or directory 'nothing': MODEL is a checkpoint"),
         (("{gw}", "--quant", "w8"), 2, "--quant says how a model is to be compiled, and"),
         (("{gw}", "--memory", "8"), 2, "'8' is no size such as 8GB, 1.5GiB or 500MB"),
         (("{gw}", "--memory", "0GB"), 2, "'0GB' is no size"),

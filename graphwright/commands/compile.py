@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 TUNE_SECONDS = 60
+_MODEL = (
+    "a Hugging Face checkpoint on this disk, ORG/NAME of one on the Hub, an ONNX file, or "
+    "FILE.py:FUNCTION"
+)
 
 
 @click.command("compile", short_help="Turn a checkpoint into one file that runs without torch.")
@@ -73,9 +77,11 @@ def command(
 ) -> None:
     """Compile MODEL to one .gw file.
 
-    MODEL: a Hugging Face checkpoint directory, an ONNX file of a decoder, or FILE.py:FUNCTION.
+    MODEL: a Hugging Face checkpoint directory, or ORG/NAME of one on the Hub, an ONNX file of a
+    decoder, or FILE.py:FUNCTION.
     """
     from graphwright.commands.dependencies import require_compiler
+    from graphwright.commands.model_argument import default_output, model_on_disk
     from graphwright.commands.user_module import build_user_module, is_user_module
     from graphwright.process import without_collection
 
@@ -83,14 +89,11 @@ def command(
         raise click.UsageError("--tune-budget says how long to tune; it goes with --tune.")
     if calibration_tokens is not None and calibrate is None:
         raise click.UsageError("--calibration-tokens goes with --calibrate.")
-    if not is_user_module(model) and not Path(model).exists():  # before seconds of imports
-        raise click.ClickException(
-            f"there is no directory '{model}': MODEL is a Hugging Face checkpoint on this disk, an "
-            "ONNX file, or FILE.py:FUNCTION."
-        )
     # calibration_tokens.SELF, before the seconds that its import takes
     if calibrate is not None and calibrate != "self" and not Path(calibrate).is_file():
         raise click.ClickException(f"there is no file '{calibrate}' to calibrate with.")
+    output = output or default_output(model, quant)
+    model = model_on_disk(model, _MODEL, code=trust_remote_code)
     require_compiler(target)
     with without_collection():
         from graphwright.calibration_tokens import CALIBRATION_TOKENS
@@ -98,7 +101,6 @@ def command(
     from graphwright.runtime.artifact import check_writable
 
     start = time.perf_counter()
-    output = output or Path(f"{_stem(model)}-{quant.replace(':', '-')}.gw")
     check_writable(output)
     with _Report(quiet or not sys.stderr.isatty()) as report:
         compiled = compile(
@@ -122,12 +124,6 @@ def command(
         click.echo(json.dumps(_summary(compiled, output, seconds)))
         return
     click.echo(_text(compiled, output, seconds))
-
-
-def _stem(model: str) -> str:
-    """What the file is called by default: exporters write every model to a model.onnx."""
-    path = Path(model.split(":")[0]).resolve()
-    return path.parent.name if path.name == "model.onnx" else path.stem
 
 
 def _summary(compiled: Compiled, output: Path, seconds: float) -> dict[str, Any]:

@@ -20,6 +20,10 @@ __all__ = ["command"]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
           "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
+_MODEL = (
+    "a checkpoint directory, ORG/NAME of one on the Hugging Face Hub, an ONNX file, "
+    "FILE.py:FUNCTION, or a compiled FILE.gw"
+)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|[kmgt]i?)b", re.IGNORECASE)
 _OF_MODELS = ("quant", "target", "chunk", "kv_cache_dtype", "dtype", "trust_remote_code")
 
@@ -68,24 +72,21 @@ def command(
 ) -> int:
     """Say what MODEL will take in memory: the table of its engine, before there is one.
 
-    MODEL: a checkpoint directory (its config.json is enough), an ONNX file of a decoder,
-    FILE.py:FUNCTION, or a compiled FILE.gw. No weight is read.
+    MODEL: a checkpoint directory (its config.json is enough), or ORG/NAME of one on the Hugging
+    Face Hub, an ONNX file of a decoder, FILE.py:FUNCTION, or a compiled FILE.gw. No weight is read.
     """
-    from graphwright.commands.user_module import is_user_module
+    from graphwright.commands.model_argument import model_on_disk
 
+    name = model
+    model = model_on_disk(model, _MODEL, code=options["trust_remote_code"], weights=False)
     path = Path(model)
     notes: list[str] = []
-    if not is_user_module(model) and not path.exists():
-        raise click.ClickException(
-            f"there is no '{model}': MODEL is a checkpoint directory, an ONNX file, "
-            "FILE.py:FUNCTION, or a compiled FILE.gw."
-        )
     if path.suffix == ".json":
         raise click.ClickException(f"give the directory in which '{model}' lies as config.json.")
     if path.is_file() and path.suffix != ".onnx":
         subject = _of_artifact(ctx, path)
     else:
-        subject = _of_model(model, options, notes)
+        subject = _of_model(model, name, options, notes)
     from graphwright.inspector.memory_needs import memory_needs
     from graphwright.inspector.memory_needs_text import memory_needs_text
 
@@ -114,8 +115,10 @@ def _of_artifact(ctx: click.Context, path: Path) -> Subject:
         raise click.ClickException(error.args[0]) from None
 
 
-def _of_model(model: str, options: dict[str, Any], notes: list[str]) -> Subject:
-    """A model as it would be compiled; what there is to say of it beside goes into `notes`."""
+def _of_model(model: str, name: str, options: dict[str, Any], notes: list[str]) -> Subject:
+    """A model as it would be compiled; what there is to say of it beside goes into `notes`.
+
+    name: what the user calls it."""
     from graphwright.commands.dependencies import require_compiler
     from graphwright.commands.user_module import build_user_module, is_user_module
     from graphwright.inspector.memory_needs import Subject
@@ -133,9 +136,11 @@ def _of_model(model: str, options: dict[str, Any], notes: list[str]) -> Subject:
     if not planned.has_weights:
         notes.append(
             f"there are no weights in {model}; the table is that of the model in its config.json"
+            if model == name
+            else f"of {name} config.json alone was fetched; the table is that of the model in it"
         )
     plan = planned.plan
-    return Subject(model, plan.content, plan.target, options["quant"], plan.counter_bytes)
+    return Subject(name, plan.content, plan.target, options["quant"], plan.counter_bytes)
 
 
 @contextmanager
