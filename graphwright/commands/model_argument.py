@@ -23,7 +23,9 @@ def model_on_disk(model: str, expected: str, *, code: bool, weights: bool = True
     hub = HubModel.parse(model)
     if hub is None:
         if not Path(model).exists():
-            raise click.ClickException(f"there is no file or directory '{model}': MODEL is {expected}.")
+            raise click.ClickException(
+                f"there is no file or directory '{model}': MODEL is {expected}."
+            )
         return model
     try:
         return str(hub.directory(code=code, weights=weights))
