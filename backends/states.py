@@ -40,8 +40,11 @@ def describe_states(
 ) -> dict[str, Any]:  # fmt: skip
     """For plan.json: `states` are the caches, `rolling` the rolling states; only where there are
     any, `recurrent` are the states of recurrences, and `slot_bytes` what they take of a sequence.
+    `reach`, if attention does not reach back to all positions: which ones it does.
     offsets: bytes from a block's or a slot's start, by the name of the state's input.
     """
+    states = list(states)
+    reach = _reach(states, block_size)
     caches: list[dict[str, Any]] = []
     rolling: list[dict[str, Any]] = []
     recurrent: list[dict[str, Any]] = []
@@ -60,7 +63,8 @@ def describe_states(
                     "value_dim": state.value_dim,
                     "dtype": dtype,
                     "mask": str(state.mask),
-                    "span": state.mask.span,
+                    "first": state.mask.first,
+                    "span": state.mask.tail,
                     "k_offset": offsets[state.inputs[0]],
                     "v_offset": offsets[state.inputs[1]],
                     "scale_offsets": [offsets[name] for name in state.inputs[2:]],
@@ -83,4 +87,22 @@ def describe_states(
         "states": caches,
         "rolling": rolling,
         **({"recurrent": recurrent, "slot_bytes": slot_bytes} if recurrent else {}),
+        **({} if reach is None else {"reach": reach}),
     }
+
+
+def _reach(states: Iterable[KnownState], block_size: int) -> dict[str, int] | None:
+    """What later steps may read of the caches: positions before `first`, and of the others those
+    less than `span` before the token that reads. None: all of them, or there is no cache.
+
+    Rolling states lie in the first block of a sequence, and recurrent ones where its number says.
+    """
+    first = span = 0
+    for state in states:
+        if not isinstance(state, KVState):
+            first = max(first, block_size)
+        elif state.mask.tail is None:
+            return None
+        else:
+            first, span = max(first, state.mask.first), max(span, state.mask.tail)
+    return {"first": first, "span": span} if span else None

@@ -26,8 +26,9 @@ class CompileOptions:
     (e4m3, on GPUs) or ``int8`` (a scale for each token and head). dtype: of activations on GPUs,
     ``auto`` (bf16), ``f32``, ``bf16`` or ``f16``. tune: the seconds for which kernels are timed on
     this machine, to choose between variants of them (None: the ones that suit most);
-    docs/tuning.md. calibration: which tokens integer weights were rounded by (None: to nearest);
-    docs/quantization.md.
+    docs/tuning.md. attention: a restriction of what attention sees, such as ``window(1024) |
+    first(4)`` (None: what the model shows it); docs/attention.md. calibration: which tokens integer
+    weights were rounded by (None: to nearest); docs/quantization.md.
     """
 
     quant: str = "f32"
@@ -39,6 +40,7 @@ class CompileOptions:
     dtype: str = "auto"
     tune: float | None = None
     calibration: str | None = None
+    attention: str | None = None
 
 
 @dataclass

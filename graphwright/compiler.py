@@ -88,6 +88,7 @@ def compile(
     context: int | None = None,
     kv_cache_dtype: str = "auto",
     dtype: str = "auto",
+    attention: str | None = None,
     tune: float | None = None,
     calibration: CalibrationSource | None = None,
     calibration_tokens: int = CALIBRATION_TOKENS,
@@ -103,6 +104,7 @@ def compile(
     `calibration`, a UTF-8 text file for the checkpoint's tokenizer, token ids [sequences, length],
     or "self" for tokens that the model writes itself, rounds integer weights by the inputs that
     such tokens give them; of a text, or by the model, at most `calibration_tokens` are taken.
+    The other options are those of `CompileOptions`.
     Raises FrontendError, PassError or BackendError: a model is compiled right or refused.
     """
     with without_collection():
@@ -111,7 +113,9 @@ def compile(
         from graphwright.passes.recipe import Recipe
         from graphwright.program_tuning import check_budget, picks_of, tune_program
 
-    options = CompileOptions(quant, target, chunk, check, context, kv_cache_dtype, dtype, tune)
+    options = CompileOptions(
+        quant, target, chunk, check, context, kv_cache_dtype, dtype, tune, attention=attention
+    )
     stages = Stages(progress or Progress())
     check_budget(tune)
     if isinstance(model, (str, Path)):

@@ -73,12 +73,14 @@ def prepare(
         from graphwright.passes.base import PassContext
         from graphwright.passes.pipeline import PipelineOptions, pipeline
         from graphwright.passes.recipe import Recipe
+        from graphwright.passes.restrict_attention import Restriction
         from graphwright.passes.running import run_passes
         from graphwright.passes.verification import NumericCheck, should_check
 
     chosen = PipelineOptions(
         Recipe.parse(options.quant), decode_tokens, options.chunk,
         kv_cache_dtype=options.kv_cache_dtype,
+        attention=None if options.attention is None else Restriction.parse(options.attention),
     )  # fmt: skip
     steps = pipeline(chosen)
     with stages.stage("capture"):

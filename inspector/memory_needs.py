@@ -116,14 +116,15 @@ def _weights(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _caches(plan: Plan, found: Mapping[str, Any], context: int) -> dict[str, Any]:
     """bytes_per_sequence: of the blocks and the slot of a sequence of `context` tokens."""
-    blocks = plan.blocks_of(context) * plan.block_bytes
-    keys = ("dtype", "heads", "head_dim", "value_dim", "span")
+    blocks = plan.held_of(plan.blocks_of(context)) * plan.block_bytes
+    keys = ("dtype", "heads", "head_dim", "value_dim", "first", "span")
     return {
         "block_size": plan.block_size,
         "block_bytes": plan.block_bytes,
         "bytes_per_token": plan.block_bytes / plan.block_size,
         "bytes_per_sequence": blocks + plan.slot_bytes,
         "slot_bytes": plan.slot_bytes,
+        "gives_back": plan.reach is not None,
         "caches": _alike(found["states"], keys),
         "rolling": _alike(found.get("rolling", ()), ("dtype", "kept", "channels")),
         "recurrent": _alike(found.get("recurrent", ()), ("size",)),
@@ -132,7 +133,7 @@ def _caches(plan: Plan, found: Mapping[str, Any], context: int) -> dict[str, Any
 
 def _alike(states: Any, keys: tuple[str, ...]) -> list[dict[str, Any]]:
     """The states in the order they come, those that agree in `keys` together, with their count."""
-    counts = Counter(tuple(state[key] for key in keys) for state in states)
+    counts = Counter(tuple(state.get(key) for key in keys) for state in states)
     return [
         {"count": count, **dict(zip(keys, kind, strict=True))} for kind, count in counts.items()
     ]

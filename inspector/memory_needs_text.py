@@ -66,8 +66,9 @@ def _cache_lines(needs: Mapping[str, Any]) -> Iterator[str]:
         f"token, in blocks of {kv['block_size']} tokens",
     )  # fmt: skip
     for each in kv["caches"]:
-        span = "all tokens" if each["span"] is None else f"the last {each['span']} tokens"
-        kept = "" if each["span"] is None else "; blocks of earlier ones are kept"
+        first = f"the first {each['first']} and " if each["first"] else ""
+        span = f"{first}the last {each['span']} tokens" if each["span"] else "all tokens"
+        kept = "; blocks of others are kept" if each["span"] and not kv["gives_back"] else ""
         heads = "1 head" if each["heads"] == 1 else f"{each['heads']} heads"
         yield (
             f"  {each['count']} x keys and values: {heads} of {each['head_dim']} and "

@@ -142,7 +142,8 @@ def memory_table(artifact: Readable, limit: int | None = None) -> str:
         f"kv cache: blocks of {kv['block_size']} positions, {kv['block_bytes']} bytes each"
     )
     for state in kv["states"]:
-        span = "all positions" if state["span"] is None else f"the last {state['span']} positions"
+        first = f"the first {state['first']} and " if state.get("first") else ""
+        span = f"{first}the last {state['span']} positions" if state["span"] else "all positions"
         lines.append(
             f"  {state['name']:8} {state['heads']} heads, {state['head_dim']}+{state['value_dim']} "
             f"{state['dtype']}, {state['mask']}: {span} can be read again"

@@ -70,10 +70,42 @@ class Mask:
             allowed = allowed & (query // self.chunk == key // self.chunk)
         return allowed
 
+    def within(self, other: Mask) -> Mask | None:
+        """What both this mask and `other` leave visible; None where no mask says that."""
+        windows = _both_windows((self.window, self.first), (other.window, other.first))
+        chunk = _both_chunks(self.chunk, other.chunk)
+        if windows is None or chunk == 0 or (chunk and windows[1]):
+            return None
+        return Mask(*windows, chunk)
+
     @property
     def span(self) -> int | None:
         """How many positions back a later query can still read, or None when there is no bound."""
-        if self.first:
-            return None
+        return None if self.first else self.tail
+
+    @property
+    def tail(self) -> int | None:
+        """The same, of positions that are not among the first `first`."""
         bounds = [bound for bound in (self.window, self.chunk) if bound is not None]
         return min(bounds) if bounds else None
+
+
+_Window = tuple[int | None, int]  # window, first
+
+
+def _both_windows(one: _Window, other: _Window) -> _Window | None:
+    """Keys that both windows let in; None where no window does."""
+    (narrow, kept), (wide, first) = sorted(
+        (one, other), key=lambda each: (each[0] or 1 << 62, each[1])
+    )
+    if wide is None or kept <= first:  # whatever the narrow one lets in, the wide one does, too
+        return narrow, kept
+    return (narrow, first) if narrow == wide else None
+
+
+def _both_chunks(one: int | None, other: int | None) -> int | None:
+    """Chunks that lie in chunks of both; 0 where these are no chunks of one size."""
+    small, large = sorted((one or 0, other or 0))
+    if small == 0 or large % small == 0:
+        return small or large or None
+    return 0

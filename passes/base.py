@@ -38,6 +38,7 @@ class Exactness(enum.Enum):
     REASSOCIATING = "reassociating"
     APPROXIMATE = "approximate"
     COARSE = "coarse"  # approximate by weights of few bits
+    ASKED = "asked"  # none: the user wants another model
 
 
 class Check(Protocol):

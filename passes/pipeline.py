@@ -31,6 +31,7 @@ from graphwright.passes.recognize_causal_conv import RecognizeCausalConv
 from graphwright.passes.recognize_experts import RecognizeExperts
 from graphwright.passes.recognize_rope import RecognizeRope
 from graphwright.passes.reorder_projections import ReorderProjections
+from graphwright.passes.restrict_attention import RestrictAttention, Restriction
 from graphwright.passes.rewrite_positions import RewritePositions
 from graphwright.passes.select_sampled_rows import SelectSampledRows
 from graphwright.passes.self_written_tokens import SelfWritten
@@ -44,14 +45,16 @@ class PipelineOptions:
     """What a user chooses about the passes.
 
     recipe: which weights are narrowed or quantized, and how. decode_tokens, chunk: the most tokens
-    that one step of the decode and of the prefill entry takes. kv_cache_dtype: auto, f32, f16,
-    bf16 or int8. calibration: what integer weights are rounded by (None: to nearest).
+    that one step of the decode and of the prefill entry takes. kv_cache_dtype: auto, f32, f16, bf16
+    or int8. attention: what it may see (None: what the model shows it). calibration: what integer
+    weights are rounded by (None: to nearest).
     """
 
     recipe: Recipe = field(default_factory=Recipe)
     decode_tokens: int = 8
     chunk: int = 512
     kv_cache_dtype: str = "auto"
+    attention: Restriction | None = None
     calibration: Calibration | SelfWritten | None = None
 
 
@@ -90,6 +93,7 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
         RecognizeAttention(),
         ExpandInnerAttention(),
         RecognizeCausalConv(),
+        RestrictAttention(options.attention),
         InsertKvCache(),
         SelectSampledRows(),
         SplitWeightStacks(),

@@ -16,7 +16,7 @@ from graphwright.passes.base import Exactness, Pass, PassContext, in_context
 
 __all__ = ["run_passes"]
 
-_APPROXIMATE = (Exactness.APPROXIMATE, Exactness.COARSE)
+_APART = (Exactness.APPROXIMATE, Exactness.COARSE, Exactness.ASKED)
 
 
 def run_passes(
@@ -25,8 +25,9 @@ def run_passes(
     """Runs `passes` in order over `program`, in place, and returns it; each adds to `program.log`.
 
     With `context.check` what they make together is compared after each stage, and after each pass
-    that approximates. If that or a pass fails, all run again with a comparison after each pass that
-    rewrote something, and the outcome of this counts: it names the pass that went wrong.
+    that approximates; one that a user asked to change the model ends a stage and is not compared.
+    If that or a pass fails, all run again with a comparison after each pass that rewrote something,
+    and the outcome of this counts: it names the pass that went wrong.
     Raises PassError naming the pass that failed and those that ran before it.
     """
     context = context or PassContext(fuel=PassContext.fuel_from_environment())
@@ -58,7 +59,7 @@ def _groups(passes: Sequence[Pass]) -> Iterator[list[Pass]]:
     """The passes of a stage together, but those that approximate each for itself."""
     group = list(passes[:1])
     for last, step in pairwise(passes):
-        alone = last.exactness in _APPROXIMATE or step.exactness in _APPROXIMATE
+        alone = last.exactness in _APART or step.exactness in _APART
         if alone or step.stage is not last.stage:
             yield group
             group = []
@@ -127,6 +128,9 @@ class _Run:
         if not promises or not self._context.check:
             return
         exactness = promises.pop() if len(promises) == 1 else Exactness.REASSOCIATING
+        if exactness is Exactness.ASKED:  # what follows must be what this has made
+            self._context.check.remember(self._program)
+            return
         error = self._context.check.compare(self._program, exactness)
         for record in records:
             if record.rewrites:

@@ -21,7 +21,7 @@ def planned_bytes(plan: Plan, max_sequences: int, blocks_each: int) -> dict[str,
     return {
         "weights": plan.weights_bytes,
         "arena": plan.arena_bytes,
-        "kv": sum(plan.kv_bytes(max_sequences, max_sequences * blocks_each)),
+        "kv": sum(plan.kv_bytes(max_sequences, plan.pool_of(max_sequences, blocks_each))),
         "logits": rows * plan.vocab_size * 4,
         "batch": 32 + 16 * tokens + 4 * (max_sequences + 1 + max_sequences * blocks_each + rows),
     }
@@ -45,7 +45,7 @@ def allocate_buffers(
     """What `planned_bytes` counts, but for the weights."""
     tokens = max(entry.max_tokens for entry in plan.entries.values())
     rows = max(entry.max_rows for entry in plan.entries.values())
-    slots, blocks = plan.kv_bytes(max_sequences, max_sequences * blocks_each)
+    slots, blocks = plan.kv_bytes(max_sequences, plan.pool_of(max_sequences, blocks_each))
     return StepBuffers(
         batch=memory.allocate("batch", 8, np.int32),
         tokens=memory.allocate("batch", tokens, np.int64),

@@ -88,7 +88,8 @@ class Engine:
             self.plan, self.memory, weights, max_sequences, blocks_each
         )
         shares = prefix_cache and self.plan.shares_blocks
-        self._pool = BlockPool(max_sequences * blocks_each, 0 if shares else max_sequences)
+        blocks = self.plan.pool_of(max_sequences, blocks_each)
+        self._pool = BlockPool(blocks, max_sequences if self.plan.slot_bytes else 0)
         prefixes = PrefixCache(self._pool, self.plan.block_size) if shares else None
         self._scheduler = Scheduler(
             self.plan.entries,
@@ -97,6 +98,7 @@ class Engine:
             blocks_each,
             max_sequences,
             prefixes,
+            self.plan.reach,
         )
         self._library = library or _library_of(artifact, self.plan, self.threads, pinned)
         self._stepper = Stepper(

@@ -75,19 +75,24 @@ class BlockPool:
 
 
 class BlockTable:
-    """The blocks of one sequence, in the order of its positions."""
+    """The blocks of one sequence, in the order of its positions.
+
+    Where nobody can read some in the middle any more, they are given back, and their entries mean
+    nothing from then on.
+    """
 
     def __init__(self, pool: BlockPool, block_size: int, max_blocks: int) -> None:
         self._pool = pool
         self._block_size = block_size
         self._blocks: NDArray[np.int32] = np.zeros(max_blocks, np.int32)
         self._count = 0
+        self._kept, self.dropped = 0, 0  # entries from the one to the other hold no blocks any more
         self.known = 0  # of the blocks, from the first on: their content has been kept
         self.prefix = 0  # the number of what they hold, in runtime/prefix_cache.py
 
     @property
     def blocks(self) -> NDArray[np.int32]:
-        """int32 [blocks held]."""
+        """int32 [entries up to the last block]."""
         return self._blocks[: self._count]
 
     def grow(self, positions: int) -> None:
@@ -108,8 +113,18 @@ class BlockTable:
         """The content of one more block has been kept; all that is has this number."""
         self.known, self.prefix = self.known + 1, prefix
 
+    def drop(self, first: int, end: int) -> None:
+        """Gives back the blocks from number `first` on, the same in all calls, that lie before
+        `end`."""
+        start = max(first, self.dropped)
+        for number in range(start, end):
+            self._pool.give_back(int(self._blocks[number]))
+        if end > start:
+            self._kept, self.dropped = first, end
+
     def release(self) -> None:
         """Gives every block back, the last one first: of what is kept, it is the first to go."""
-        for block in self.blocks[::-1]:
-            self._pool.give_back(int(block))
-        self._count = self.known = self.prefix = 0
+        for part in (self.blocks[self.dropped :], self.blocks[: self._kept]):
+            for block in part[::-1]:
+                self._pool.give_back(int(block))
+        self._count = self._kept = self.dropped = self.known = self.prefix = 0

@@ -8,7 +8,7 @@ from typing import Any
 from graphwright.runtime.errors import ArtifactError, RequestError
 from graphwright.runtime.memory import ALIGNMENT
 
-__all__ = ["DEFAULT_CONTEXT", "EntryPlan", "Plan"]
+__all__ = ["DEFAULT_CONTEXT", "EntryPlan", "Plan", "Reach"]
 
 DEFAULT_CONTEXT = 2048  # tokens of a sequence, at most, where nobody says
 
@@ -23,11 +23,21 @@ class EntryPlan:
 
 
 @dataclass(frozen=True)
+class Reach:
+    """What later steps may read of a sequence's cache: its first `first` positions, and of the
+    others those that are less than `span` before the token that reads."""
+
+    first: int
+    span: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """Sizes of everything that the engine allocates. `max_context`: None when there is no limit.
 
     alone_rows: tokens of a step up to which each thread needs an arena of its own. slot_bytes: of
     the recurrent states of one sequence. rolling: do its blocks hold states of one sequence, too?
+    reach: of all attention together; None: some of it reads all positions.
     """
 
     entries: dict[str, EntryPlan]
@@ -40,6 +50,7 @@ class Plan:
     alone_rows: int = 0
     slot_bytes: int = 0
     rolling: bool = False
+    reach: Reach | None = None
 
     @property
     def shares_blocks(self) -> bool:
@@ -82,8 +93,25 @@ class Plan:
         return asked
 
     def blocks_of(self, context: int) -> int:
-        """Blocks of a sequence of so many tokens."""
+        """Blocks of a sequence of so many tokens: entries of its block table."""
         return -(-context // self.block_size)
+
+    def held_of(self, blocks: int) -> int:
+        """The most of a sequence's `blocks` that it holds, but for those of a step's new tokens: a
+        block that no later step can read is given back (runtime/kv_cache.py)."""
+        if self.reach is None:
+            return blocks
+        first, behind = (
+            -(-count // self.block_size) for count in (self.reach.first, self.reach.span - 1)
+        )
+        # one more where the span begins inside a block, and one where the new tokens do
+        return min(blocks, first + behind + 2)
+
+    def pool_of(self, sequences: int, blocks: int) -> int:
+        """Blocks for so many sequences of so many blocks, with the new tokens of one step."""
+        step = max(entry.max_tokens for entry in self.entries.values())
+        held = sequences * self.held_of(blocks) + self.blocks_of(step)
+        return min(sequences * blocks, held)
 
     @property
     def arena_bytes(self) -> int:
@@ -119,6 +147,7 @@ class Plan:
                 int(found.get("alone_rows", 0)),
                 int(found["kv"].get("slot_bytes", 0)),
                 bool(found["kv"].get("rolling")),
+                _reach(found["kv"].get("reach")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"the artifact's plan.json is incomplete: {error!r}.") from error
@@ -127,3 +156,7 @@ class Plan:
                 f"the artifact's plan.json has entries {sorted(entries)}, not decode and prefill."
             )
         return plan
+
+
+def _reach(found: dict[str, Any] | None) -> Reach | None:
+    return None if found is None else Reach(int(found["first"]), int(found["span"]))

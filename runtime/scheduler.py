@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from graphwright.runtime.kv_cache import BlockPool, BlockTable
-from graphwright.runtime.plan import EntryPlan
+from graphwright.runtime.plan import EntryPlan, Reach
 from graphwright.runtime.prefix_cache import PrefixCache
 
 __all__ = ["Chunk", "Scheduler", "Sequence", "Step"]
@@ -76,7 +76,8 @@ class Scheduler:
 
     Decoding sequences come first, one token each; the rest of the budget prefills, oldest first.
     `pool` has blocks for `max_sequences` sequences of `max_blocks` blocks each. prefixes: where
-    sequences look for what an earlier one has computed.
+    sequences look for what an earlier one has computed. reach: blocks out of it are given back
+    (Plan.pool_of says how many suffice then); None: they stay.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Scheduler:
         max_blocks: int,
         max_sequences: int,
         prefixes: PrefixCache | None = None,
+        reach: Reach | None = None,
     ) -> None:
         self._decode, self._prefill = entries["decode"], entries["prefill"]
         self._pool = pool
@@ -94,6 +96,7 @@ class Scheduler:
         self._max_blocks = max_blocks
         self._max_sequences = max_sequences
         self._prefixes = prefixes
+        self._reach = reach
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
 
@@ -120,6 +123,7 @@ class Scheduler:
         """The next step; None when no sequence has a pending token. Takes the blocks it needs."""
         if self._waiting and len(self._running) < self._max_sequences:
             self._admit()
+        self._drop()
         tokens, rows = self._prefill.max_tokens, self._prefill.max_rows
         chunks: list[Chunk] = []
         for sequence in sorted(self._running, key=lambda each: each.pending != 1):
@@ -147,6 +151,23 @@ class Scheduler:
         if self._prefixes is not None and sequence.table is not None:
             self._prefixes.keep(sequence.table, sequence.tokens, sequence.computed)
 
+    def _drop(self) -> None:
+        """Gives back what no token to come can read, of all sequences before one takes blocks.
+
+        Steps that run still may read it; what a later one writes there is written behind them.
+        """
+        if self._reach is None:
+            return
+        first = -(-self._reach.first // self._block_size)
+        for sequence in self._running:
+            table = sequence.table
+            assert table is not None
+            end = (sequence.computed + 1 - self._reach.span) // self._block_size
+            if self._prefixes is not None and end > max(first, table.dropped):
+                self._keep(sequence)
+                assert table.known >= end, "blocks are given back whose tokens nobody knows"
+            table.drop(first, end)
+
     def step_behind(self, rows: Mapping[Sequence, int]) -> Step | None:
         """The step behind one that runs, before anybody knows what that one chooses. Takes blocks.
 
@@ -158,6 +179,7 @@ class Scheduler:
         waits = self._waiting and len(rows) < self._max_sequences
         if not rows or waits or any(each.pending > 0 for each in self._running):
             return None
+        self._drop()
         chunks = []
         for sequence, row in rows.items():
             assert sequence.table is not None

@@ -59,6 +59,10 @@ class ToyLibrary:
         """Logits float32 [VOCAB] after `history`."""
         return toy_logits(history)
 
+    def visible(self, position: int) -> NDArray[np.int64]:
+        """Positions whose cache a token at `position` reads, in order."""
+        return np.arange(position + 1)
+
     def run(
         self, entry: str, buffers: StepBuffers, draws: Sequence[Draw] = (), logits: bool = True
     ) -> NDArray[np.int32] | None:
@@ -79,7 +83,7 @@ class ToyLibrary:
             for t in range(starts[b], starts[b + 1]):
                 position = int(buffers.positions[t])
                 cache[table[position // BLOCK], position % BLOCK] = buffers.tokens[t], position
-                past = np.arange(position + 1)
+                past = self.visible(position)
                 seen = cache[table[past // BLOCK], past % BLOCK]
                 assert (seen[:, 1] == past).all()
                 found[t] = self.logits_after(seen[:, 0].tolist())

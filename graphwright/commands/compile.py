@@ -48,6 +48,9 @@ _MODEL = (
 @click.option("--kv-cache-dtype", default="auto", show_default=True,
               type=click.Choice(["auto", "f32", "f16", "bf16", "fp8", "int8"]),
               help="How keys and values are kept (auto: f32; fp8: on GPUs).")  # fmt: skip
+@click.option("--attention", metavar="MASK",
+              help="What attention may see of what the model shows it: 'window(1024) | "
+              "first(4)', 'window(1024) @ 0-3,5' in some layers.")  # fmt: skip
 @click.option("--check/--no-check", default=None,
               help="Compare the numbers after every pass (default: for small models).")  # fmt: skip
 @click.option("--tune", is_flag=True,
@@ -68,6 +71,7 @@ def command(
     context: int | None,
     kv_cache_dtype: str,
     dtype: str,
+    attention: str | None,
     check: bool | None,
     tune: bool,
     tune_budget: float | None,
@@ -111,6 +115,7 @@ def command(
             context=context,
             kv_cache_dtype=kv_cache_dtype,
             dtype=dtype,
+            attention=attention,
             check=check,
             calibration=calibrate,
             calibration_tokens=calibration_tokens or CALIBRATION_TOKENS,

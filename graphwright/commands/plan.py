@@ -25,7 +25,8 @@ _MODEL = (
     "FILE.py:FUNCTION, or a compiled FILE.gw"
 )
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|[kmgt]i?)b", re.IGNORECASE)
-_OF_MODELS = ("quant", "target", "chunk", "kv_cache_dtype", "dtype", "trust_remote_code")
+_OF_MODELS = ("quant", "target", "chunk", "kv_cache_dtype", "dtype", "attention",
+              "trust_remote_code")  # fmt: skip
 
 
 def _parse_size(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
@@ -45,6 +46,9 @@ def _parse_size(context: click.Context, parameter: click.Parameter, text: str | 
 @click.option("--kv-cache-dtype", default="auto", show_default=True,
               type=click.Choice(["auto", "f32", "f16", "bf16", "fp8", "int8"]),
               help="How keys and values are kept (auto: f32).")  # fmt: skip
+@click.option("--attention", metavar="MASK",
+              help="What attention may see of what the model shows it: 'window(1024) | "
+              "first(4)', 'window(1024) @ 0-3,5' in some layers.")  # fmt: skip
 @click.option("--target", default="host", show_default=True,
               help="host, a CPU's name, several, or GPUs: cuda:sm_80,sm_90.")  # fmt: skip
 @click.option("--dtype", default="auto", show_default=True,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from graphwright.ir.errors import PassError
 from graphwright.ir.masks import Mask
 
+LENGTH = 60
 MASKS = st.builds(
     Mask,
     window=st.none() | st.integers(1, 40),
@@ -37,6 +38,41 @@ def test_nothing_beyond_the_span_is_visible(mask: Mask, length: int) -> None:
             assert bool(visible[query, key]) == want
             if want and mask.span is not None:
                 assert query - key < mask.span
+            if want and mask.tail is not None:
+                assert query - key < mask.tail or key < mask.first
+
+
+@given(MASKS, MASKS)
+def test_what_two_masks_have_in_common(one: Mask, other: Mask) -> None:
+    positions = torch.arange(LENGTH)
+    query, key = positions[:, None], positions[None, :]
+    both = one.within(other)
+    assert both == other.within(one)
+    if both is not None:
+        want = one.visible(query, key) & other.visible(query, key)
+        assert torch.equal(both.visible(query, key), want)
+        assert Mask.parse(str(both)) == both
+    if one == Mask() or one == other:
+        assert both == other
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        ("window(9)", "window(4)", "window(4)"),
+        ("window(9)", "(window(4) | first(2))", None),  # first ones in the window of 9, and others
+        ("(window(9) | first(2))", "(window(4) | first(2))", "(window(4) | first(2))"),
+        ("(window(9) | first(3))", "(window(4) | first(2))", "(window(4) | first(2))"),
+        ("(window(9) | first(3))", "window(4)", "window(4)"),
+        ("chunk(8)", "chunk(4)", "chunk(4)"),
+        ("chunk(8)", "chunk(3)", None),
+        ("chunk(8)", "window(3)", "window(3) & chunk(8)"),
+        ("chunk(8)", "(window(3) | first(1))", None),
+    ],
+)
+def test_commons_by_example(one: str, other: str, both: str | None) -> None:
+    found = Mask.parse(f"causal & {one}").within(Mask.parse(f"causal & {other}"))
+    assert (found and str(found)) == (both and f"causal & {both}")
 
 
 @pytest.mark.parametrize("text", ["", "full", "causal & window(x)", "causal &", "window(3)"])
