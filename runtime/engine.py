@@ -16,6 +16,7 @@ from graphwright.runtime.cuda.program import LAUNCHES
 from graphwright.runtime.dlpack import DeviceTensor, Exporter, is_on_gpu
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.grammar_matcher import Grammars
+from graphwright.runtime.invariance import check_invariance
 from graphwright.runtime.kv_cache import BlockPool
 from graphwright.runtime.library import (
     NativeLibrary,
@@ -50,8 +51,9 @@ class Engine:
     them again; models with states of one sequence cannot. speculate: 'lookup' guesses the next
     tokens from what the text says elsewhere and checks several in one step, which may round
     otherwise, too (runtime/speculation.py); 'lookup:3' at most three at a time; only on CPUs, and
-    not for models with states. library: instead of the artifact's
-    compiled code (tests).
+    not for models with states. batch_invariant: what a sequence computes is bit for bit what it
+    computes alone, whatever runs beside it (docs/server.md); on CPUs, for integer weights. library:
+    instead of the artifact's compiled code (tests).
     Not for several threads at once. Raises ArtifactError, RequestError.
     """
 
@@ -67,6 +69,7 @@ class Engine:
         mmap: bool = True,
         prefix_cache: bool = False,
         speculate: str | None = None,
+        batch_invariant: bool = False,
         library: StepLibrary | None = None,
     ) -> None:
         start = time.perf_counter()
@@ -99,8 +102,11 @@ class Engine:
             max_sequences,
             prefixes,
             self.plan.reach,
+            batch_invariant,
         )
         self._library = library or _library_of(artifact, self.plan, self.threads, pinned)
+        if batch_invariant:
+            check_invariance(self.plan, self._library, shares, speculate)
         self._stepper = Stepper(
             self._library, self._scheduler, self._buffers, blocks_each,
             make_speculator(speculate, self.plan, self._library),

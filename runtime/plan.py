@@ -37,7 +37,8 @@ class Plan:
 
     alone_rows: tokens of a step up to which each thread needs an arena of its own. slot_bytes: of
     the recurrent states of one sequence. rolling: do its blocks hold states of one sequence, too?
-    reach: of all attention together; None: some of it reads all positions.
+    reach: of all attention together; None: some of it reads all positions. float_products: weights
+    that are multiplied as floats; None: nobody said.
     """
 
     entries: dict[str, EntryPlan]
@@ -51,6 +52,7 @@ class Plan:
     slot_bytes: int = 0
     rolling: bool = False
     reach: Reach | None = None
+    float_products: tuple[str, ...] | None = None
 
     @property
     def shares_blocks(self) -> bool:
@@ -148,6 +150,7 @@ class Plan:
                 int(found["kv"].get("slot_bytes", 0)),
                 bool(found["kv"].get("rolling")),
                 _reach(found["kv"].get("reach")),
+                tuple(found["float_products"]) if "float_products" in found else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"the artifact's plan.json is incomplete: {error!r}.") from error

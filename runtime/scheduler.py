@@ -77,7 +77,9 @@ class Scheduler:
     Decoding sequences come first, one token each; the rest of the budget prefills, oldest first.
     `pool` has blocks for `max_sequences` sequences of `max_blocks` blocks each. prefixes: where
     sequences look for what an earlier one has computed. reach: blocks out of it are given back
-    (Plan.pool_of says how many suffice then); None: they stay.
+    (Plan.pool_of says how many suffice then); None: they stay. apart: no sequence's results depend
+    on the others: a step takes one chunk of one prompt, or tokens of sequences that decode, by the
+    entry `decode`; the two in turns.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Scheduler:
         max_sequences: int,
         prefixes: PrefixCache | None = None,
         reach: Reach | None = None,
+        apart: bool = False,
     ) -> None:
         self._decode, self._prefill = entries["decode"], entries["prefill"]
         self._pool = pool
@@ -97,6 +100,7 @@ class Scheduler:
         self._max_sequences = max_sequences
         self._prefixes = prefixes
         self._reach = reach
+        self._apart, self._prompt_is_next = apart, True
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
 
@@ -124,6 +128,8 @@ class Scheduler:
         if self._waiting and len(self._running) < self._max_sequences:
             self._admit()
         self._drop()
+        if self._apart:
+            return self._next_apart()
         tokens, rows = self._prefill.max_tokens, self._prefill.max_rows
         chunks: list[Chunk] = []
         for sequence in sorted(self._running, key=lambda each: each.pending != 1):
@@ -135,6 +141,24 @@ class Scheduler:
         if not chunks:
             return None
         return self._step(chunks, self._prefill.max_tokens - tokens, self._prefill.max_rows - rows)
+
+    def _next_apart(self) -> Step | None:
+        prompts = [each for each in self._running if each.computed < each.prompt_length]
+        decoding = [each for each in self._running if each.computed >= each.prompt_length]
+        self._prompt_is_next = bool(prompts) and (self._prompt_is_next or not decoding)
+        if self._prompt_is_next:
+            self._prompt_is_next = False
+            chosen = prompts[:1]
+        else:
+            self._prompt_is_next = True
+            chosen = decoding[: min(self._decode.max_tokens, self._decode.max_rows)]
+            # of more sequences than fit, those that waited the longest come first
+            self._running = [each for each in self._running if each not in chosen] + chosen
+        limits = self._prefill.max_tokens, self._prefill.max_rows
+        chunks = [chunk for each in chosen if (chunk := self._chunk(each, *limits)) is not None]
+        if not chunks:
+            return None
+        return self._step(chunks, sum(c.count for c in chunks), sum(c.rows for c in chunks))
 
     def _admit(self) -> None:
         for sequence in self._running:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from graphwright.backends.blobs import BlobTable
 from graphwright.backends.tuning import Picks
 from graphwright.backends.tvm import lower as lower  # registers the lowerings
@@ -35,6 +37,7 @@ from graphwright.runtime.variants import Variant
 
 __all__ = ["BuiltProgram", "build", "build_variants", "lower_program", "plan_of"]
 
+gw = torch.ops.gw
 Progress = Callable[[str], None]
 _POOL = Path(__file__).parent / "step_pool.c"
 
@@ -192,7 +195,18 @@ def _describe(program: Program, kv: KvLayout, blobs: BlobTable) -> dict[str, Any
         },
         "vocab_size": _vocabulary(program),
         "max_context": program.info.max_context,
+        "float_products": _float_products(program),
     }
+
+
+def _float_products(program: Program) -> list[str]:
+    """Weights that are multiplied as floats: such a product is rounded by how many rows a step
+    has, while products of integers are exact."""
+    return [
+        str(node.args[1])
+        for node in program.graph.nodes
+        if node.target in (gw.linear.default, gw.routed_linear.default)
+    ]
 
 
 def _describe_entry(plan: MemoryPlan) -> dict[str, Any]:

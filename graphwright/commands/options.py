@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-__all__ = ["engine_options", "parse_ids", "sampling_options", "speculate_option"]
+__all__ = [
+    "batch_invariant_option",
+    "engine_options",
+    "parse_ids",
+    "sampling_options",
+    "speculate_option",
+]
 
 
 def _parse_biases(
@@ -60,6 +66,10 @@ _ENGINE = (
         help="Read weights in the mapped file, or from a copy (may decode faster).",
     ),
 )
+batch_invariant_option = click.option(
+    "--batch-invariant", is_flag=True,
+    help="Answers are bit for bit what they are alone, whatever else runs; for integer weights.",
+)  # fmt: skip
 speculate_option = click.option(
     "--speculate", metavar="lookup[:N]",
     help="Guess the next tokens (N at most) from what the text says elsewhere, and check several "

@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from graphwright.commands.options import (
+    batch_invariant_option,
     engine_options,
     parse_ids,
     sampling_options,
@@ -32,6 +33,7 @@ __all__ = ["command"]
 @sampling_options
 @engine_options
 @speculate_option
+@batch_invariant_option
 @click.option("--json-schema", type=click.File(), metavar="FILE",
               help="Answers are JSON of the schema in this file.")  # fmt: skip
 @click.option("--regex", metavar="PATTERN", help="Answers match this regular expression.")
@@ -48,6 +50,7 @@ def command(
     sampling: dict[str, Any],
     options: dict[str, Any],
     speculate: str | None,
+    batch_invariant: bool,
     json_schema: IO[str] | None,
     regex: str | None,
     context_free: IO[str] | None,
@@ -72,7 +75,7 @@ def command(
     params = SamplingParams(**sampling, logprobs=logprobs, grammar=grammar)
     import_seconds = process_seconds()
     options["max_sequences"] = min(8, len(requests))
-    engine = Engine(artifact, speculate=speculate, **options)
+    engine = Engine(artifact, speculate=speculate, batch_invariant=batch_invariant, **options)
     live = len(requests) == 1 and not (as_json or no_stream)
     outputs, figures = _complete(engine, requests, params, live)
     figures = {"import_s": round(import_seconds, 4), **figures}

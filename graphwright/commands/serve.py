@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from graphwright.commands.dependencies import require_serving
-from graphwright.commands.options import engine_options, speculate_option
+from graphwright.commands.options import batch_invariant_option, engine_options, speculate_option
 
 __all__ = ["command"]
 
@@ -28,10 +28,12 @@ __all__ = ["command"]
               help="Sequences that may wait; more are answered by 503.")  # fmt: skip
 @click.option("--grace", default=30, show_default=True, type=click.IntRange(1),
               help="Seconds that running requests have to end after a signal.")  # fmt: skip
-@click.option("--prefix-cache/--no-prefix-cache", default=True, show_default=True,
-              help="Reuse what was computed of prompts that begin alike.")  # fmt: skip
+@click.option("--prefix-cache/--no-prefix-cache", default=None,
+              help="Reuse what was computed of prompts that begin alike (default, but for "
+              "--batch-invariant).")  # fmt: skip
 @engine_options
 @speculate_option
+@batch_invariant_option
 def command(
     artifact: str,
     host: str,
@@ -41,9 +43,10 @@ def command(
     max_sequences: int,
     queue: int,
     grace: int,
-    prefix_cache: bool,
+    prefix_cache: bool | None,
     options: dict[str, Any],
     speculate: str | None,
+    batch_invariant: bool,
 ) -> None:
     """Serve the compiled model ARTIFACT over HTTP until SIGINT or SIGTERM; see docs/server.md.
 
@@ -63,8 +66,9 @@ def command(
             lambda: Engine(
                 artifact,
                 max_sequences=max_sequences,
-                prefix_cache=prefix_cache,
+                prefix_cache=not batch_invariant if prefix_cache is None else prefix_cache,
                 speculate=speculate,
+                batch_invariant=batch_invariant,
                 **options,
             ),
             name=name,
