@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from torch import nn
 
 from graphwright.frontend.capture import capture_with_weights
 from graphwright.frontend.checkpoint_files import CheckpointFiles, checkpoint_name, read_json
+from graphwright.frontend.lora import LoraAdapter
 from graphwright.frontend.quantized.methods import Quantized, quantized_by
 from graphwright.frontend.recorded_tensors import RecordedTensor, load_buffers, recorded_weight
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.program import Program
+from graphwright.ir.weights import Weight
 
 __all__ = ["capture_checkpoint", "known_config"]
 
@@ -27,14 +29,18 @@ _LOADING: dict[str, Any] = {
 
 
 def capture_checkpoint(
-    directory: str | Path, *, trust_remote_code: bool = False, max_context: int | None = None
+    directory: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    max_context: int | None = None,
+    lora: Sequence[Path] = (),
 ) -> Program:
     """Loads the decoder saved in `directory` (config.json and safetensors) and traces it.
 
     Weights are not copied: the program refers to the files, which must stay where they are until
     the program has been compiled. Quantized ones become floats when they are loaded (methods.py).
     trust_remote_code runs Python code that lies in the directory; max_context as for
-    `capture_module`.
+    `capture_module`. lora: directories of adapters that are merged into the weights, in order.
 
     Raises FrontendError, one sentence, for anything missing, damaged or not supported.
     """
@@ -49,13 +55,15 @@ def capture_checkpoint(
         else:
             model = _load_quantized(quantized, files, trust_remote_code)
         names = _names_by_tensor(model)
+
+        def source(origin: str, tensor: torch.Tensor) -> Weight:
+            known = names.get(id(tensor), [origin])
+            return recorded_weight(tensor) or files.weight(known, tensor)
+
+        for each in lora:
+            LoraAdapter(each).merge_into(model, source)
         return capture_with_weights(
-            model,
-            lambda origin, tensor: (
-                recorded_weight(tensor) or files.weight(names.get(id(tensor), [origin]), tensor)
-            ),
-            name=checkpoint_name(directory),
-            max_context=max_context,
+            model, source, name=checkpoint_name(directory), max_context=max_context
         )
 
 

@@ -28,7 +28,8 @@ class CompileOptions:
     this machine, to choose between variants of them (None: the ones that suit most);
     docs/tuning.md. attention: a restriction of what attention sees, such as ``window(1024) |
     first(4)`` (None: what the model shows it); docs/attention.md. calibration: which tokens integer
-    weights were rounded by (None: to nearest); docs/quantization.md.
+    weights were rounded by (None: to nearest); docs/quantization.md. lora: which adapters were
+    merged into the weights (None: none).
     """
 
     quant: str = "f32"
@@ -40,6 +41,7 @@ class CompileOptions:
     dtype: str = "auto"
     tune: float | None = None
     calibration: str | None = None
+    lora: str | None = None
     attention: str | None = None
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,7 @@ def compile(
     calibration: CalibrationSource | None = None,
     calibration_tokens: int = CALIBRATION_TOKENS,
     example_tokens: torch.Tensor | None = None,
+    lora: str | Path | Sequence[str | Path] = (),
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Compiled:
@@ -104,10 +106,12 @@ def compile(
     `calibration`, a UTF-8 text file for the checkpoint's tokenizer, token ids [sequences, length],
     or "self" for tokens that the model writes itself, rounds integer weights by the inputs that
     such tokens give them; of a text, or by the model, at most `calibration_tokens` are taken.
-    The other options are those of `CompileOptions`.
+    `lora`: adapters for a checkpoint, directories or names on the Hub, merged into its weights in
+    this order. The other options are those of `CompileOptions`.
     Raises FrontendError, PassError or BackendError: a model is compiled right or refused.
     """
     with without_collection():
+        from graphwright.frontend.lora import record_of
         from graphwright.golden import golden_tokens
         from graphwright.machine_code import code_generator
         from graphwright.passes.recipe import Recipe
@@ -116,6 +120,9 @@ def compile(
     options = CompileOptions(
         quant, target, chunk, check, context, kv_cache_dtype, dtype, tune, attention=attention
     )
+    adapters = _adapters(lora, model)
+    if adapters:
+        options = replace(options, lora=record_of(adapters))
     stages = Stages(progress or Progress())
     check_budget(tune)
     if isinstance(model, (str, Path)):
@@ -127,7 +134,7 @@ def compile(
         recipe = Recipe.parse(quant)
         calibrating = open_calibration(calibration, model, recipe, calibration_tokens)
     prepared = prepare(
-        lambda: _capture(model, example_tokens, trust_remote_code, context),
+        lambda: _capture(model, example_tokens, trust_remote_code, context, adapters),
         options, generator.decode_tokens, stages, calibrating,
     )  # fmt: skip
     program = prepared.program
@@ -145,11 +152,23 @@ def compile(
     )  # fmt: skip
 
 
+def _adapters(lora: str | Path | Sequence[str | Path], model: object) -> list[Path]:
+    """Where the adapters for `model` lie. Raises FrontendError for a model that takes none."""
+    asked = [lora] if isinstance(lora, (str, Path)) else list(lora)
+    if asked and not (isinstance(model, (str, Path)) and Path(model).suffix != ".onnx"):
+        raise FrontendError(
+            "adapters are merged into the weights of a checkpoint directory, not into an ONNX file "
+            "or a module."
+        )
+    return [local_model(each, code=False) for each in asked]
+
+
 def _capture(
     model: str | Path | torch.nn.Module,
     example_tokens: torch.Tensor | None,
     trust: bool,
     context: int | None,
+    adapters: Sequence[Path],
 ) -> tuple[Program, dict[str, bytes]]:
     from graphwright.frontend.capture import capture_module
     from graphwright.frontend.checkpoint import capture_checkpoint
@@ -159,7 +178,9 @@ def _capture(
         if path.suffix == ".onnx":
             program, folder = capture_onnx_file(path, context), path.parent
         else:
-            program = capture_checkpoint(path, trust_remote_code=trust, max_context=context)
+            program = capture_checkpoint(
+                path, trust_remote_code=trust, max_context=context, lora=adapters
+            )
             folder = path
         found = [folder / name for name in _COPIED]
         return program, {each.name: each.read_bytes() for each in found if each.is_file()}

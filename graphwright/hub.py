@@ -22,7 +22,8 @@ _FILES = (".onnx", ".gguf", ".gw", ".json", ".safetensors")
 # weights once more, for other libraries.
 _CONFIG = ("config.json",)
 _CODE = ("*.py",)
-_CHECKPOINT = ("*.json", "*.jinja", "model.safetensors", "model-*.safetensors")
+_CHECKPOINT = ("*.json", "*.jinja", "model.safetensors", "model-*.safetensors",
+               "adapter_model.safetensors")  # fmt: skip
 
 
 class HubError(Exception):

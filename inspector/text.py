@@ -56,6 +56,8 @@ def summary(artifact: Readable) -> str:
         f"{manifest['graphwright']} for {manifest['target']}",
         *code,
         f"quant        {options.get('quant', '?')}{rounded}",
+        *([f"lora         {options['lora']}"] if options.get("lora") else []),
+        *([f"attention    {options['attention']}"] if options.get("attention") else []),
         f"vocabulary   {plan['vocab_size']}",
         f"max context  {'not stated by the model' if context is None else context}",
         f"weights      {_mb(plan['weights']['bytes'])}, of which one token reads "

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 TUNE_SECONDS = 60
+_ADAPTER = "a LoRA adapter's directory, or ORG/NAME of one on the Hub"
 _MODEL = (
     "a Hugging Face checkpoint on this disk, ORG/NAME of one on the Hub, an ONNX file, or "
     "FILE.py:FUNCTION"
@@ -36,6 +37,9 @@ _MODEL = (
 @click.option("--calibration-tokens", type=click.IntRange(2), metavar="N",
               help="With --calibrate: at most so many tokens of it "
               "(default: 16384).")  # fmt: skip
+@click.option("--lora", multiple=True, metavar="ADAPTER",
+              help="Merge this LoRA adapter into the weights: a directory, or ORG/NAME on the Hub; "
+              "repeat for several.")  # fmt: skip
 @click.option("--target", default="host", show_default=True,
               help="host, a CPU's name, several, or GPUs: cuda:sm_80,sm_90.")  # fmt: skip
 @click.option("--chunk", default=512, show_default=True, type=click.IntRange(8, 8192),
@@ -66,6 +70,7 @@ def command(
     quant: str,
     calibrate: str | None,
     calibration_tokens: int | None,
+    lora: tuple[str, ...],
     target: str,
     chunk: int,
     context: int | None,
@@ -119,6 +124,7 @@ def command(
             check=check,
             calibration=calibrate,
             calibration_tokens=calibration_tokens or CALIBRATION_TOKENS,
+            lora=[model_on_disk(each, _ADAPTER, code=False) for each in lora],
             tune=(tune_budget or TUNE_SECONDS) if tune else None,
             trust_remote_code=trust_remote_code,
             progress=report.progress,
