@@ -90,7 +90,7 @@ def test_it_computes_what_peft_does(config: dict[str, Any], llama: Path, tmp_pat
 @pytest.mark.parametrize("dora", [False, True])
 def test_weights_that_are_stored_turned(dora: bool, tmp_path: Path) -> None:
     base = save_tiny("gpt2", tmp_path / "base")
-    targets = {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}
+    targets: dict[str, Any] = {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}
     check(base, adapter(base, tmp_path / "adapter", use_dora=dora, **targets))
 
 
