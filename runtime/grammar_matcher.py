@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterable
+from copy import copy
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +120,12 @@ class GrammarMatcher:
         found = self._allowed()
         if not found.any():
             raise RequestError(f"{_NO_TOKEN}.")
+        return found
+
+    def ahead(self) -> GrammarMatcher:
+        """A matcher that has come as far, and may go on otherwise."""
+        found = copy(self)
+        found._matcher = self._matcher.deep_copy()
         return found
 
     def accept(self, token: int) -> None:

@@ -3,6 +3,8 @@ tokens that were generated, and what a grammar allows."""
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -51,6 +53,14 @@ class LogitChanges:
     @property
     def _penalizes(self) -> bool:
         return self._frequency != 0 or self._presence != 0
+
+    def ahead(self) -> LogitChanges:
+        """Those of the same answer, which may grow otherwise there."""
+        found = copy(self)
+        found._counts = dict(self._counts)
+        found._shift = None if self._shift is None else self._shift.copy()
+        found._matcher = None if self._matcher is None else self._matcher.ahead()
+        return found
 
     def apply(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Changed logits float32 [V]; the given ones stay. Raises RequestError when the grammar

@@ -3,6 +3,7 @@ repetition penalty, temperature, top-k, top-p, min-p, draw."""
 
 from __future__ import annotations
 
+from copy import copy
 from random import Random
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from graphwright.runtime.draws import Draw, draw_rule, random_word
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.logit_changes import LogitChanges
+from graphwright.runtime.race import race
 from graphwright.runtime.sampling_params import Sampling
 
 __all__ = ["Sampler"]
@@ -29,8 +31,9 @@ class Sampler:
 
     `seen`: token ids of the prompt; chosen tokens are added for the repetition penalty
     (Keskar et al., arXiv 1909.05858). changes: what else changes logits, behind that penalty; it
-    is told of each token that was chosen. takes_largest: is the token always that of the largest
-    logit, as the model says it?
+    is told of each token that was chosen. races: draw by runtime/race.py, so that what another
+    model draws by the same numbers is a good guess; else by sums, as steps on a GPU do.
+    takes_largest: is the token always that of the largest logit, as the model says it?
     """
 
     def __init__(
@@ -39,8 +42,9 @@ class Sampler:
         vocab_size: int,
         seen: list[int],
         changes: LogitChanges | None = None,
+        races: bool = False,
     ) -> None:
-        self._sampling = sampling
+        self._sampling, self._races = sampling, races
         self._random = Random(sampling.seed)  # one number a token; numpy.random is slow to import
         self._changes = changes
         self._seen: NDArray[np.bool_] | None = None
@@ -54,11 +58,19 @@ class Sampler:
 
     def draw(self) -> Draw | None:
         """How a step is to draw the next token: as `choose` would, with the same random number,
-        which is taken with this. None where the host changes logits before.
+        which is taken with this. None where the host changes logits before, or lets tokens race.
         """
-        if self._rule is None or self._is_changed:
+        if self._rule is None or self._is_changed or self._races:
             return None
         return (random_word(self._random.random()), *self._rule)
+
+    def ahead(self) -> Sampler:
+        """Another one that would choose the next tokens as this one will, and leaves it alone."""
+        found = copy(self)
+        found._random = copy(self._random)
+        found._seen = None if self._seen is None else self._seen.copy()
+        found._changes = None if self._changes is None else self._changes.ahead()
+        return found
 
     def choose(self, logits: NDArray[np.float32], chosen: int | None = None) -> int:
         """A token id for logits float32 [V]; of equal ones the lowest id comes first.
@@ -79,7 +91,11 @@ class Sampler:
             token = int(logits.argmax())
             self._check(logits[token])
         else:
-            token = self._draw(*self._candidates(logits))
+            ids, weights = self._candidates(logits)
+            if self._races:
+                token = race(self._random.getrandbits(64), ids, weights)
+            else:
+                token = self._draw(ids, weights)
         if self._seen is not None:
             self._seen[token] = True
         if self._changes is not None:
