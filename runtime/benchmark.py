@@ -23,8 +23,8 @@ class BenchmarkResult:
 
     prefill_tps: prompt tokens / time to the first token. decode_tps: tokens after the first / their
     time. effective_gbps: weight bytes that a step of one token reads * steps a second / 10^9.
-    drafted_tokens, accepted_tokens, tokens_per_step: of all that `engine` has decoded; 0, 0 and 1
-    without guesses.
+    drafted_tokens, accepted_tokens, tokens_per_step, draft_share: as Statistics.speculation says,
+    of all that `engine` has decoded; 0, 0, 1 and 0 without guesses.
     """
 
     prefill_tps: float
@@ -42,6 +42,7 @@ class BenchmarkResult:
     drafted_tokens: int
     accepted_tokens: int
     tokens_per_step: float
+    draft_share: float
 
 
 def measure(
@@ -90,6 +91,7 @@ def measure(
         drafted_tokens=int(guesses["drafted_tokens"]),
         accepted_tokens=int(guesses["accepted_tokens"]),
         tokens_per_step=guesses["tokens_per_step"],
+        draft_share=guesses["draft_share"],
     )
 
 

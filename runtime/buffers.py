@@ -14,10 +14,15 @@ from graphwright.runtime.scheduler import Step
 __all__ = ["allocate_buffers", "describe", "load_weights", "planned_bytes"]
 
 
-def planned_bytes(plan: Plan, max_sequences: int, blocks_each: int) -> dict[str, int]:
-    """Bytes by what they are for, of an engine for so many sequences of so many blocks each."""
+def planned_bytes(
+    plan: Plan, max_sequences: int, blocks_each: int, rows: int | None = None
+) -> dict[str, int]:
+    """Bytes by what they are for, of an engine for so many sequences of so many blocks each.
+
+    rows: the most that it samples; default: the most that a step may.
+    """
     tokens = max(entry.max_tokens for entry in plan.entries.values())
-    rows = max(entry.max_rows for entry in plan.entries.values())
+    rows = rows or plan.rows
     return {
         "weights": plan.weights_bytes,
         "arena": plan.arena_bytes,
@@ -40,11 +45,12 @@ def load_weights(artifact: Artifact, memory: Memory, mapped: bool) -> NDArray[np
 
 
 def allocate_buffers(
-    plan: Plan, memory: Memory, weights: NDArray[np.uint8], max_sequences: int, blocks_each: int
-) -> StepBuffers:
+    plan: Plan, memory: Memory, weights: NDArray[np.uint8], max_sequences: int, blocks_each: int,
+    rows: int | None = None,
+) -> StepBuffers:  # fmt: skip
     """What `planned_bytes` counts, but for the weights."""
     tokens = max(entry.max_tokens for entry in plan.entries.values())
-    rows = max(entry.max_rows for entry in plan.entries.values())
+    rows = rows or plan.rows
     slots, blocks = plan.kv_bytes(max_sequences, plan.pool_of(max_sequences, blocks_each))
     return StepBuffers(
         batch=memory.allocate("batch", 8, np.int32),

@@ -11,21 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphwright.runtime.artifact import Artifact
-from graphwright.runtime.buffers import allocate_buffers, load_weights, planned_bytes
 from graphwright.runtime.cuda.program import LAUNCHES
 from graphwright.runtime.dlpack import DeviceTensor, Exporter, is_on_gpu
+from graphwright.runtime.draft_artifact import DraftSetup
+from graphwright.runtime.draft_speculator import DraftSpeculator
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.grammar_matcher import Grammars
 from graphwright.runtime.invariance import check_invariance
-from graphwright.runtime.kv_cache import BlockPool
 from graphwright.runtime.library import (
     NativeLibrary,
     StepLibrary,
 )
 from graphwright.runtime.logit_changes import LogitChanges
-from graphwright.runtime.memory import Memory
+from graphwright.runtime.model_memory import ModelMemory
 from graphwright.runtime.plan import Plan
-from graphwright.runtime.prefix_cache import PrefixCache
 from graphwright.runtime.request import Output, Piece, Request
 from graphwright.runtime.sampling_params import Sampling, SamplingParams
 from graphwright.runtime.scheduler import Scheduler
@@ -50,10 +49,11 @@ class Engine:
     prompts that begin alike (runtime/prefix_cache.py), which may round otherwise than computing
     them again; models with states of one sequence cannot. speculate: 'lookup' guesses the next
     tokens from what the text says elsewhere and checks several in one step, which may round
-    otherwise, too (runtime/speculation.py); 'lookup:3' at most three at a time; only on CPUs, and
-    not for models with states. batch_invariant: what a sequence computes is bit for bit what it
-    computes alone, whatever runs beside it (docs/server.md); on CPUs, for integer weights. library:
-    instead of the artifact's compiled code (tests).
+    otherwise, too (runtime/speculation.py); 'draft:FILE' lets a smaller artifact with the same
+    tokens guess, and tokens are drawn by another rule then (runtime/race.py), whatever it guesses;
+    'lookup:3' and 'draft:FILE:3' guess at most three at a time. Only on CPUs, and not for models
+    with states. batch_invariant: what a sequence computes is bit for bit what it computes alone,
+    whatever runs beside it (docs/server.md); on CPUs, for integer weights. library, draft_library: instead of the artifacts' compiled code (tests).
     Not for several threads at once. Raises ArtifactError, RequestError.
     """
 
@@ -71,6 +71,7 @@ class Engine:
         speculate: str | None = None,
         batch_invariant: bool = False,
         library: StepLibrary | None = None,
+        draft_library: StepLibrary | None = None,
     ) -> None:
         start = time.perf_counter()
         if not isinstance(artifact, Artifact):
@@ -84,33 +85,32 @@ class Engine:
         self.generation_config = _generation_config(artifact)
         self.eos_ids = _eos_ids(self.generation_config, self.tokenizer)
         self.grammars = Grammars(self.tokenizer, self.plan.vocab_size, self.eos_ids)
-        blocks_each = self.plan.blocks_of(self.context)
-        self.memory = Memory(planned_bytes(self.plan, max_sequences, blocks_each))
-        weights = load_weights(artifact, self.memory, mmap or LAUNCHES in artifact)
-        self._buffers = allocate_buffers(
-            self.plan, self.memory, weights, max_sequences, blocks_each
-        )
-        shares = prefix_cache and self.plan.shares_blocks
-        blocks = self.plan.pool_of(max_sequences, blocks_each)
-        self._pool = BlockPool(blocks, max_sequences if self.plan.slot_bytes else 0)
-        prefixes = PrefixCache(self._pool, self.plan.block_size) if shares else None
+        mapped = mmap or LAUNCHES in artifact
+        parts = ModelMemory(artifact, self.plan, max_sequences, self.context, mapped=mapped,
+                            prefix_cache=prefix_cache)  # fmt: skip
+        self.memory, self._buffers, self._pool = parts.memory, parts.buffers, parts.pool
         self._scheduler = Scheduler(
             self.plan.entries,
             self._pool,
             self.plan.block_size,
-            blocks_each,
+            parts.blocks_each,
             max_sequences,
-            prefixes,
+            parts.prefixes,
             self.plan.reach,
             batch_invariant,
         )
         self._library = library or _library_of(artifact, self.plan, self.threads, pinned)
         if batch_invariant:
-            check_invariance(self.plan, self._library, shares, speculate)
-        self._stepper = Stepper(
-            self._library, self._scheduler, self._buffers, blocks_each,
-            make_speculator(speculate, self.plan, self._library),
+            check_invariance(self.plan, self._library, parts.prefixes is not None, speculate)
+        setup = DraftSetup(
+            artifact, self.plan, self.tokenizer, self._library, max_sequences, self.context,
+            self.threads, pinned, verify, mmap, prefix_cache, draft_library,
         )  # fmt: skip
+        speculator = make_speculator(speculate, self.plan, self._library, setup.open)
+        self.draft = speculator.draft if isinstance(speculator, DraftSpeculator) else None
+        self._stepper = Stepper(
+            self._library, self._scheduler, self._buffers, parts.blocks_each, speculator
+        )
         self.statistics = self._stepper.statistics
         self.load_seconds = time.perf_counter() - start
 
@@ -243,6 +243,7 @@ class Engine:
             decoder=self.tokenizer,
             keep_logits=keep_logits,
             changes=self._changes(sampling),
+            races=self.draft is not None,
         )
 
     def _changes(self, sampling: Sampling) -> LogitChanges | None:

@@ -18,7 +18,7 @@ from graphwright.runtime.errors import ArtifactError
 from graphwright.runtime.memory import ALIGNMENT, is_aligned
 from graphwright.runtime.step_code import StepCode, StepPool
 
-__all__ = ["NativeLibrary", "OverlappingLibrary", "StepBuffers", "StepLibrary"]
+__all__ = ["NativeLibrary", "OverlappingLibrary", "StepBuffers", "StepLibrary", "share_threads"]
 
 _COMPILE_AGAIN = "If another version of graphwright wrote it, compile the model again."
 
@@ -120,6 +120,8 @@ class NativeLibrary:
                 ) from error
         self._code = code
         self._marks: NDArray[np.int64] | None = None
+        self._artifact, self._threads, self._pin = artifact, threads, pin
+        self._sizes = own_bytes, alone_rows, rows
         self.pool = StepPool(
             code, threads, own_bytes=own_bytes, alone_rows=alone_rows, rows=rows, pin=pin
         )
@@ -135,7 +137,8 @@ class NativeLibrary:
         if buffers is not self._buffers:
             self._bind(buffers)
         assert all(each is LARGEST for each in draws), "its steps do not draw"
-        self.pool.run(entry, self._pointers, self._chosen_address if draws else None)
+        chosen = self._chosen_address if draws else None
+        self.pool.run(entry, self._pointers, chosen, self._code)
         return self._chosen if draws else None
 
     def mark(self, marks: NDArray[np.int64] | None) -> None:
@@ -152,6 +155,11 @@ class NativeLibrary:
                 f"the step library lacks a function: {error}. {_COMPILE_AGAIN}"
             ) from error
 
+    @property
+    def phases(self) -> int:
+        """The most of an entry."""
+        return max(map(len, self._artifact.json("phases.json").values()))
+
     def _bind(self, buffers: StepBuffers) -> None:
         arrays = buffers.arrays()
         for name, array in zip((each.name for each in fields(buffers)), arrays, strict=True):
@@ -159,6 +167,21 @@ class NativeLibrary:
             assert is_aligned(array), f"'{name}' is not aligned to {ALIGNMENT} bytes"
         self._pointers = (ctypes.c_void_p * len(arrays))(*(each.ctypes.data for each in arrays))
         self._buffers = buffers
+
+
+def share_threads(first: NativeLibrary, second: NativeLibrary) -> None:
+    """From now on the steps of both run on the same threads, never at the same time: threads of the
+    second that wait for its next step would hinder those that run one of the first. Of steps of the
+    second, only logits may be asked for.
+    """
+    own, alone, rows = zip(first._sizes, second._sizes, strict=True)
+    pool = StepPool(
+        first._code, first._threads, own_bytes=max(own), alone_rows=min(alone), rows=max(rows),
+        pin=first._pin, phases=max(first.phases, second.phases),
+    )  # fmt: skip
+    for each in (first, second):
+        each.pool.close()
+        each.pool = pool
 
 
 def _extract(artifact: Artifact, name: str, folder: Path) -> Path:

@@ -58,7 +58,7 @@ class Output:
 
 
 class Request:
-    """A prompt with its sampler and what it said so far."""
+    """A prompt with its sampler and what it said so far. races: see Sampler."""
 
     def __init__(
         self,
@@ -71,6 +71,7 @@ class Request:
         decoder: Decoder | None,
         keep_logits: bool = False,
         changes: LogitChanges | None = None,
+        races: bool = False,
     ) -> None:
         self.sequence = Sequence(prompt)
         self.first_token: float | None = None
@@ -79,7 +80,7 @@ class Request:
         self._sampling = sampling
         self._limit = min(sampling.max_tokens, context - len(prompt))
         self._eos_ids = frozenset() if sampling.ignore_eos else eos_ids
-        self._sampler = Sampler(sampling, vocab_size, prompt, changes)
+        self._sampler = Sampler(sampling, vocab_size, prompt, changes, races)
         self._changes = changes
         self._detokenizer = Detokenizer(decoder, prompt) if decoder is not None else None
         self._stop = StopTexts(sampling.stop)
@@ -106,6 +107,19 @@ class Request:
         if self._sampler.takes_largest:
             return LARGEST if library.takes_largest else None
         return self._sampler.draw() if library.draws else None
+
+    def ahead(self) -> Sampler | None:
+        """What would choose the next tokens as the request will; None: always the largest logit."""
+        return None if self._sampler.takes_largest else self._sampler.ahead()
+
+    @property
+    def draws(self) -> bool:
+        """Are its tokens drawn?"""
+        return self._sampling.temperature > 0 and self._sampling.top_k != 1
+
+    def ends_with(self, token: int) -> bool:
+        """Is it an end-of-text token for this request?"""
+        return token in self._eos_ids
 
     @property
     def left(self) -> int:

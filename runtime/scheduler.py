@@ -62,6 +62,14 @@ class Chunk:
         """Is any of these tokens one of the prompt?"""
         return self.start < self.sequence.prompt_length
 
+    def add_draft(self, draft: list[int]) -> None:
+        """Guessed tokens are computed, too, with logits behind each. Takes the blocks they need."""
+        self.draft = draft
+        self.count += len(draft)
+        self.rows += len(draft)
+        assert self.sequence.table is not None
+        self.sequence.table.grow(self.start + self.count)
+
 
 @dataclass(frozen=True)
 class Step:

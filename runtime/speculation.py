@@ -1,5 +1,6 @@
-"""Speculative decoding by lookup: guessed tokens are computed beside the newest one, and those that
-the model chooses indeed are taken, several in one step.
+"""Speculative decoding: guessed tokens are computed beside the newest one, and those that the model
+chooses indeed are taken, several in one step. Here they are looked up in the text itself;
+draft_speculator.py lets a smaller model guess.
 
 A step of a few tokens reads the weights once, as a step of one does, so on CPUs it takes little
 longer. Choosing stays what it is, token by token with the request's own random numbers, so that
@@ -8,8 +9,12 @@ nothing changes but the number of steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
+from graphwright.runtime.draft_model import DraftModel
+from graphwright.runtime.draft_speculator import DraftSpeculator
 from graphwright.runtime.draws import LARGEST, Draw
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.library import StepLibrary
@@ -20,18 +25,36 @@ from graphwright.runtime.scheduler import Chunk, Step
 from graphwright.runtime.scheduler import Sequence as TokenSequence
 from graphwright.runtime.step_cost import StepCost
 
-__all__ = ["Drafter", "Speculator", "draws_of_rows", "make_speculator", "rows_that_count",
-           "share"]  # fmt: skip
+__all__ = ["Drafter", "LookupSpeculator", "Speculator", "draws_of_rows", "make_speculator",
+           "rows_that_count", "share"]  # fmt: skip
 
+_ASKED = re.compile(r"(lookup|draft:(?P<file>.+?))(:(?P<most>[0-9]+))?", re.DOTALL)
 # By the length of a match, longer ones as the last: the share of tokens behind it that are right,
 # until it is known better.
 _START = (0.0, 0.0, 0.2, 0.35, 0.5, 0.8)
 _MEMORY = 16  # tokens by which that share is judged, the newer ones more
 
 
-def make_speculator(asked: str | None, plan: Plan, library: StepLibrary) -> Speculator | None:
-    """What `Engine(speculate=…)` asks for: None, 'lookup' or 'lookup:N', N the most tokens that are
-    guessed of a sequence at a time. Raises RequestError where that cannot be."""
+class Speculator(Protocol):
+    """Who guesses. It is asked before each step, and told of each sequence that ends."""
+
+    def extend(self, step: Step, requests: Sequence[Request]) -> bool:
+        """Adds drafts to a step's chunks that decode, as far as its entry and the requests have
+        room and they are worth it. Were any added?
+
+        requests: one for each chunk that has a row.
+        """
+
+    def forget(self, sequence: TokenSequence) -> None:
+        """The sequence has ended."""
+
+
+def make_speculator(
+    asked: str | None, plan: Plan, library: StepLibrary, open_draft: Callable[[str], DraftModel]
+) -> Speculator | None:
+    """What `Engine(speculate=…)` asks for: None, 'lookup', 'draft:FILE', or either with ':N' behind
+    it, N the most tokens that are guessed of a sequence at a time. Raises ArtifactError for a draft
+    that cannot be opened, RequestError where something else cannot be."""
     if asked is None:
         return None
     decode = plan.entries["decode"]
@@ -41,11 +64,12 @@ def make_speculator(asked: str | None, plan: Plan, library: StepLibrary) -> Spec
             "speculation needs steps of several tokens, and this artifact decodes one at a time. "
             "Leave speculate out."
         )
-    kind, colon, number = asked.partition(":")
-    most = int(number) if number.isdecimal() else limit if not colon else 0
-    if kind != "lookup" or not 1 <= most <= limit:
+    match = _ASKED.fullmatch(asked)
+    most = int(match["most"] or limit) if match else 0
+    if not match or not 1 <= most <= limit:
         raise RequestError(
-            f"speculate must be 'lookup' or 'lookup:N' with N from 1 to {limit}, not {asked!r}."
+            "speculate must be 'lookup' or 'draft:FILE', either with or without ':N' behind it, N "
+            f"from 1 to {limit}, not {asked!r}."
         )
     if not plan.goes_back:
         raise RequestError(
@@ -57,10 +81,13 @@ def make_speculator(asked: str | None, plan: Plan, library: StepLibrary) -> Spec
             "speculation is for CPUs: on a GPU the next step starts before the tokens of this one "
             "are known, and nothing can be guessed from them. Leave speculate out."
         )
-    return Speculator(decode, most, StepCost.of(plan))
+    cost = StepCost.of(plan)
+    if match["file"]:
+        return DraftSpeculator(decode, most, cost, open_draft(match["file"]))
+    return LookupSpeculator(decode, most, cost)
 
 
-class Speculator:
+class LookupSpeculator:
     """Puts guessed tokens into the steps of the entry `decode`, at most `most` of a sequence, as
     far as they are worth their `cost`."""
 
@@ -100,7 +127,7 @@ class Speculator:
         lengths = share(hopes, spare, number, cost, each)
         for (chunk, drafter), length in zip(guessed, lengths, strict=True):
             if length:
-                self._add(chunk, drafter.draft(length))
+                chunk.add_draft(drafter.draft(length))
         return any(lengths)
 
     def forget(self, sequence: TokenSequence) -> None:
@@ -112,13 +139,6 @@ class Speculator:
         if found is None:
             found = self._drafters[sequence] = Drafter(sequence.tokens)
         return found
-
-    def _add(self, chunk: Chunk, draft: list[int]) -> None:
-        chunk.draft = draft
-        chunk.count += len(draft)
-        chunk.rows += len(draft)
-        assert chunk.sequence.table is not None
-        chunk.sequence.table.grow(chunk.start + chunk.count)
 
 
 def rows_that_count(step: Step, requests: Sequence[Request]) -> Iterator[tuple[int, Request]]:

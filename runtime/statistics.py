@@ -19,6 +19,7 @@ class Statistics:
 
     turns: a sequence that a decoding step moves on, counted each time. drafts, drafted_tokens:
     guesses that were computed, and their tokens. accepted_tokens: those of them that saved a step.
+    draft_seconds: of decode_seconds, what guessing took.
     """
 
     prefill_tokens: int = 0
@@ -29,6 +30,7 @@ class Statistics:
     drafts: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    draft_seconds: float = 0.0
 
     def count(self, step: Step, seconds: float) -> None:
         """Adds one step."""
@@ -52,11 +54,15 @@ class Statistics:
         return accepted - tokens
 
     def speculation(self) -> dict[str, float]:
-        """What came of guesses. tokens_per_step: that a sequence gains in a decoding step."""
+        """What came of guesses. tokens_per_step: that a sequence gains in a decoding step.
+        draft_share: of the time of decoding, what guessing took.
+        """
+        seconds = self.decode_seconds
         return {
             "drafted_tokens": self.drafted_tokens,
             "accepted_tokens": self.accepted_tokens,
             "tokens_per_step": round(self.decode_tokens / self.turns if self.turns else 1.0, 3),
+            "draft_share": round(self.draft_seconds / seconds if seconds else 0.0, 3),
         }
 
     @property

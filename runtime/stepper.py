@@ -85,7 +85,7 @@ class Stepper:
         requests = [self.requests[chunk.sequence] for chunk in step.chunks if chunk.rows]
         draws = [request.draw(self._library) for request in requests]
         rows: Iterable[tuple[int, Request]] = enumerate(requests)
-        if self._speculator is not None and self._speculator.extend(step, requests):
+        if self._guess(step, requests):
             rows, draws = rows_that_count(step, requests), draws_of_rows(step, draws)
         asked = [draw for draw in draws if draw is not None]
         logits = len(asked) < len(draws) or any(request.keeps_logits for request in requests)
@@ -100,6 +100,15 @@ class Stepper:
             )
             self._accept(step, told, start)
         return True
+
+    def _guess(self, step: Step, requests: list[Request]) -> bool:
+        """Adds guessed tokens to a step, where there is a speculator that has any."""
+        if self._speculator is None:
+            return False
+        start = time.perf_counter()
+        found = self._speculator.extend(step, requests)
+        self.statistics.draft_seconds += time.perf_counter() - start
+        return found
 
     def _start(
         self, step: Step, requests: list[Request], draws: Sequence[Draw], start: float

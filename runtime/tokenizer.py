@@ -37,6 +37,11 @@ class Tokenizer:
         """How many ids there are, those of added tokens included."""
         return int(self._library.get_vocab_size(with_added_tokens=True))
 
+    def tokens(self) -> dict[int, str]:
+        """The token of every id, added ones included."""
+        found: dict[str, int] = self._library.get_vocab(with_added_tokens=True)
+        return {number: token for token, number in found.items()}
+
     def definition(self) -> str:
         """The tokenizer as the text of a tokenizer.json."""
         text: str = self._library.to_str()

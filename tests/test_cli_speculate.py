@@ -44,9 +44,11 @@ def test_run_says_what_came_of_guesses(capsys: pytest.CaptureFixture[str], toy: 
     drafted, accepted = found["drafted_tokens"], found["accepted_tokens"]
     assert 0 < accepted < drafted
     assert found["tokens_per_step"] == round(29 / (29 - accepted), 3)
+    share = figures.split("guessing took ")[1].split()[0]
+    assert share.endswith("%") and 0 < int(share[:-1]) < 100 and 0 < found["draft_share"] < 1
     assert figures.endswith(
         f"; {accepted} of {drafted} guessed tokens accepted, {29 / (29 - accepted):.2f} tokens a "
-        "step\n"
+        f"step, guessing took {share} of decoding\n"
     )
     assert "drafted_tokens" not in json.loads(run(capsys, *command, "--json")[0])
 
@@ -55,6 +57,7 @@ def test_bench_does_too(capsys: pytest.CaptureFixture[str], toy: str) -> None:
     command = ["bench", toy, "--prompt-len", "12", "--gen-len", "30", "--reps", "1"]
     out, _ = run(capsys, *command, "--speculate", "lookup")
     assert "drafted_tokens" in out and "accepted_tokens" in out and "tokens_per_step" in out
+    assert "draft_share" in out
     assert "drafted_tokens" not in run(capsys, *command)[0]
     found: dict[str, Any] = json.loads(run(capsys, *command, "--speculate", "lookup", "--json")[0])
     steps = 2 * 29 - found["accepted_tokens"]
@@ -85,7 +88,12 @@ def test_what_cannot_be_is_one_sentence(
     words = {"run": ["--prompt-ids", "1"], "serve": ["--port", "0"]}.get(verb, [])
     rolling = str(chat_toy(tmp_path / "r.gw", kv={**PLAN["kv"], "rolling": ["conv"]}))
     for path, asked, message in (
-        (toy, "ngram", "must be 'lookup' or 'lookup:N' with N from 1 to 3, not 'ngram'."),
+        (
+            toy,
+            "ngram",
+            "must be 'lookup' or 'draft:FILE', either with or without ':N' behind it, N "
+            "from 1 to 3, not 'ngram'.",
+        ),
         (rolling, "lookup", "it has recurrent or rolling states"),
     ):
         assert main([verb, path, *words, "--speculate", asked]) == 1

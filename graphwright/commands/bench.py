@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_SPECULATION = tuple(
-    (name, "tokens") for name in ("drafted_tokens", "accepted_tokens", "tokens_per_step")
+_SPECULATION = (
+    *((name, "tokens") for name in ("drafted_tokens", "accepted_tokens", "tokens_per_step")),
+    ("draft_share", "of the time of decoding"),
 )
 _TRACED = 8
 Found = TypeVar("Found")

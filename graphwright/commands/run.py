@@ -172,6 +172,6 @@ def _line(figures: dict[str, float], tokens: int) -> str:
     if "drafted_tokens" in figures:
         text += (
             "; {accepted_tokens} of {drafted_tokens} guessed tokens accepted, "
-            "{tokens_per_step:.2f} tokens a step"
+            "{tokens_per_step:.2f} tokens a step, guessing took {draft_share:.0%} of decoding"
         )
     return text.format(tokens=tokens, **figures)

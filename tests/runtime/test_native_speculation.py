@@ -18,7 +18,7 @@ from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.sampling_params import SamplingParams
 from graphwright.runtime.scheduler import Sequence
-from graphwright.runtime.speculation import Drafter
+from graphwright.runtime.speculation import Drafter, LookupSpeculator
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo-model"
 GREEDY = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
@@ -43,7 +43,7 @@ class Knowing(Drafter):
 def guess_by(engine: Engine, said: dict[tuple[int, ...], list[int]], seed: int) -> None:
     """From now on the engine's guesses are those of Knowing: said[prompt] is what follows it."""
     speculator = engine._stepper._speculator
-    assert speculator is not None
+    assert isinstance(speculator, LookupSpeculator)
     random, drafters = Random(seed), dict[Sequence, Drafter]()
 
     def drafter(sequence: Sequence) -> Drafter:

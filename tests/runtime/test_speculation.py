@@ -32,7 +32,7 @@ from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.library import StepBuffers
 from graphwright.runtime.sampling_params import SamplingParams
-from graphwright.runtime.speculation import Drafter, share
+from graphwright.runtime.speculation import Drafter, LookupSpeculator, share
 
 EOS = [7, 20, 33, 46, 59, 72, 85]  # many, so that sequences end in the middle
 PROMPT = [11, 12, 13, 14, 15, 11, 12, 13]
@@ -67,7 +67,9 @@ def test_right_guesses_save_steps(tmp_path: Path) -> None:
         "drafted_tokens": found.drafted_tokens,
         "accepted_tokens": found.accepted_tokens,
         "tokens_per_step": round(39 / found.turns, 3),
+        "draft_share": round(found.draft_seconds / found.decode_seconds, 3),
     }
+    assert 0 < found.draft_seconds < found.decode_seconds
     for entry, tokens, sequences, rows in library.steps[1:]:
         assert (entry, sequences, rows) == ("decode", 1, tokens) and tokens <= 4
     assert sum(tokens for _, tokens, *_ in library.steps[1:]) == found.turns + found.drafted_tokens
@@ -274,13 +276,19 @@ def test_small_budgets_of_the_entry(tmp_path: Path, decode: dict[str, int]) -> N
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("ngram", r"speculate must be 'lookup' or 'lookup:N' with N from 1 to 3, not 'ngram'"),
+        (
+            "ngram",
+            r"speculate must be 'lookup' or 'draft:FILE', either with .* 1 to 3, not 'ngram'",
+        ),
         ("lookup:0", "not 'lookup:0'"),
         ("lookup:4", "not 'lookup:4'"),
         ("lookup:", "not 'lookup:'"),
         ("lookup:-1", "not 'lookup:-1'"),
         ("lookup:1:2", "not 'lookup:1:2'"),
         ("", "not ''"),
+        ("draft", "not 'draft'"),
+        ("draft:", "not 'draft:'"),
+        ("draft:small.gw:4", "not 'draft:small.gw:4'"),
     ],
 )
 def test_what_cannot_be_asked_for(tmp_path: Path, asked: str, message: str) -> None:
@@ -408,4 +416,5 @@ def test_every_request_says_what_it_says_alone(
         speculate="lookup",
     )  # fmt: skip
     check_events(engine, happened, alone)
-    assert engine._stepper._speculator is not None and not engine._stepper._speculator._drafters
+    speculator = engine._stepper._speculator
+    assert isinstance(speculator, LookupSpeculator) and not speculator._drafters
