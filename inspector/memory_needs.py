@@ -56,16 +56,18 @@ def _counter_bytes(artifact: Readable) -> int:
 
 
 def memory_needs(
-    subject: Subject, sequences: int, context: int | None, memory: int | None = None
-) -> dict[str, Any]:
+    subject: Subject, sequences: int, context: int | None, memory: int | None = None,
+    draft: Subject | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """All sizes in bytes, of an engine for so many sequences of so many tokens (None: as many as an
-    engine takes by itself). memory: what there is for all of it.
+    engine takes by itself). memory: what there is for all of it. draft: a draft model beside it.
 
     Raises ArtifactError for a plan that is incomplete, RequestError for sequences or a context that
     the engine would refuse.
     """
     plan = Plan.from_json(dict(subject.content))
-    footprint = Footprint(plan, subject.counter_bytes)
+    small = None if draft is None else Plan.from_json(dict(draft.content))
+    footprint = Footprint(plan, subject.counter_bytes, small)
     context = plan.context_for(context)
     parts = footprint.parts(plan.sequences_for(sequences), context)
     gpu = subject.counter_bytes is not None
@@ -89,6 +91,8 @@ def memory_needs(
         "total_bytes": sum(parts.values()),
         "process_bytes": None if gpu else PROCESS_BYTES,
     }
+    if draft is not None:
+        needs["draft"] = {"model": draft.name, **footprint.draft_parts(sequences, context)}
     if memory is not None:
         needs["memory"] = _fit(footprint, needs, memory)
     return needs

@@ -22,6 +22,7 @@ def memory_needs_text(needs: Mapping[str, Any]) -> str:
         *_weight_lines(needs),
         *_cache_lines(needs),
         *_arena_lines(needs),
+        *_draft_lines(needs),
         _line("total", needs["total_bytes"], "taken once, when an engine starts"),
         _beside(needs),
     ]
@@ -97,6 +98,14 @@ def _arena_lines(needs: Mapping[str, Any]) -> Iterator[str]:
     if needs["where"] == "gpu":
         yield _line("choices", planned["choices"], "of each row: its token, and how it is drawn")
         yield _line("counters", planned["counters"], "of kernels that wait for each other")
+
+
+def _draft_lines(needs: Mapping[str, Any]) -> Iterator[str]:
+    draft = needs.get("draft")
+    if draft is not None:
+        names = {"weights": "weights", "kv": "caches", "arena": "arena"}
+        parts = ", ".join(f"{names[each]} {size_text(draft[each])}" for each in names)
+        yield _line("draft", needs["planned"]["draft"], f"{draft['model']}: {parts}")
 
 
 def _beside(needs: Mapping[str, Any]) -> str:

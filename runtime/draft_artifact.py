@@ -9,18 +9,13 @@ from graphwright.runtime.artifact import Artifact
 from graphwright.runtime.cuda.program import LAUNCHES
 from graphwright.runtime.draft_model import DraftModel
 from graphwright.runtime.errors import RequestError
+from graphwright.runtime.footprint import draft_size
 from graphwright.runtime.library import NativeLibrary, StepLibrary, share_threads
 from graphwright.runtime.model_memory import ModelMemory
 from graphwright.runtime.plan import Plan
 from graphwright.runtime.tokenizer import Tokenizer, read_tokenizer
 
-__all__ = ["DraftSetup", "check_tokens", "draft_size"]
-
-
-def draft_size(model: Plan, draft: Plan, context: int) -> tuple[int, int]:
-    """(tokens of a sequence that the draft keeps, the most logits of its steps) beside an engine
-    for sequences of `context` tokens."""
-    return min(context, draft.max_context or context), model.entries["decode"].max_tokens
+__all__ = ["DraftSetup", "check_goes_back", "check_tokens"]
 
 
 @dataclass(frozen=True)
@@ -45,17 +40,8 @@ class DraftSetup:
     def open(self, path: str | Path) -> DraftModel:
         """The draft at `path`, for as many sequences. Raises ArtifactError, RequestError."""
         artifact = Artifact.open(path, verify=self.verify)
-        if LAUNCHES in artifact:
-            raise RequestError(
-                f"the draft {path} is for GPUs, and a draft runs on CPUs beside its model. Compile "
-                "it for one: --target host."
-            )
         plan = Plan.from_json(artifact.json("plan.json"))
-        if not plan.goes_back:
-            raise RequestError(
-                f"the draft {path} cannot take back what it guessed wrong: it has recurrent or "
-                "rolling states, which hold all tokens so far. Give another one."
-            )
+        check_goes_back(artifact, plan)
         check_tokens(self.artifact, self.plan, self.tokenizer, artifact, plan)
         context, rows = draft_size(self.plan, plan, self.context)
         parts = ModelMemory(
@@ -73,6 +59,20 @@ class DraftSetup:
         if isinstance(self.library, NativeLibrary):
             share_threads(self.library, found)
         return found
+
+
+def check_goes_back(draft: Artifact, plan: Plan) -> None:
+    """Raises RequestError for an artifact that cannot be a draft, whatever it is to guess."""
+    if LAUNCHES in draft:
+        raise RequestError(
+            f"the draft {draft.path} is for GPUs, and a draft runs on CPUs beside its model. "
+            "Compile it for one: --target host."
+        )
+    if not plan.goes_back:
+        raise RequestError(
+            f"the draft {draft.path} cannot take back what it guessed wrong: it has recurrent or "
+            "rolling states, which hold all tokens so far. Give another one."
+        )
 
 
 def check_tokens(

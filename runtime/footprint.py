@@ -10,24 +10,36 @@ from graphwright.runtime.buffers import planned_bytes
 from graphwright.runtime.cuda.memory import device_bytes
 from graphwright.runtime.plan import Plan
 
-__all__ = ["Footprint"]
+__all__ = ["Footprint", "draft_size"]
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """counter_bytes: of the region that kernels of a GPU count in; None: steps run on CPUs."""
+    """counter_bytes: of the region that kernels of a GPU count in; None: steps run on CPUs. draft:
+    of a draft model beside it, there.
+    """
 
     plan: Plan
     counter_bytes: int | None = None
+    draft: Plan | None = None
 
     def parts(self, sequences: int, context: int) -> dict[str, int]:
         """Bytes by what they are for, where the steps run, as an engine for so many sequences of so
         many tokens allocates them.
         """
         blocks = self.plan.blocks_of(context)
-        if self.counter_bytes is None:
-            return planned_bytes(self.plan, sequences, blocks)
-        return device_bytes(self.plan, sequences, blocks, self.counter_bytes)
+        if self.counter_bytes is not None:
+            return device_bytes(self.plan, sequences, blocks, self.counter_bytes)
+        parts = planned_bytes(self.plan, sequences, blocks)
+        if self.draft is not None:
+            parts["draft"] = sum(self.draft_parts(sequences, context).values())
+        return parts
+
+    def draft_parts(self, sequences: int, context: int) -> dict[str, int]:
+        """Those of the draft, all of which are the part `draft`."""
+        assert self.draft is not None, "there is no draft"
+        tokens, rows = draft_size(self.plan, self.draft, context)
+        return planned_bytes(self.draft, sequences, self.draft.blocks_of(tokens), rows)
 
     def total(self, sequences: int, context: int) -> int:
         """The sum of the parts."""
@@ -50,6 +62,12 @@ class Footprint:
         """The most sequences of `context` tokens that fit into `memory` bytes at a time, or 0."""
         most = self.plan.most_sequences
         return _most(lambda sequences: self.total(sequences, context), memory, most)
+
+
+def draft_size(model: Plan, draft: Plan, context: int) -> tuple[int, int]:
+    """(tokens of a sequence that a draft keeps, the most logits of its steps) beside an engine for
+    sequences of `context` tokens."""
+    return min(context, draft.max_context or context), model.entries["decode"].max_tokens
 
 
 def _most(size: Callable[[int], int], limit: int, most: int) -> int:

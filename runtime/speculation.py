@@ -9,26 +9,24 @@ nothing changes but the number of steps.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from graphwright.runtime.draft_model import DraftModel
 from graphwright.runtime.draft_speculator import DraftSpeculator
 from graphwright.runtime.draws import LARGEST, Draw
-from graphwright.runtime.errors import RequestError
 from graphwright.runtime.library import StepLibrary
 from graphwright.runtime.lookup import Lookup
 from graphwright.runtime.plan import EntryPlan, Plan
 from graphwright.runtime.request import Request
 from graphwright.runtime.scheduler import Chunk, Step
 from graphwright.runtime.scheduler import Sequence as TokenSequence
+from graphwright.runtime.speculation_options import SpeculationOptions
 from graphwright.runtime.step_cost import StepCost
 
 __all__ = ["Drafter", "LookupSpeculator", "Speculator", "draws_of_rows", "make_speculator",
            "rows_that_count", "share"]  # fmt: skip
 
-_ASKED = re.compile(r"(lookup|draft:(?P<file>.+?))(:(?P<most>[0-9]+))?", re.DOTALL)
 # By the length of a match, longer ones as the last: the share of tokens behind it that are right,
 # until it is known better.
 _START = (0.0, 0.0, 0.2, 0.35, 0.5, 0.8)
@@ -52,39 +50,15 @@ class Speculator(Protocol):
 def make_speculator(
     asked: str | None, plan: Plan, library: StepLibrary, open_draft: Callable[[str], DraftModel]
 ) -> Speculator | None:
-    """What `Engine(speculate=…)` asks for: None, 'lookup', 'draft:FILE', or either with ':N' behind
-    it, N the most tokens that are guessed of a sequence at a time. Raises ArtifactError for a draft
-    that cannot be opened, RequestError where something else cannot be."""
+    """What `Engine(speculate=…)` asks for; None where it asks for none. Raises ArtifactError for a
+    draft that cannot be opened, RequestError for what cannot be."""
     if asked is None:
         return None
-    decode = plan.entries["decode"]
-    limit = min(decode.max_tokens, decode.max_rows) - 1
-    if limit < 1:
-        raise RequestError(
-            "speculation needs steps of several tokens, and this artifact decodes one at a time. "
-            "Leave speculate out."
-        )
-    match = _ASKED.fullmatch(asked)
-    most = int(match["most"] or limit) if match else 0
-    if not match or not 1 <= most <= limit:
-        raise RequestError(
-            "speculate must be 'lookup' or 'draft:FILE', either with or without ':N' behind it, N "
-            f"from 1 to {limit}, not {asked!r}."
-        )
-    if not plan.goes_back:
-        raise RequestError(
-            "speculation takes back tokens that were guessed wrong, and this model cannot: it has "
-            "recurrent or rolling states, which hold all tokens so far. Leave speculate out."
-        )
-    if library.overlaps:
-        raise RequestError(
-            "speculation is for CPUs: on a GPU the next step starts before the tokens of this one "
-            "are known, and nothing can be guessed from them. Leave speculate out."
-        )
-    cost = StepCost.of(plan)
-    if match["file"]:
-        return DraftSpeculator(decode, most, cost, open_draft(match["file"]))
-    return LookupSpeculator(decode, most, cost)
+    options = SpeculationOptions.parse(asked, plan, overlaps=library.overlaps)
+    decode, cost = plan.entries["decode"], StepCost.of(plan)
+    if options.draft is not None:
+        return DraftSpeculator(decode, options.most, cost, open_draft(options.draft))
+    return LookupSpeculator(decode, options.most, cost)
 
 
 class LookupSpeculator:

@@ -81,6 +81,72 @@ def test_chat_gives_the_same_answers(
     assert answers[0] == answers[1] and answers[0][0].strip()
 
 
+@pytest.fixture
+def small(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A draft for the toy that knows what it says."""
+    monkeypatch.setattr(
+        "graphwright.runtime.draft_artifact.DraftSetup._library", lambda *_: EchoToy()
+    )
+    weights = {**PLAN["weights"], "bytes_per_token": 10**8}
+    return str(chat_toy(tmp_path / "small.gw", weights=weights))
+
+
+def test_a_draft_model_guesses_in_every_verb(
+    capsys: pytest.CaptureFixture[str], toy: str, small: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["run", toy, "--prompt-ids", IDS, "--max-tokens", "30", "--ignore-eos"]
+    plain, _ = run(capsys, *command)
+    for asked, least in ((f"draft:{small}", 3.0), (f"draft:{small}:1", 1.8)):
+        assert run(capsys, *command, "--speculate", asked)[0] == plain
+        found = json.loads(run(capsys, *command, "--speculate", asked, "--json")[0])
+        assert found["accepted_tokens"] == found["drafted_tokens"] > 10
+        assert found["tokens_per_step"] > least and 0 < found["draft_share"] < 1
+    command = ["bench", toy, "--prompt-len", "12", "--gen-len", "30", "--reps", "1", "--json"]
+    found = json.loads(run(capsys, *command, "--speculate", f"draft:{small}")[0])
+    assert found["tokens_per_step"] > 2
+    answers = []
+    for options in ([], ["--speculate", f"draft:{small}"]):
+        turns = io.TextIOWrapper(io.BytesIO(b"hello hello hello\nagain\n"))
+        monkeypatch.setattr(sys, "stdin", turns)
+        answers.append(run(capsys, "chat", toy, "--max-tokens", "8", *options))
+    assert answers[0] == answers[1] and answers[0][0].strip()
+
+
+def test_plan_counts_the_draft(capsys: pytest.CaptureFixture[str], toy: str, small: str) -> None:
+    from graphwright.runtime.engine import Engine
+
+    asked = ["plan", toy, "--max-sequences", "3", "--context", "40"]
+    plain = json.loads(run(capsys, *asked, "--json")[0])
+    beside = json.loads(run(capsys, *asked, "--speculate", f"draft:{small}:2", "--json")[0])
+    assert "draft" not in plain and beside["draft"].pop("model") == small
+    assert beside["planned"] == {**plain["planned"], "draft": sum(beside["draft"].values())}
+    assert beside["total_bytes"] == plain["total_bytes"] + beside["planned"]["draft"]
+    engine = Engine(toy, speculate=f"draft:{small}", max_sequences=3, context=40)
+    assert engine.draft is not None and engine.draft.memory.allocated == beside["draft"]
+    assert engine.memory.allocated == plain["planned"]
+    text = run(capsys, *asked, "--speculate", f"draft:{small}")[0]
+    assert any(line.startswith("draft ") and small in line for line in text.splitlines())
+    assert run(capsys, *asked, "--speculate", "lookup")[0] == run(capsys, *asked)[0]
+    room = str(plain["total_bytes"] + plain["process_bytes"]) + "B"
+    assert main([*asked, "--memory", room]) == 0
+    assert main([*asked, "--memory", room, "--speculate", f"draft:{small}"]) == 1
+
+
+def test_plan_refuses_what_an_engine_refuses(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, toy: str
+) -> None:
+    rolling = str(chat_toy(tmp_path / "r.gw", kv={**PLAN["kv"], "rolling": ["conv"]}))
+    for path, asked, message in (
+        (toy, "draft:", "must be 'lookup' or 'draft:FILE'"),
+        (toy, f"draft:{rolling}", f"the draft {rolling} cannot take back what it guessed wrong"),
+        (rolling, f"draft:{toy}", "it has recurrent or rolling states"),
+        (toy, f"draft:{tmp_path / 'no.gw'}", "no.gw cannot be read: No such file"),
+    ):
+        assert main(["plan", path, "--speculate", asked]) == 1
+        captured = capsys.readouterr()
+        assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+
+
 @pytest.mark.parametrize("verb", ["run", "chat", "serve", "bench"])
 def test_what_cannot_be_is_one_sentence(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, toy: str, verb: str
@@ -95,6 +161,7 @@ def test_what_cannot_be_is_one_sentence(
             "from 1 to 3, not 'ngram'.",
         ),
         (rolling, "lookup", "it has recurrent or rolling states"),
+        (toy, f"draft:{rolling}", f"the draft {rolling} cannot take back what it guessed wrong"),
     ):
         assert main([verb, path, *words, "--speculate", asked]) == 1
         captured = capsys.readouterr()

@@ -71,9 +71,9 @@ batch_invariant_option = click.option(
     help="Answers are bit for bit what they are alone, whatever else runs; for integer weights.",
 )  # fmt: skip
 speculate_option = click.option(
-    "--speculate", metavar="lookup[:N]",
-    help="Guess the next tokens (N at most) from what the text says elsewhere, and check several "
-    "in one step.",
+    "--speculate", metavar="lookup[:N]|draft:FILE[:N]",
+    help="Guess the next tokens (N at most) from what the text says elsewhere, or by a smaller "
+    "compiled model with the same tokens, and check several in one step.",
 )  # fmt: skip
 
 

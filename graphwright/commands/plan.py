@@ -61,6 +61,8 @@ def _parse_size(context: click.Context, parameter: click.Parameter, text: str | 
               help="Sequences that run together.")  # fmt: skip
 @click.option("--memory", metavar="SIZE", callback=_parse_size,
               help="What there is, such as 8GB: exit code 1 if it does not fit.")  # fmt: skip
+@click.option("--speculate", metavar="draft:FILE",
+              help="Beside a draft model in this artifact, as `run` has it.")  # fmt: skip
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code from the checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, all sizes in bytes.")
 @click.pass_context
@@ -71,6 +73,7 @@ def command(
     context: int | None,
     max_sequences: int,
     memory: int | None,
+    speculate: str | None,
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -94,7 +97,8 @@ def command(
     from graphwright.inspector.memory_needs import memory_needs
     from graphwright.inspector.memory_needs_text import memory_needs_text
 
-    needs = memory_needs(subject, max_sequences, context, memory)
+    draft = None if speculate is None else _draft_of(subject, speculate)
+    needs = memory_needs(subject, max_sequences, context, memory, draft)
     if as_json:
         click.echo(json.dumps({**needs, "notes": notes}))
     else:
@@ -117,6 +121,24 @@ def _of_artifact(ctx: click.Context, path: Path) -> Subject:
         return subject_of(Artifact.open(path, verify=False, any_cpu=True), str(path))
     except KeyError as error:
         raise click.ClickException(error.args[0]) from None
+
+
+def _draft_of(subject: Subject, asked: str) -> Subject | None:
+    """The draft model that is asked for; None where guesses come without one."""
+    from graphwright.inspector.memory_needs import subject_of
+    from graphwright.runtime.artifact import Artifact
+    from graphwright.runtime.draft_artifact import check_goes_back
+    from graphwright.runtime.plan import Plan
+    from graphwright.runtime.speculation_options import SpeculationOptions
+
+    plan, overlaps = Plan.from_json(dict(subject.content)), subject.counter_bytes is not None
+    options = SpeculationOptions.parse(asked, plan, overlaps=overlaps)
+    if options.draft is None:
+        return None
+    opened = Artifact.open(options.draft, verify=False, any_cpu=True)
+    found = subject_of(opened, options.draft)
+    check_goes_back(opened, Plan.from_json(dict(found.content)))
+    return found
 
 
 def _of_model(model: str, name: str, options: dict[str, Any], notes: list[str]) -> Subject:

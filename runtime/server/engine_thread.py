@@ -40,7 +40,8 @@ class _Report:
     ended: list[str] = field(default_factory=list)
     tokens: int = 0
     reused: int = 0
-    guesses: tuple[int, int, int] = (0, 0, 0)  # since the start: guesses, their tokens, right ones
+    # Since the start: guesses, their tokens, right ones, seconds.
+    guesses: tuple[int, int, int, float] = (0, 0, 0, 0.0)
     step_seconds: list[float] = field(default_factory=list)
     first_token_seconds: list[float] = field(default_factory=list)
     failure: str | None = None
@@ -204,7 +205,9 @@ class EngineThread:
         now = time.perf_counter()
         self._report.step_seconds.append(now - start)
         found = self.engine.statistics
-        self._report.guesses = found.drafts, found.drafted_tokens, found.accepted_tokens
+        self._report.guesses = (
+            found.drafts, found.drafted_tokens, found.accepted_tokens, found.draft_seconds
+        )  # fmt: skip
         for job, live in list(self._jobs.items()):
             self._collect(job, live, now)
 

@@ -43,6 +43,7 @@ class Metrics:
         self.generated_tokens = 0
         self.reused_tokens = 0
         self.drafts = self.drafted_tokens = self.accepted_tokens = 0
+        self.draft_seconds = 0.0
         self.step_seconds = Histogram(_STEP_BOUNDS)
         self.first_token_seconds = Histogram(_FIRST_TOKEN_BOUNDS)
         self._answers: Counter[tuple[str, int]] = Counter()
@@ -57,10 +58,12 @@ class Metrics:
         self._ended.update(ended)
         self.generated_tokens += tokens
 
-    def count_guesses(self, drafts: int, drafted_tokens: int, accepted_tokens: int) -> None:
-        """Says how many there were so far of what speculation guessed."""
+    def count_guesses(
+        self, drafts: int, drafted_tokens: int, accepted_tokens: int, seconds: float
+    ) -> None:
+        """Says how many there were so far of what speculation guessed, and how long that took."""
         self.drafts, self.drafted_tokens = drafts, drafted_tokens
-        self.accepted_tokens = accepted_tokens
+        self.accepted_tokens, self.draft_seconds = accepted_tokens, seconds
 
     def text(self, *, running: int, waiting: int, failed: bool) -> str:
         """The page; running, waiting: sequences at this moment."""
@@ -85,6 +88,8 @@ class Metrics:
              self.drafted_tokens),
             ("spec_decode_num_accepted_tokens_total", "counter", "Those that were right.",
              self.accepted_tokens),
+            ("spec_decode_draft_seconds_total", "counter", "Time that guessing took, of all steps.",
+             round(self.draft_seconds, 6)),
             ("sequences_running", "gauge", "Sequences in the batch.", running),
             ("sequences_waiting", "gauge", "Sequences that wait for a place in it.", waiting),
             ("engine_failed", "gauge", "1 when the engine stopped working.", int(failed)),
