@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphwright.runtime.draft_model import DraftModel
-from graphwright.runtime.draft_text import DraftText, Experience
+from graphwright.runtime.draft_text import REST, DraftText, Experience
 from graphwright.runtime.draft_worth import Costs, saving
 from graphwright.runtime.plan import EntryPlan
 from graphwright.runtime.request import Request
@@ -19,6 +19,8 @@ from graphwright.runtime.scheduler import Step
 from graphwright.runtime.step_cost import StepCost
 
 __all__ = ["DraftSpeculator"]
+
+_LEAST = 1 / 20  # of the cost of a token that guesses must save, as costs are not known exactly
 
 
 class DraftSpeculator:
@@ -73,16 +75,24 @@ class DraftSpeculator:
             room = min(self._most, request.left - 1, self.draft.context - known)
             if room > 0 and not chunk.is_prefill:
                 text = self._text(request)
-                follower = self.draft.follow(chunk.sequence)
-                costs = Costs(self._cost, self.draft.cost, known)
-                saved = saving(costs, text.hope, self._most) * self._cost.step(1, known)
-                if saved > 0:
-                    tries = costs.read(follower.own.pending) <= saved * request.left
-                else:
-                    tries = saving(costs, 1.0, self._most) > 0
-                if tries and text.open(room, saved > 0):
+                if known >= text.rests_until and self._opens(text, request, room):
                     found.append(text)
         return found
+
+    def _opens(self, text: DraftText, request: Request, room: int) -> bool:
+        """Would guesses pay if the text were alone? Else one may be tried now and then, if there is
+        any chance of that."""
+        text.learn()
+        follower, known = self.draft.follow(text.sequence), len(text.sequence.tokens)
+        costs = Costs(self._cost, self.draft.cost, known)
+        share = saving(costs, text.hope, self._most)
+        saved = share * self._cost.step(1, known) * request.left
+        if share > _LEAST and costs.read(follower.own.pending) <= saved:
+            return text.open(room, pays=True)
+        if share <= _LEAST < saving(costs, 1.0, self._most):
+            return text.open(room, pays=False)
+        text.rests_until = known + REST
+        return False
 
     def _text(self, request: Request) -> DraftText:
         found = self._texts.get(request.sequence)
@@ -90,7 +100,6 @@ class DraftSpeculator:
             follower = self.draft.follow(request.sequence)
             found = DraftText(request, follower, self._known[request.draws])
             self._texts[request.sequence] = found
-        found.learn()
         return found
 
     def _guess(

@@ -12,7 +12,10 @@ from graphwright.runtime.errors import RequestError
 from graphwright.runtime.request import Request
 from graphwright.runtime.sampler import Sampler
 
-__all__ = ["Acceptance", "DraftText", "Experience", "Share"]
+__all__ = ["REST", "Acceptance", "DraftText", "Experience", "Share"]
+
+REST = 16
+"""Tokens until it is asked again whether guesses of a text pay."""
 
 _MEMORY, _LONG_MEMORY = 16, 64  # guesses by which those of a text, and of all texts, are judged
 _PAUSE, _LONGEST_PAUSE = 16, 256  # tokens between guesses that only see whether they are better
@@ -67,13 +70,14 @@ class Experience:
 class DraftText:
     """The text of a request. guesses: what the draft says follows, rights: how likely all of them
     up to each are right. room: for so many more. only_tries: one guess that is not expected to pay.
+    rests_until: the text has so many tokens, as nothing is worth it before.
     """
 
     def __init__(self, request: Request, follower: Follower, known: Experience) -> None:
         self.follower, self.sequence = follower, request.sequence
         self.guesses: list[int] = []
         self.rights: list[float] = []
-        self.room, self.only_tries = 0, False
+        self.room, self.only_tries, self.rests_until = 0, False, 0
         self._request, self._known = request, known
         self._acceptance = Acceptance(_MEMORY, known.acceptance)
         self._pause = known.pause
@@ -100,6 +104,7 @@ class DraftText:
         if pays:
             self._pause = self._known.pause = _PAUSE
         elif len(tokens) < self._tried + self._pause:
+            self.rests_until = self._tried + self._pause
             return False
         self._start, self.room = len(tokens), room if pays else 1
         return True

@@ -14,7 +14,7 @@ from graphwright.runtime.step_cost import StepCost
 __all__ = ["Costs", "saving"]
 
 # docs/decisions/0023 says what these were measured by.
-_ROUND = 3_000_000  # bytes that could be read while a step of the draft is described and looked at
+_ROUND = 6_000_000  # bytes that could be read while a step of the draft is described and looked at
 _READ = 1 / 16  # of the weights: what a token costs in a long step
 
 

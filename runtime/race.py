@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["race"]
+__all__ = ["race", "race_number"]
 
 _RARE = 1e-5  # of the largest weight: less likely tokens race as one, and draw among themselves
 _ALL_RARE, _WHICH_RARE = -1, -2  # the numbers by which they do, as ids
 # SplitMix64 (Steele, Lea, Flood 2014).
-_STEP = np.uint64(0x9E3779B97F4A7C15)
+_STEP, _WORD = 0x9E3779B97F4A7C15, (1 << 64) - 1
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
 
@@ -46,9 +46,20 @@ def race(number: int, ids: NDArray[Any], weights: NDArray[np.float64]) -> int:
     return int(ids[common[first]])
 
 
+def race_number(key: int, count: int) -> int:
+    """64 random bits for a draw: the one with this `count` of those that have the same key, which
+    is as many random bits."""
+    bits = key + (count + 1) * _STEP & _WORD
+    for shift, factor in _ROUNDS:
+        bits = (bits ^ bits >> shift) * factor & _WORD
+    return bits
+
+
 def _times(number: int, ids: NDArray[Any]) -> NDArray[np.float64]:
     """Exponentially distributed, with the mean 1, one of each id."""
-    bits = np.uint64(number) + (ids.astype(np.int64).view(np.uint64) + np.uint64(1)) * _STEP
+    bits = np.uint64(number) + (ids.astype(np.int64).view(np.uint64) + np.uint64(1)) * np.uint64(
+        _STEP
+    )
     for shift, factor in _ROUNDS:
         bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
     return np.asarray(-np.log(((bits >> np.uint64(11)) + 0.5) * 2.0**-53))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from graphwright.runtime.draws import Draw, draw_rule, random_word
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.logit_changes import LogitChanges
-from graphwright.runtime.race import race
+from graphwright.runtime.race import race, race_number
 from graphwright.runtime.sampling_params import Sampling
 
 __all__ = ["Sampler"]
@@ -46,6 +46,7 @@ class Sampler:
     ) -> None:
         self._sampling, self._races = sampling, races
         self._random = Random(sampling.seed)  # one number a token; numpy.random is slow to import
+        self._race_key, self._races_run = self._random.getrandbits(64) if races else 0, 0
         self._changes = changes
         self._seen: NDArray[np.bool_] | None = None
         if sampling.repetition_penalty != 1:
@@ -67,7 +68,7 @@ class Sampler:
     def ahead(self) -> Sampler:
         """Another one that would choose the next tokens as this one will, and leaves it alone."""
         found = copy(self)
-        found._random = copy(self._random)
+        found._random = self._random if self._races else copy(self._random)
         found._seen = None if self._seen is None else self._seen.copy()
         found._changes = None if self._changes is None else self._changes.ahead()
         return found
@@ -93,7 +94,8 @@ class Sampler:
         else:
             ids, weights = self._candidates(logits)
             if self._races:
-                token = race(self._random.getrandbits(64), ids, weights)
+                token = race(race_number(self._race_key, self._races_run), ids, weights)
+                self._races_run += 1
             else:
                 token = self._draw(ids, weights)
         if self._seen is not None:

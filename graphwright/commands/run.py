@@ -169,7 +169,9 @@ def _line(figures: dict[str, float], tokens: int) -> str:
         "({start_to_first_token_s:.2f} s from process start); prefill {prefill_tps:.0f} tokens/s, "
         "decode {decode_tps:.1f} tokens/s; peak memory {peak_rss_mb:.0f} MB"
     )
-    if "drafted_tokens" in figures:
+    if figures.get("drafted_tokens") == 0:
+        text += "; no tokens were guessed, as none seemed worth it"
+    elif "drafted_tokens" in figures:
         text += (
             "; {accepted_tokens} of {drafted_tokens} guessed tokens accepted, "
             "{tokens_per_step:.2f} tokens a step, guessing took {draft_share:.0%} of decoding"
