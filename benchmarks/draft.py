@@ -79,8 +79,10 @@ def compare(
     counted; ratio: of neighbours."""
     rates: list[list[float]] = []
     before = [vars(engine.statistics).copy() for engine in engines]
-    for _ in range(rounds + 1):
-        rates.append([write(each, prompt, None, params, sequences)[0] for each in engines])
+    for turn in range(rounds + 1):
+        order = range(len(engines)) if turn % 2 else reversed(range(len(engines)))
+        rate = {n: write(engines[n], prompt, None, params, sequences)[0] for n in order}
+        rates.append([rate[n] for n in range(len(engines))])
     found = []
     for number, engine in enumerate(engines[1:], 1):
         now = vars(engine.statistics)

@@ -43,10 +43,12 @@ class DraftSpeculator:
             return False
         tokens = sum(chunk.count for chunk in step.chunks)
         spare = min(self._decode.max_tokens - tokens, self._decode.max_rows - len(requests))
+        texts = self._open(step, requests) if spare > 0 else []
+        if not texts:
+            return False
         positions = sum(chunk.start for chunk in step.chunks)
         costs = Costs(self._cost, self.draft.cost, positions / len(step.chunks))
         cost, said = self._cost.step(tokens, positions), float(len(requests))
-        texts = self._open(step, requests) if spare > 0 else []
         texts = _worthwhile(texts, spare, costs, said, cost)
         if not texts:
             return False
