@@ -53,7 +53,11 @@ class Engine:
     tokens guess, and tokens are drawn by another rule then (runtime/race.py), whatever it guesses;
     'lookup:3' and 'draft:FILE:3' guess at most three at a time. Only on CPUs, and not for models
     with states. batch_invariant: what a sequence computes is bit for bit what it computes alone,
-    whatever runs beside it (docs/server.md); on CPUs, for integer weights. library, draft_library: instead of the artifacts' compiled code (tests).
+    whatever runs beside it (docs/server.md); on CPUs, for integer weights. library, draft_library:
+    instead of the artifacts' compiled code (tests).
+
+    memory: what it has allocated, by the plan. draft: the model that guesses, with a memory of its
+    own; None without one.
     Not for several threads at once. Raises ArtifactError, RequestError.
     """
 
@@ -104,7 +108,8 @@ class Engine:
             check_invariance(self.plan, self._library, parts.prefixes is not None, speculate)
         setup = DraftSetup(
             artifact, self.plan, self.tokenizer, self._library, max_sequences, self.context,
-            self.threads, pinned, verify, mmap, prefix_cache, draft_library,
+            threads=self.threads, pinned=pinned, verify=verify, mapped=mmap,
+            prefix_cache=prefix_cache, draft_library=draft_library,
         )  # fmt: skip
         speculator = make_speculator(speculate, self.plan, self._library, setup.open)
         self.draft = speculator.draft if isinstance(speculator, DraftSpeculator) else None

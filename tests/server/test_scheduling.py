@@ -299,7 +299,7 @@ def test_metrics_count(tmp_path: Path) -> None:
         assert toy.metric("graphwright_step_seconds_count") == steps == 4 + 3
         assert toy.metric('graphwright_step_seconds_bucket{le="+Inf"}') == steps
         kinds = [line.split()[2:] for line in text.splitlines() if line.startswith("# TYPE")]
-        assert len({name for name, _ in kinds}) == len(kinds) == 13
+        assert len({name for name, _ in kinds}) == len(kinds) == 14
         assert toy.client.get("/version").json() == {"version": "0.1.0"}
 
 
