@@ -9,7 +9,7 @@ from graphwright.runtime.artifact import Artifact
 from graphwright.runtime.cuda.program import LAUNCHES
 from graphwright.runtime.draft_model import DraftModel
 from graphwright.runtime.errors import RequestError
-from graphwright.runtime.footprint import draft_size
+from graphwright.runtime.footprint import as_draft, draft_size
 from graphwright.runtime.library import NativeLibrary, StepLibrary, share_threads
 from graphwright.runtime.model_memory import ModelMemory
 from graphwright.runtime.plan import Plan
@@ -40,7 +40,7 @@ class DraftSetup:
     def open(self, path: str | Path) -> DraftModel:
         """The draft at `path`, for as many sequences. Raises ArtifactError, RequestError."""
         artifact = Artifact.open(path, verify=self.verify)
-        plan = Plan.from_json(artifact.json("plan.json"))
+        plan = as_draft(Plan.from_json(artifact.json("plan.json")))
         check_goes_back(artifact, plan)
         check_tokens(self.artifact, self.plan, self.tokenizer, artifact, plan)
         context, rows = draft_size(self.plan, plan, self.context)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphwright.runtime.buffers import planned_bytes
 from graphwright.runtime.cuda.memory import device_bytes
 from graphwright.runtime.plan import Plan
 
-__all__ = ["Footprint", "draft_size"]
+__all__ = ["Footprint", "as_draft", "draft_size"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Footprint:
         """Those of the draft, all of which are the part `draft`."""
         assert self.draft is not None, "there is no draft"
         tokens, rows = draft_size(self.plan, self.draft, context)
-        return planned_bytes(self.draft, sequences, self.draft.blocks_of(tokens), rows)
+        return planned_bytes(as_draft(self.draft), sequences, self.draft.blocks_of(tokens), rows)
 
     def total(self, sequences: int, context: int) -> int:
         """The sum of the parts."""
@@ -62,6 +62,11 @@ class Footprint:
         """The most sequences of `context` tokens that fit into `memory` bytes at a time, or 0."""
         most = self.plan.most_sequences
         return _most(lambda sequences: self.total(sequences, context), memory, most)
+
+
+def as_draft(plan: Plan) -> Plan:
+    """The plan of an artifact that guesses for another one: it keeps all blocks of a sequence."""
+    return replace(plan, reach=None)
 
 
 def draft_size(model: Plan, draft: Plan, context: int) -> tuple[int, int]:

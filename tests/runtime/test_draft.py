@@ -459,6 +459,16 @@ def test_memory_of_the_draft_is_as_planned(tmp_path: Path) -> None:
     assert draft.memory.planned["kv"] == 3 * 8 * BLOCK * 16
 
 
+def test_a_draft_keeps_all_blocks_whatever_it_reads(tmp_path: Path) -> None:
+    """Its attention may have windows: it reads on behind what a model has taken back."""
+    windows = {"kv": {**PLAN["kv"], "reach": {"first": 0, "span": 5}}}
+    engine, _, small = pair(tmp_path, draft_plan=windows, max_sequences=1)
+    draft = engine.draft
+    assert draft is not None and draft.memory.planned["kv"] == 16 * BLOCK * 16
+    [output] = engine.generate([PROMPT], greedy(50))
+    assert output.token_ids == echo_greedy(PROMPT, 50) and small.steps
+
+
 PROMPTS = st.builds(
     lambda length, first, step: [(first + step * (i % PERIOD)) % VOCAB for i in range(length)],
     st.sampled_from([1, 2, 4, 11, 25, 60]), st.integers(0, 5), st.integers(0, 3),
