@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,19 @@ from graphwright.frontend.checkpoint_files import CheckpointFiles, checkpoint_na
 from graphwright.frontend.lora import LoraAdapter
 from graphwright.frontend.quantized.methods import Quantized, quantized_by
 from graphwright.frontend.recorded_tensors import RecordedTensor, load_buffers, recorded_weight
+from graphwright.frontend.transformers_loading import (
+    LOADING,
+    as_module,
+    check_decoder,
+    check_report,
+    loading,
+    silent,
+)
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.program import Program
 from graphwright.ir.weights import Weight
 
 __all__ = ["capture_checkpoint", "known_config"]
-
-_LOADING: dict[str, Any] = {
-    "ignore_mismatched_sizes": True,  # refused below, with their sizes
-    "output_loading_info": True,
-}
 
 
 def capture_checkpoint(
@@ -48,7 +50,7 @@ def capture_checkpoint(
     config = _read_config(directory)
     quantized = quantized_by(directory, config)
     files = CheckpointFiles(directory)
-    with _silent():
+    with silent():
         _check_model_type(directory, config, trust_remote_code)
         if quantized is None:
             model = _load(directory, trust_remote_code)
@@ -106,23 +108,23 @@ def _check_model_type(directory: Path, config: dict[str, Any], trust_remote_code
             f"model type '{name}' of '{directory}' is unknown to transformers "
             f"{transformers.__version__}."
         )
-    if name not in decoders and not custom:
-        raise FrontendError(f"model type '{name}' of '{directory}' is no decoder language model.")
+    if not custom:
+        check_decoder(directory, name)
 
 
 def _load(directory: Path, trust_remote_code: bool) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    with _loading(directory):
+    with loading(directory):
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype="auto",
             local_files_only=True,
             trust_remote_code=trust_remote_code,
-            **_LOADING,
+            **LOADING,
         )
-    _check_report(directory, report)
-    return _module(model)
+    check_report(directory, report, "its config.json")
+    return as_module(model)
 
 
 def _load_quantized(
@@ -133,7 +135,7 @@ def _load_quantized(
 
     directory = quantized.directory
     tensors = {key: RecordedTensor(each) for key, each in quantized.weights(files).items()}
-    with _loading(directory):
+    with loading(directory):
         config = AutoConfig.from_pretrained(
             directory, local_files_only=True, trust_remote_code=trust_remote_code
         )
@@ -144,65 +146,11 @@ def _load_quantized(
         with torch.device("meta"):  # to know its class, which takes tensors where Auto… does not
             empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         model, report = type(empty).from_pretrained(
-            None, config=empty.config, state_dict=tensors, dtype=torch.float32, **_LOADING
+            None, config=empty.config, state_dict=tensors, dtype=torch.float32, **LOADING
         )
-    _check_report(directory, report)
+    check_report(directory, report, "its config.json")
     load_buffers(model)
-    return _module(model)
-
-
-def _check_report(directory: Path, report: dict[str, Any]) -> None:
-    """Raises FrontendError when tensors are missing or do not fit."""
-    wrong = sorted(report["mismatched_keys"])
-    if wrong:
-        name, stored, expected = wrong[0]
-        raise FrontendError(
-            f"{len(wrong)} tensor(s) of '{directory}' do not fit its config.json: '{name}' is "
-            f"{list(stored)} in the file, {list(expected)} in the model."
-        )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise FrontendError(
-            f"'{directory}' lacks {len(missing)} tensor(s) that its config.json asks for, "
-            f"the first is '{missing[0]}'."
-        )
-    errors = report.get("error_msgs")
-    if errors:
-        raise FrontendError(f"transformers cannot load '{directory}': {errors[0]}.")
-
-
-def _module(model: object) -> nn.Module:
-    assert isinstance(model, nn.Module)
-    return model
-
-
-@contextlib.contextmanager
-def _loading(directory: Path) -> Iterator[None]:
-    """What goes wrong while open is a FrontendError."""
-    try:
-        yield
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise FrontendError(f"transformers cannot load '{directory}': {reason}.") from error
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """No progress bars, reports or warnings of transformers while open."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    return as_module(model)
 
 
 @contextlib.contextmanager
@@ -212,6 +160,6 @@ def known_config(directory: Path, trust_remote_code: bool) -> Iterator[dict[str,
     Raises FrontendError for any other directory.
     """
     config = _read_config(directory)
-    with _silent():
+    with silent():
         _check_model_type(directory, config, trust_remote_code)
         yield config

@@ -158,6 +158,12 @@ def _weight_files(directory: Path) -> list[Path]:
             f"read; load the model once with transformers and save it with save_pretrained, which "
             f"writes safetensors."
         )
+    others = sorted(path.name for path in directory.glob("*.gguf"))
+    if others:
+        raise FrontendError(
+            f"{directory} holds no weights beside its config.json but GGUF files: give one of "
+            f"them, such as {directory / others[0]}."
+        )
     raise FrontendError(f"{directory} holds no weights: expected {_SINGLE} or {_INDEX}.")
 
 

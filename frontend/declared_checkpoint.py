@@ -23,7 +23,7 @@ from graphwright.ir.errors import FrontendError
 from graphwright.ir.program import Program
 from graphwright.ir.weights import ConstantTensor, Weight
 
-__all__ = ["DeclaredTensor", "capture_declared", "has_weights"]
+__all__ = ["DeclaredTensor", "capture_declared", "has_weights", "without_parameters"]
 
 _DRAWN_BYTES = 1 << 16
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin")
@@ -97,7 +97,7 @@ def _build(directory: Path, trust_remote_code: bool) -> nn.Module:
     given: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, **given)
-        with _without_parameters():
+        with without_parameters():
             model = AutoModelForCausalLM.from_config(config, **given)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
@@ -107,7 +107,7 @@ def _build(directory: Path, trust_remote_code: bool) -> nn.Module:
 
 
 @contextmanager
-def _without_parameters() -> Iterator[None]:
+def without_parameters() -> Iterator[None]:
     """While open, parameters of modules have shapes only; buffers are computed as always."""
     register = nn.Module.register_parameter
 

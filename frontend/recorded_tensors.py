@@ -18,6 +18,7 @@ __all__ = ["RecordedTensor", "load_buffers", "loaded", "recorded_weight"]
 
 aten = torch.ops.aten
 _SAME = (aten.alias.default, aten.detach.default)
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
 _PLACEMENT = ("device", "layout", "pin_memory", "non_blocking", "memory_format")
 
 
@@ -47,6 +48,8 @@ class RecordedTensor(torch.Tensor):
     ) -> Any:
         if function in _SAME:
             return cls(args[0].weight)
+        if function in _VIEWS:  # of what seems contiguous here and need not be so when loaded
+            function = aten.reshape.default
         if function._schema.is_mutable:
             raise NotImplementedError(f"{function} writes into a tensor that is not loaded")
         given = (list(args), dict(kwargs or {}))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
+from graphwright.gguf_input import gguf_file
 from graphwright.ir.errors import FrontendError, PassError
 
 if TYPE_CHECKING:
@@ -55,13 +56,24 @@ def open_calibration(
             f"a module has no tokenizer for the text of {source}: give token ids to calibrate with."
         )
     folder = Path(model).parent if Path(model).suffix == ".onnx" else Path(model)
-    if not (folder / "tokenizer.json").is_file():
-        raise FrontendError(
-            f"{folder} has no tokenizer.json to read {source} with: give token ids to calibrate "
-            "with, in Python."
-        )
+    inside = gguf_file(folder) is not None
+    if not inside and not (folder / "tokenizer.json").is_file():
+        raise _no_tokenizer(folder, source)
     text = _read_text(Path(source))
-    return lambda info, files: _tokenized(text, files, info, tokens)
+
+    def tokenized(info: ModelInfo, files: Mapping[str, bytes]) -> Calibration:
+        if "tokenizer.json" not in files:
+            raise _no_tokenizer(folder, source)
+        return _tokenized(text, files, info, tokens)
+
+    return tokenized
+
+
+def _no_tokenizer(model: Path, source: str | Path) -> FrontendError:
+    return FrontendError(
+        f"{model} has no tokenizer.json to read {source} with: give token ids to calibrate "
+        "with, in Python."
+    )
 
 
 def _read_text(path: Path) -> str:

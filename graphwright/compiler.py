@@ -15,6 +15,7 @@ from graphwright.calibration_tokens import (
     open_calibration,
 )
 from graphwright.compile_options import CompileOptions, Progress
+from graphwright.gguf_input import capture_gguf_file, chosen_recipe, gguf_file
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.program import Program
 from graphwright.prepare import Stages, capture_onnx_file, local_model, one_thread, prepare
@@ -36,7 +37,10 @@ _COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
 
 @dataclass
 class Compiled:
-    """A compiled model: `save` writes the artifact, `load` runs it in this process."""
+    """A compiled model: `save` writes the artifact, `load` runs it in this process.
+
+    notes: what there is to say of the model and of what was chosen for it.
+    """
 
     program: Program
     variants: tuple[BuiltProgram, ...] | tuple[GpuPackage, ...]  # from the most capable
@@ -45,6 +49,7 @@ class Compiled:
     files: dict[str, bytes]
     golden: dict[str, Any] | None
     tuned: list[Tuned] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     _progress: Progress = field(default_factory=Progress)
 
@@ -82,7 +87,7 @@ class Compiled:
 def compile(
     model: str | Path | torch.nn.Module,
     *,
-    quant: str = "f32",
+    quant: str | None = None,
     target: str = "host",
     chunk: int = 512,
     check: bool | None = None,
@@ -98,10 +103,11 @@ def compile(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Compiled:
-    """Compiles a checkpoint directory, an ONNX file or a decoder `nn.Module` to native code.
+    """Compiles a checkpoint directory, an ONNX or GGUF file or a decoder `nn.Module`.
 
     ``ORG/NAME`` or ``ORG/NAME@REVISION``, where no such path exists, is a model of the Hugging Face
     Hub: it is downloaded to the cache of huggingface_hub unless it is there.
+    `quant` is f32 by default, and for GGUF files the recipe nearest to what they store.
     `example_tokens` int64 [1, S] helps to trace a module whose vocabulary is not known otherwise.
     `calibration`, a UTF-8 text file for the checkpoint's tokenizer, token ids [sequences, length],
     or "self" for tokens that the model writes itself, rounds integer weights by the inputs that
@@ -117,6 +123,10 @@ def compile(
         from graphwright.passes.recipe import Recipe
         from graphwright.program_tuning import check_budget, picks_of, tune_program
 
+    notes: list[str] = []
+    if isinstance(model, (str, Path)):
+        model = local_model(model, code=trust_remote_code)
+    quant = chosen_recipe(model, quant, notes)
     options = CompileOptions(
         quant, target, chunk, check, context, kv_cache_dtype, dtype, tune, attention=attention
     )
@@ -125,8 +135,6 @@ def compile(
         options = replace(options, lora=record_of(adapters))
     stages = Stages(progress or Progress())
     check_budget(tune)
-    if isinstance(model, (str, Path)):
-        model = local_model(model, code=trust_remote_code)
     with without_collection():
         generator = code_generator(target, dtype, tuned=tune is not None)
     calibrating = None
@@ -134,7 +142,7 @@ def compile(
         recipe = Recipe.parse(quant)
         calibrating = open_calibration(calibration, model, recipe, calibration_tokens)
     prepared = prepare(
-        lambda: _capture(model, example_tokens, trust_remote_code, context, adapters),
+        lambda: _capture(model, example_tokens, trust_remote_code, context, adapters, notes),
         options, generator.decode_tokens, stages, calibrating,
     )  # fmt: skip
     program = prepared.program
@@ -148,17 +156,18 @@ def compile(
         variants = generator.build(program, picks_of(tuned) if tuned else None)
     return Compiled(
         program, variants, prepared.options, prepared.graphs, prepared.files, golden, tuned,
-        stages.seconds, stages.progress,
+        notes, stages.seconds, stages.progress,
     )  # fmt: skip
 
 
 def _adapters(lora: str | Path | Sequence[str | Path], model: object) -> list[Path]:
     """Where the adapters for `model` lie. Raises FrontendError for a model that takes none."""
     asked = [lora] if isinstance(lora, (str, Path)) else list(lora)
-    if asked and not (isinstance(model, (str, Path)) and Path(model).suffix != ".onnx"):
+    path = Path(model) if isinstance(model, (str, Path)) else None
+    if asked and (path is None or path.suffix == ".onnx" or gguf_file(path) is not None):
         raise FrontendError(
-            "adapters are merged into the weights of a checkpoint directory, not into an ONNX file "
-            "or a module."
+            "adapters are merged into the weights of a checkpoint directory, not into an ONNX or "
+            "GGUF file or a module."
         )
     return [local_model(each, code=False) for each in asked]
 
@@ -169,12 +178,16 @@ def _capture(
     trust: bool,
     context: int | None,
     adapters: Sequence[Path],
+    notes: list[str],
 ) -> tuple[Program, dict[str, bytes]]:
     from graphwright.frontend.capture import capture_module
     from graphwright.frontend.checkpoint import capture_checkpoint
 
     if isinstance(model, (str, Path)):
         path = Path(model)
+        stored = gguf_file(path)
+        if stored is not None:
+            return capture_gguf_file(stored, context, notes)
         if path.suffix == ".onnx":
             program, folder = capture_onnx_file(path, context), path.parent
         else:
@@ -186,7 +199,7 @@ def _capture(
         return program, {each.name: each.read_bytes() for each in found if each.is_file()}
     if not hasattr(model, "forward"):
         raise FrontendError(
-            "compile takes a checkpoint directory, an ONNX file or an nn.Module, not a "
+            "compile takes a checkpoint directory, an ONNX or GGUF file or an nn.Module, not a "
             f"{type(model).__name__}."
         )
     return capture_module(model, example_tokens=example_tokens, max_context=context), {}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphwright.compile_options import CompileOptions, Progress
+from graphwright.gguf_input import capture_gguf_file, gguf_file
 from graphwright.prepare import Capture, Stages, capture_onnx_file, local_model, prepare
 from graphwright.process import without_collection
 
@@ -35,7 +36,7 @@ def plan_model(
     progress: Progress | None = None,
 ) -> PlannedModel:
     """What `compile` would write to plan.json, for a checkpoint directory (its config.json is
-    enough), a model of the Hugging Face Hub, an ONNX file or a decoder `nn.Module`.
+    enough), a model of the Hugging Face Hub, an ONNX or GGUF file or a decoder `nn.Module`.
 
     The same passes run and the same backend lays out memory, but no weight is loaded, nothing is
     compared by numbers, and no code is made: refusals that need any of that are `compile`'s.
@@ -75,6 +76,9 @@ def _capture(
             )
 
         return lambda: (capture_module(), {}), True
+    stored = gguf_file(model)
+    if stored is not None:
+        return lambda: capture_gguf_file(stored, context, [], has_values=False), True
     if model.suffix == ".onnx":
         return lambda: (capture_onnx_file(model, context, has_values=False), {}), True
     return lambda: (

@@ -81,6 +81,8 @@ def kept_parts(weight: Weight, scheme: Scheme) -> list[Weight] | None:
             return None
         given = {id(s): each[number] for s, each in zip(sources, found, strict=True) if each}
         args, kwargs = _replaced(weight.args, given), weight.kwargs
+        if weight.function is aten.reshape.default:  # scales are fewer than inputs
+            args = (args[0], [*args[1][:-1], args[0].shape[-1]])
         parts.append(Expression.of(weight.function, *args, output=weight.output, **kwargs))
     return parts
 
@@ -96,7 +98,9 @@ def _parts(
 ) -> list[Weight] | None:
     inputs, groups = codes.shape[1], scale.shape[1]
     group = inputs // groups
-    if bits != scheme.bits or (index is not None and not _in_order(index, group)):
+    if bits > scheme.bits or (scheme.zero and bits != scheme.bits):
+        return None
+    if index is not None and not _in_order(index, group):
         return None
     if scheme.group is None and groups > 1:
         return None
@@ -110,7 +114,7 @@ def _parts(
         return None
     times = group // scheme.group if scheme.group else 1
     values = Expression.of(_signed, codes, 0 if scheme.zero else middle)
-    if scheme.bits == 8 and int(values.load().min()) < scheme.range[0]:
+    if bits == 8 and int(values.load().min()) < scheme.range[0]:
         return None
     parts: list[Weight] = [values, Expression.of(_spread, scale, times, dtype)]
     if scheme.zero:
@@ -151,20 +155,41 @@ def _in_order(index: Weight, group: int) -> bool:
 
 def _moves_rows(weight: Expression) -> bool:
     """Does the function only put whole rows, all inputs of an output, in other places?"""
-    function, last = weight.function, len(weight.shape) - 1
+    function, args = weight.function, weight.args
+    last = len(weight.shape) - 1
     if function is aten._to_copy.default:
-        return bool(weight.dtype == torch.float32 == weight.args[0].dtype)
-    if function in (aten.cat.default, aten.stack.default):
-        dim = weight.args[1] if len(weight.args) > 1 else weight.kwargs.get("dim", 0)
-        return int(dim) % len(weight.shape) != last
-    if function in (aten.select.int, aten.slice.Tensor, aten.index_select.default):
-        rank = len(weight.args[0].shape)
-        dim = weight.args[1] if len(weight.args) > 1 else weight.kwargs.get("dim", 0)
-        return int(dim) % rank != rank - 1
-    if function in (aten.split.Tensor, aten.split_with_sizes.default):
-        dim = weight.args[2] if len(weight.args) > 2 else weight.kwargs.get("dim", 0)
-        return int(dim) % len(weight.shape) != last
-    return False
+        return bool(weight.dtype == torch.float32 == args[0].dtype)
+    if function is aten.clone.default:
+        return True
+    if function is aten.reshape.default:
+        return bool(weight.shape[-1:] == args[0].shape[-1:])
+    if function is aten.permute.default:
+        return int(args[1][-1]) % (last + 1) == last
+    if function is aten.transpose.int:
+        return last not in (int(args[1]) % (last + 1), int(args[2]) % (last + 1))
+    if function is aten.index.Tensor:
+        return len(args[1]) <= last or args[1][last] is None
+    at = _DIMENSIONS.get(function)
+    if at is None:
+        return False
+    rank = last + 1 if function in _SAME_RANK else len(args[0].shape)
+    dim = args[at] if len(args) > at else weight.kwargs.get("dim", 0)
+    return int(dim) % rank != rank - 1
+
+
+_SAME_RANK = (
+    aten.cat.default,
+    aten.stack.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.unsqueeze.default,
+)
+_DIMENSIONS: dict[Any, int] = {
+    **dict.fromkeys((aten.cat.default, aten.stack.default, aten.unsqueeze.default), 1),
+    **dict.fromkeys((aten.select.int, aten.slice.Tensor, aten.index_select.default), 1),
+    **dict.fromkeys((aten.split.Tensor, aten.split_with_sizes.default), 2),
+}
+"""Where the dimension along which a function works is among its arguments."""
 
 
 def _weights(argument: Any) -> list[Weight]:

@@ -121,6 +121,7 @@ def test_names_keep_their_dots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "Tiny-0.2B").mkdir()
     assert checkpoint_name(snapshot) == "Tiny-0.1B"
     assert checkpoint_name(tmp_path / "Tiny-0.2B") == "Tiny-0.2B"
+    (tmp_path / "Tiny-0.2B" / "model.onnx").touch()
     named = {
         "org/Tiny-0.1B": "Tiny-0.1B-w8.gw",
         "Tiny-0.2B": "Tiny-0.2B-w8.gw",
@@ -128,4 +129,5 @@ def test_names_keep_their_dots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "net.py:make": "net-w8.gw",
         "decoder.onnx": "decoder-w8.gw",
     }
-    assert {model: str(default_output(model, "w8")) for model in named} == named
+    assert {model: str(default_output(model, model, "w8")) for model in named} == named
+    assert default_output("org/Tiny-0.1B", str(snapshot), None) == Path("Tiny-0.1B-f32.gw")

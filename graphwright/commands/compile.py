@@ -20,7 +20,7 @@ __all__ = ["command"]
 TUNE_SECONDS = 60
 _ADAPTER = "a LoRA adapter's directory, or ORG/NAME of one on the Hub"
 _MODEL = (
-    "a Hugging Face checkpoint on this disk, ORG/NAME of one on the Hub, an ONNX file, or "
+    "a Hugging Face checkpoint on this disk, ORG/NAME of one on the Hub, an ONNX or GGUF file, or "
     "FILE.py:FUNCTION"
 )
 
@@ -30,7 +30,8 @@ _MODEL = (
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL-QUANT.gw here."
 )
-@click.option("--quant", default="f32", show_default=True, help="Weights: f32, w8, w8g32, ….")
+@click.option("--quant", help="Weights: f32, w8, w8g32, … (default: f32; of a GGUF file as it "
+              "stores them).")  # fmt: skip
 @click.option("--calibrate", metavar="TEXT",
               help="Round integer weights by the inputs that this UTF-8 file gives "
               "them; 'self': a text that the model writes.")  # fmt: skip
@@ -67,7 +68,7 @@ _MODEL = (
 def command(
     model: str,
     output: Path | None,
-    quant: str,
+    quant: str | None,
     calibrate: str | None,
     calibration_tokens: int | None,
     lora: tuple[str, ...],
@@ -86,8 +87,8 @@ def command(
 ) -> None:
     """Compile MODEL to one .gw file.
 
-    MODEL: a Hugging Face checkpoint directory, or ORG/NAME of one on the Hub, an ONNX file of a
-    decoder, or FILE.py:FUNCTION.
+    MODEL: a Hugging Face checkpoint directory, or ORG/NAME of one on the Hub, an ONNX or GGUF file
+    of a decoder, or FILE.py:FUNCTION.
     """
     from graphwright.commands.dependencies import require_compiler
     from graphwright.commands.model_argument import default_output, model_on_disk
@@ -101,8 +102,8 @@ def command(
     # calibration_tokens.SELF, before the seconds that its import takes
     if calibrate is not None and calibrate != "self" and not Path(calibrate).is_file():
         raise click.ClickException(f"there is no file '{calibrate}' to calibrate with.")
-    output = output or default_output(model, quant)
-    model = model_on_disk(model, _MODEL, code=trust_remote_code)
+    on_disk = model_on_disk(model, _MODEL, code=trust_remote_code)
+    output = output or default_output(model, on_disk, quant)
     require_compiler(target)
     with without_collection():
         from graphwright.calibration_tokens import CALIBRATION_TOKENS
@@ -113,7 +114,7 @@ def command(
     check_writable(output)
     with _Report(quiet or not sys.stderr.isatty()) as report:
         compiled = compile(
-            build_user_module(model) if is_user_module(model) else Path(model),
+            build_user_module(on_disk) if is_user_module(on_disk) else Path(on_disk),
             quant=quant,
             target=target,
             chunk=chunk,
@@ -153,6 +154,7 @@ def _summary(compiled: Compiled, output: Path, seconds: float) -> dict[str, Any]
         "passes": [vars(record) for record in compiled.program.log],
         "verified": all(r.verified is not None for r in compiled.program.log if r.rewrites),
         "tokenizer": "tokenizer.json" in compiled.files,
+        "notes": compiled.notes,
         "tuned": {each.choice.key: each.finding.chosen for each in compiled.tuned},
     }
 
@@ -175,9 +177,11 @@ def _text(compiled: Compiled, output: Path, seconds: float) -> str:
         changed = sum(each.finding.chosen != each.choice.default for each in compiled.tuned)
         lines.append(f"{len(compiled.tuned)} choices tuned, {changed} of them changed: inspect "
                      "--tuning")  # fmt: skip
+    lines += [f"note: {note}" for note in compiled.notes]
     prompt = "--prompt 'Once upon a time'"
     if "tokenizer.json" not in compiled.files:
-        lines.append("note: there is no tokenizer.json beside the model; prompts are token ids")
+        if not any("tokenizer.json" in note for note in compiled.notes):
+            lines.append("note: there is no tokenizer.json beside the model; prompts are token ids")
         prompt = "--prompt-ids 1,2,3"
     lines.append(f"next: graphwright run {output} {prompt}")
     return "\n".join(lines)

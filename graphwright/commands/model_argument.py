@@ -38,16 +38,24 @@ def model_on_disk(model: str, expected: str, *, code: bool, weights: bool = True
         raise click.ClickException(str(error)) from None
 
 
-def default_output(model: str, quant: str) -> Path:
-    """What the file is called by default: as the model, in the current directory."""
-    hub = HubModel.parse(model)
-    if hub is not None:
+def default_output(model: str, on_disk: str, quant: str | None) -> Path:
+    """What the file is called by default: as MODEL, in the current directory. on_disk: where that
+    lies, as `model_on_disk` says.
+    """
+    from graphwright.gguf_input import gguf_file, gguf_name
+
+    hub, path = HubModel.parse(model), Path(on_disk).resolve()
+    stored = None if is_user_module(model) else gguf_file(path)
+    if stored is not None:  # its name says how it is stored
+        name = gguf_name(stored)
+        if quant is None:
+            return Path(f"{name}.gw")
+    elif hub is not None:
         name = hub.repository.split("/")[1]
     elif is_user_module(model):
         name = Path(model.split(":")[0]).stem
     else:
-        path = Path(model).resolve()
         # exporters write every model to a model.onnx
         path = path.parent if path.name == "model.onnx" else path
         name = path.name if path.is_dir() else path.stem  # a dot in a directory's: Qwen3-0.6B
-    return Path(f"{name}-{quant.replace(':', '-')}.gw")
+    return Path(f"{name}-{(quant or 'f32').replace(':', '-')}.gw")

@@ -21,8 +21,8 @@ __all__ = ["command"]
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
           "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
 _MODEL = (
-    "a checkpoint directory, ORG/NAME of one on the Hugging Face Hub, an ONNX file, "
-    "FILE.py:FUNCTION, or a compiled FILE.gw"
+    "a checkpoint directory, ORG/NAME of one on the Hugging Face Hub, an ONNX or GGUF "
+    "file, FILE.py:FUNCTION, or a compiled FILE.gw"
 )
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|[kmgt]i?)b", re.IGNORECASE)
 _OF_MODELS = ("quant", "target", "chunk", "kv_cache_dtype", "dtype", "attention",
@@ -42,7 +42,8 @@ def _parse_size(context: click.Context, parameter: click.Parameter, text: str | 
 
 @click.command("plan", short_help="Say what a model will take in memory, before it is loaded.")
 @click.argument("model")
-@click.option("--quant", default="f32", show_default=True, help="Weights: f32, w8, w8g32, ….")
+@click.option("--quant", help="Weights: f32, w8, w8g32, … (default: f32; of a GGUF file as it "
+              "stores them).")  # fmt: skip
 @click.option("--kv-cache-dtype", default="auto", show_default=True,
               type=click.Choice(["auto", "f32", "f16", "bf16", "fp8", "int8"]),
               help="How keys and values are kept (auto: f32).")  # fmt: skip
@@ -80,9 +81,11 @@ def command(
     """Say what MODEL will take in memory: the table of its engine, before there is one.
 
     MODEL: a checkpoint directory (its config.json is enough), or ORG/NAME of one on the Hugging
-    Face Hub, an ONNX file of a decoder, FILE.py:FUNCTION, or a compiled FILE.gw. No weight is read.
+    Face Hub, an ONNX or GGUF file of a decoder, FILE.py:FUNCTION, or a compiled FILE.gw. No weight
+    is read.
     """
     from graphwright.commands.model_argument import model_on_disk
+    from graphwright.gguf_input import gguf_file
 
     name = model
     model = model_on_disk(model, _MODEL, code=options["trust_remote_code"], weights=False)
@@ -90,7 +93,7 @@ def command(
     notes: list[str] = []
     if path.suffix == ".json":
         raise click.ClickException(f"give the directory in which '{model}' lies as config.json.")
-    if path.is_file() and path.suffix != ".onnx":
+    if path.is_file() and path.suffix != ".onnx" and gguf_file(path) is None:
         subject = _of_artifact(ctx, path)
     else:
         subject = _of_model(model, name, options, notes)
@@ -153,10 +156,12 @@ def _of_model(model: str, name: str, options: dict[str, Any], notes: list[str]) 
     require_compiler(options["target"])
     with without_collection():
         from graphwright.compile_options import CompileOptions
+        from graphwright.gguf_input import chosen_recipe
         from graphwright.planner import plan_model
     trust = options.pop("trust_remote_code")
     given = build_user_module(model) if is_user_module(model) else Path(model)
-    asked = CompileOptions(**options, check=False)
+    quant = chosen_recipe(given, options.pop("quant"), notes)
+    asked = CompileOptions(quant, **options, check=False)
     with _shown() as progress:
         planned = plan_model(given, asked, trust_remote_code=trust, progress=progress)
     if not planned.has_weights:
@@ -166,7 +171,7 @@ def _of_model(model: str, name: str, options: dict[str, Any], notes: list[str]) 
             else f"of {name} config.json alone was fetched; the table is that of the model in it"
         )
     plan = planned.plan
-    return Subject(name, plan.content, plan.target, options["quant"], plan.counter_bytes)
+    return Subject(name, plan.content, plan.target, quant, plan.counter_bytes)
 
 
 @contextmanager

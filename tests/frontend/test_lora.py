@@ -193,7 +193,7 @@ def test_one_of_two_tied_tables_cannot_change_alone(tmp_path: Path) -> None:
 
 
 def test_only_checkpoints_take_adapters(tmp_path: Path, queries: Path, llama: Path) -> None:
-    with pytest.raises(FrontendError, match="not into an ONNX file or a module"):
+    with pytest.raises(FrontendError, match="not into an ONNX or GGUF file or a module"):
         graphwright.compile(base_model(llama), lora=queries)
     with pytest.raises(FrontendError, match="expected a LoRA adapter as PEFT saves it"):
         graphwright.compile(llama, lora=tmp_path)

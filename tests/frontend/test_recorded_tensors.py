@@ -45,6 +45,7 @@ OPS: dict[str, Callable[[torch.Tensor], Any]] = {
     "cut": lambda x: torch.chunk(x, 2, dim=0)[1],
     "split": lambda x: x.split([1, 3], dim=0)[1],
     "shaped": lambda x: x.reshape(2, 2, 6).permute(1, 0, 2),
+    "turned and shaped": lambda x: x.transpose(0, 1).reshape(3, 8),
     "parameter": lambda x: nn.Parameter(x).detach(),
 }
 

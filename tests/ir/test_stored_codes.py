@@ -58,12 +58,23 @@ KEPT: dict[str, tuple[Weight, str]] = {
     "in order": (stored(index=torch.arange(256) // 128), "w4g128z"),
     "eight bits": (stored(8, 1, zero=128, scales=torch.float32), "w8"),
     "eight bits in groups": (stored(8, 2, zero=128), "w8g32"),
+    "four bits in eight": (stored(zero=8), "w8g128"),
+    "three bits in four": (stored(3, zero=4), "w4g128"),
 }
 NOT_KEPT: dict[str, tuple[Weight, str]] = {
     "larger groups": (stored(groups=4), "w4g128z"),
     "zero points": (stored(), "w4g128"),
-    "other bits": (stored(zero=8), "w8g128"),
-    "three bits": (stored(3, zero=4), "w4g128"),
+    "fewer bits": (stored(8, 2, zero=128), "w4g128"),
+    "other bits with zero points": (stored(3, zero=4), "w4g128z"),
+    "inputs in another place": (
+        Expression.of(aten.index.Tensor, stored(), [None, torch.arange(255, -1, -1)]), "w4g128z",
+    ),
+    "cut into shorter rows": (Expression.of(aten.reshape.default, stored(), [12, 128]), "w4g128z"),
+    "a last dimension more": (Expression.of(aten.unsqueeze.default, stored(), -1), "w4g128z"),
+    "rows and inputs turned": (
+        Expression.of(aten.permute.default, stored(groups=1), [1, 0]), "w4g32z",
+    ),
+    "inputs by rows": (Expression.of(aten.transpose.int, stored(groups=1), 0, 1), "w4g32z"),
     "another order": (stored(index=torch.arange(256) % 2), "w4g128z"),
     "rows in groups": (stored(8, 2, zero=128), "w8"),
     "-128": (signed(least=-128), "w8"),
@@ -85,6 +96,15 @@ KEPT["rows of each"] = (Expression.of(aten.slice.Tensor, both, 1, 2, 5), "w4g128
 KEPT["cut"] = (Expression.of(aten.split.Tensor, stored(), 4, output=1), "w4g128z")
 order = torch.tensor([3, 1, 0])
 KEPT["chosen"] = (Expression.of(aten.index_select.default, stored(), 0, order), "w4g128z")
+halves = Expression.of(aten.reshape.default, stored(), [3, 2, 256])
+turned = Expression.of(aten.transpose.int, halves, 0, 1)
+KEPT["rows in another order"] = (
+    Expression.of(aten.clone.default, Expression.of(aten.reshape.default, turned, [6, 256])),
+    "w4g128z",
+)
+permuted = Expression.of(aten.permute.default, halves, [1, 0, 2])
+KEPT["permuted"] = (Expression.of(aten.unsqueeze.default, permuted, 1), "w4g128z")
+KEPT["by an index"] = (Expression.of(aten.index.Tensor, stored(), [order]), "w4g128z")
 
 
 @pytest.mark.parametrize("case", KEPT)

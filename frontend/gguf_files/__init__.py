@@ -1,0 +1,1 @@
+"""GGUF files: their tensors as lazy weights of the model that transformers builds for them."""
