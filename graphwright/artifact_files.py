@@ -50,6 +50,8 @@ def write_artifact(compiled: Compiled, path: Path, on_packed: Callable[[int, int
         writer.add("versions.json", json.dumps(_versions(), indent=1))
         writer.add("ledger.json", json.dumps([vars(entry) for entry in built.ledger], indent=1))
         writer.add("phases.json", json.dumps(built.facts))
+        if compiled.program.choice is not None:
+            writer.add("quant.json", json.dumps(compiled.program.choice.as_json(), indent=1))
         if compiled.tuned:
             writer.add("tuning.json", json.dumps(describe_tuned(compiled.tuned), indent=1))
         for name, content in compiled.files.items():

@@ -14,13 +14,16 @@ from graphwright.ir.errors import FrontendError, PassError
 if TYPE_CHECKING:
     import torch
 
+    from graphwright.compile_options import CompileOptions
     from graphwright.ir.program import ModelInfo
+    from graphwright.passes.auto_recipe import AutoRecipe
     from graphwright.passes.calibration import Calibration
     from graphwright.passes.recipe import Recipe
     from graphwright.passes.self_written_tokens import SelfWritten
     from graphwright.runtime.tokenizer import Tokenizer
 
-__all__ = ["CALIBRATION_TOKENS", "SELF", "Calibrating", "CalibrationSource", "open_calibration"]
+__all__ = ["CALIBRATION_TOKENS", "SELF", "Calibrating", "CalibrationSource", "open_calibration",
+           "open_tokens"]  # fmt: skip
 
 CALIBRATION_TOKENS = 16384  # of a text, at most
 SELF = "self"  # in place of a text: the model writes it
@@ -32,8 +35,33 @@ CalibrationSource: TypeAlias = Union[str, Path, "torch.Tensor", Sequence[Sequenc
 Calibrating: TypeAlias = Callable[["ModelInfo", Mapping[str, bytes]], "Calibration | SelfWritten"]
 
 
+def open_tokens(
+    source: CalibrationSource | None, tokens: int, model: object, options: CompileOptions
+) -> Calibrating | None:
+    """As open_calibration, for what `options` need: the recipe `auto` chooses by tokens, also where
+    no source is given, and takes some more, to test the choice by.
+
+    Raises FrontendError or PassError, also where budget and recipe do not go together.
+    """
+    from graphwright.passes.auto_recipe import AutoRecipe, Budget, is_auto
+    from graphwright.passes.dealt_tokens import CHOICE_TOKENS, HELD_OUT_TOKENS
+    from graphwright.passes.recipe import Recipe
+
+    Budget(options.max_kl, options.bits, options.max_size).check(options.quant)
+    if not is_auto(options.quant):
+        recipe = Recipe.parse(options.quant)
+        return None if source is None else open_calibration(source, model, recipe, tokens)
+    auto = AutoRecipe.parse(options.quant)
+    if source is None:
+        return lambda info, files: _self_written(files, info, CHOICE_TOKENS + HELD_OUT_TOKENS)
+    return open_calibration(source, model, auto, tokens + HELD_OUT_TOKENS)
+
+
 def open_calibration(
-    source: CalibrationSource, model: object, recipe: Recipe, tokens: int = CALIBRATION_TOKENS
+    source: CalibrationSource,
+    model: object,
+    recipe: Recipe | AutoRecipe,
+    tokens: int = CALIBRATION_TOKENS,
 ) -> Calibrating:
     """What makes the tokens once `model` is captured, of what is known of it and of its files.
 

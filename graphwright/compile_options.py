@@ -29,7 +29,9 @@ class CompileOptions:
     docs/tuning.md. attention: a restriction of what attention sees, such as ``window(1024) |
     first(4)`` (None: what the model shows it); docs/attention.md. calibration: which tokens integer
     weights were rounded by (None: to nearest); docs/quantization.md. lora: which adapters were
-    merged into the weights (None: none).
+    merged into the weights (None: none). max_kl, bits, max_size: with the recipe ``auto`` one of
+    them, what the choice of schemes keeps to: nats a token that may be lost, bits of a weight in
+    the mean, or bytes of all weights.
     """
 
     quant: str = "f32"
@@ -43,14 +45,19 @@ class CompileOptions:
     calibration: str | None = None
     lora: str | None = None
     attention: str | None = None
+    max_kl: float | None = None
+    bits: float | None = None
+    max_size: int | None = None
 
 
 @dataclass
 class Progress:
     """Callbacks while compiling: a stage begins, a pass is done, packed bytes of all bytes, the
-    share of the seconds for tuning that is spent, and on what."""
+    share of the seconds for tuning that is spent, and on what; the share of a long pass that is
+    done, if it is known, and what it does."""
 
     stage: Callable[[str], None] = lambda name: None
     record: Callable[[PassRecord], None] = lambda record: None
     packed: Callable[[int, int], None] = lambda done, total: None
     tuning: Callable[[float, str], None] = lambda share, choice: None
+    within_pass: Callable[[float | None, str], None] = lambda share, what: None

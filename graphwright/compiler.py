@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from graphwright.calibration_tokens import (
     CALIBRATION_TOKENS,
     CalibrationSource,
-    open_calibration,
+    open_tokens,
 )
 from graphwright.compile_options import CompileOptions, Progress
 from graphwright.gguf_input import capture_gguf_file, chosen_recipe, gguf_file
-from graphwright.ir.errors import FrontendError
+from graphwright.ir.errors import BackendError, FrontendError
 from graphwright.ir.program import Program
 from graphwright.prepare import Stages, capture_onnx_file, local_model, one_thread, prepare
 from graphwright.process import without_collection
@@ -98,6 +98,9 @@ def compile(
     tune: float | None = None,
     calibration: CalibrationSource | None = None,
     calibration_tokens: int = CALIBRATION_TOKENS,
+    max_kl: float | None = None,
+    bits: float | None = None,
+    max_size: int | None = None,
     example_tokens: torch.Tensor | None = None,
     lora: str | Path | Sequence[str | Path] = (),
     trust_remote_code: bool = False,
@@ -112,6 +115,9 @@ def compile(
     `calibration`, a UTF-8 text file for the checkpoint's tokenizer, token ids [sequences, length],
     or "self" for tokens that the model writes itself, rounds integer weights by the inputs that
     such tokens give them; of a text, or by the model, at most `calibration_tokens` are taken.
+    With quant="auto" each weight's scheme is chosen, within `max_kl` nats a token, in `bits` a
+    weight, or with all weights in `max_size` bytes, by tokens as `calibration` gives them, or by
+    some that the model writes (docs/quantization.md).
     `lora`: adapters for a checkpoint, directories or names on the Hub, merged into its weights in
     this order. The other options are those of `CompileOptions`.
     Raises FrontendError, PassError or BackendError: a model is compiled right or refused.
@@ -120,7 +126,6 @@ def compile(
         from graphwright.frontend.lora import record_of
         from graphwright.golden import golden_tokens
         from graphwright.machine_code import code_generator
-        from graphwright.passes.recipe import Recipe
         from graphwright.program_tuning import check_budget, picks_of, tune_program
 
     notes: list[str] = []
@@ -128,8 +133,9 @@ def compile(
         model = local_model(model, code=trust_remote_code)
     quant = chosen_recipe(model, quant, notes)
     options = CompileOptions(
-        quant, target, chunk, check, context, kv_cache_dtype, dtype, tune, attention=attention
-    )
+        quant, target, chunk, check, context, kv_cache_dtype, dtype, tune,
+        attention=attention, max_kl=max_kl, bits=bits, max_size=max_size,
+    )  # fmt: skip
     adapters = _adapters(lora, model)
     if adapters:
         options = replace(options, lora=record_of(adapters))
@@ -137,13 +143,11 @@ def compile(
     check_budget(tune)
     with without_collection():
         generator = code_generator(target, dtype, tuned=tune is not None)
-    calibrating = None
-    if calibration is not None:
-        recipe = Recipe.parse(quant)
-        calibrating = open_calibration(calibration, model, recipe, calibration_tokens)
+    with without_collection():
+        calibrating = open_tokens(calibration, calibration_tokens, model, options)
     prepared = prepare(
         lambda: _capture(model, example_tokens, trust_remote_code, context, adapters, notes),
-        options, generator.decode_tokens, stages, calibrating,
+        options, generator.decode_tokens, stages, calibrating, rounds=calibration is not None,
     )  # fmt: skip
     program = prepared.program
     with stages.stage("golden", "golden tokens"), one_thread():
@@ -154,6 +158,7 @@ def compile(
             tuned = tune_program(program, generator, tune, stages.progress.tuning)
     with stages.stage("native code"), without_collection():
         variants = generator.build(program, picks_of(tuned) if tuned else None)
+    _check_size(variants[0].plan["weights"]["bytes"], max_size)
     return Compiled(
         program, variants, prepared.options, prepared.graphs, prepared.files, golden, tuned,
         notes, stages.seconds, stages.progress,
@@ -203,6 +208,15 @@ def _capture(
             f"{type(model).__name__}."
         )
     return capture_module(model, example_tokens=example_tokens, max_context=context), {}
+
+
+def _check_size(taken: int, most: int | None) -> None:
+    """Raises BackendError if the weights, as the target packs them, take more than was allowed."""
+    if most is not None and taken > most:
+        raise BackendError(
+            f"the weights take {taken} bytes as this target packs them, and max_size is {most}: "
+            f"give {2 * most - taken}, so that as much as was not foreseen is left."
+        )
 
 
 def log_as_json(program: Program) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphwright.compile_options import CompileOptions, Progress
 from graphwright.gguf_input import capture_gguf_file, gguf_file
+from graphwright.ir.errors import PassError
 from graphwright.prepare import Capture, Stages, capture_onnx_file, local_model, prepare
 from graphwright.process import without_collection
 
@@ -44,7 +45,14 @@ def plan_model(
     """
     with without_collection():
         from graphwright.machine_code import code_generator
+        from graphwright.passes.auto_recipe import is_auto
 
+    if is_auto(options.quant):
+        raise PassError(
+            f"quant='{options.quant}' chooses by what the model computes, and a plan reads no "
+            "weight: compile, and plan the file, or plan with a scheme such as w4g32."
+        )
+    with without_collection():
         generator = code_generator(options.target, options.dtype)
     if isinstance(model, (str, Path)):
         model = local_model(model, code=trust_remote_code, weights=False)

@@ -58,11 +58,14 @@ def prepare(
     decode_tokens: int,
     stages: Stages,
     calibrating: Calibrating | None = None,
+    *,
+    rounds: bool = True,
 ) -> Prepared:
     """Captures and runs the passes. decode_tokens: the most of a step of the decode entry.
 
-    calibrating: gives the tokens to round weights by, once the model is known. Raises
-    FrontendError, PassError, BackendError.
+    calibrating: gives the tokens to choose schemes by, where the recipe is `auto`, and, if it
+    `rounds`, to round weights by, once the model is known. Raises FrontendError, PassError,
+    BackendError.
     """
     if options.kv_cache_dtype == "fp8" and not options.target.startswith("cuda"):
         raise BackendError(
@@ -70,15 +73,18 @@ def prepare(
             "scale for each token and head."
         )
     with without_collection():
+        from graphwright.passes.auto_recipe import AutoRecipe, Budget, is_auto
         from graphwright.passes.base import PassContext
+        from graphwright.passes.choose_schemes import ChooseSchemes
         from graphwright.passes.pipeline import PipelineOptions, pipeline
         from graphwright.passes.recipe import Recipe
         from graphwright.passes.restrict_attention import Restriction
         from graphwright.passes.running import run_passes
         from graphwright.passes.verification import NumericCheck, should_check
 
+    auto = is_auto(options.quant)
     chosen = PipelineOptions(
-        Recipe.parse(options.quant), decode_tokens, options.chunk,
+        Recipe() if auto else Recipe.parse(options.quant), decode_tokens, options.chunk,
         kv_cache_dtype=options.kv_cache_dtype,
         attention=None if options.attention is None else Restriction.parse(options.attention),
     )  # fmt: skip
@@ -88,8 +94,14 @@ def prepare(
             program, files = capture()
         if calibrating is not None:
             tokens = calibrating(program.info, files)
-            options = replace(options, calibration=tokens.record)
-            steps = pipeline(replace(chosen, calibration=tokens))
+            if rounds:
+                options = replace(options, calibration=tokens.record)
+            if auto:
+                budget = Budget(options.max_kl, options.bits, options.max_size)
+                choice = ChooseSchemes(AutoRecipe.parse(options.quant), budget, tokens, rounds)
+                steps = pipeline(replace(chosen, choice=choice))
+            else:
+                steps = pipeline(replace(chosen, calibration=tokens))
     with stages.stage("passes"):
         graphs: list[tuple[str, str]] = []
         wanted = should_check(program) if options.check is None else options.check
@@ -97,6 +109,7 @@ def prepare(
             check=NumericCheck() if wanted else None,
             on_graph=lambda name, text: graphs.append((name, text)),
             on_record=stages.progress.record,
+            on_progress=stages.progress.within_pass,
             fuel=PassContext.fuel_from_environment(),
         )
         with one_thread(), without_collection():

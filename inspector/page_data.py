@@ -81,6 +81,7 @@ def page_data(
         "gpu": launch_data(artifact),
         "golden": _optional(artifact, "golden.json", None),
         "tuning": _optional(artifact, "tuning.json", None),
+        "choice": _optional(artifact, "quant.json", None),
         "files": [
             [name, each["bytes"], each["sha256"]] for name, each in manifest["entries"].items()
         ],

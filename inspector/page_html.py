@@ -26,8 +26,8 @@ DATA_ID = "graphwright-data"
 _PAGE = Path(__file__).parent / "page"
 # In this order: each uses what those before it declare.
 _SCRIPTS = ("roofline", "elements", "load", "summary", "graph_text", "pass_delta", "passes",
-            "graph", "roofline_chart", "cost", "launches", "kv_cache", "memory", "evidence",
-            "main")  # fmt: skip
+            "graph", "roofline_chart", "cost", "launches", "kv_cache", "memory", "schemes",
+            "evidence", "main")  # fmt: skip
 _STYLES = ("base", "views")
 _ESCAPED = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 

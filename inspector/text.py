@@ -55,7 +55,7 @@ def summary(artifact: Readable) -> str:
         f"format {manifest['format_version']}, made by graphwright "
         f"{manifest['graphwright']} for {manifest['target']}",
         *code,
-        f"quant        {options.get('quant', '?')}{rounded}",
+        f"quant        {options.get('quant', '?')}{_chosen(artifact)}{rounded}",
         *([f"lora         {options['lora']}"] if options.get("lora") else []),
         *([f"attention    {options['attention']}"] if options.get("attention") else []),
         f"vocabulary   {plan['vocab_size']}",
@@ -76,6 +76,17 @@ def summary(artifact: Readable) -> str:
     lines.append(f"tokenizer    {'yes' if 'tokenizer.json' in artifact.names else 'no'}")
     lines.append(f"graphs       {len(stages)} stages: inspect --graph NAME")
     return "\n".join(lines)
+
+
+def _chosen(artifact: Readable) -> str:
+    """Where the compiler chose the schemes: what it came to."""
+    if "quant.json" not in artifact.names:
+        return ""
+    choice = read_json(artifact, "quant.json")
+    return (
+        f", {choice['bits']:.2f} bits a weight, KL divergence {choice['measured']:.3g} nats a "
+        "token: inspect --quant"
+    )
 
 
 def _variants(manifest: dict[str, Any]) -> list[str]:

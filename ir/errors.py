@@ -1,6 +1,6 @@
 """The compiler's exception types. Their messages are sentences with values, meant for a user."""
 
-__all__ = ["BackendError", "FrontendError", "GraphwrightError", "PassError"]
+__all__ = ["BackendError", "BudgetError", "FrontendError", "GraphwrightError", "PassError"]
 
 
 class GraphwrightError(Exception):
@@ -13,6 +13,10 @@ class FrontendError(GraphwrightError):
 
 class PassError(GraphwrightError):
     """A pass refused the graph, or its result failed verification."""
+
+
+class BudgetError(PassError):
+    """What was asked for cannot be had, whatever a pass does: nothing went wrong in one."""
 
 
 class BackendError(GraphwrightError):

@@ -15,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicC
 
 from graphwright.ir.inference import Inference
 from graphwright.ir.memory import MemoryPlan
+from graphwright.ir.scheme_choice import SchemeChoice
 from graphwright.ir.states import State
 from graphwright.ir.weights import Weight, WeightStore
 
@@ -80,6 +81,7 @@ class Program:
     level: Level = Level.CAPTURED
     log: list[PassRecord] = field(default_factory=list)
     plans: dict[str, MemoryPlan] = field(default_factory=dict)  # by entry, from level PLANNED on
+    choice: SchemeChoice | None = None  # where the schemes of weights were left to the compiler
     _inference: Inference = field(default_factory=Inference, repr=False)
 
     @property
@@ -212,6 +214,7 @@ class Program:
             level=self.level,
             log=list(self.log),
             plans=dict(self.plans),
+            choice=self.choice,
             _inference=self._inference,
         )
 

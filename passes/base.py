@@ -59,11 +59,14 @@ class PassContext:
     """One run of a pipeline: its options, its fuel, its check and what it dumps.
 
     on_graph receives the text after each pass, on_record what it did, once both are checked.
+    on_progress hears in a long pass what it is doing, and the share of it that is done, if known;
+    at 0 what is about to be done, with the time and the memory that it may take.
     """
 
     check: Check | None = None
     on_graph: Callable[[str, str], None] | None = None
     on_record: Callable[[PassRecord], None] | None = None
+    on_progress: Callable[[float | None, str], None] = lambda share, what: None
     fuel: int | None = None
     misses: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

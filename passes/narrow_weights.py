@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import fx
@@ -14,13 +14,9 @@ from graphwright.ir.program import Program
 from graphwright.ir.weights import Expression, Weight
 from graphwright.passes.base import Exactness, Pass, Stage
 from graphwright.passes.head import logits_linears
+from graphwright.passes.quantized_calls import call_with_parts
 from graphwright.passes.recipe import Recipe
-from graphwright.passes.weight_roles import (
-    Role,
-    refusal,
-    weight_argument,
-    weight_readers,
-)
+from graphwright.passes.weight_roles import Role, refusal, weight_readers
 
 __all__ = ["NarrowWeights", "NarrowedWeight"]
 
@@ -48,7 +44,6 @@ class NarrowWeights(Pass):
         made: dict[tuple[str, str], fx.Node] = {}
         count = 0
         for node, role, source in readers:
-            place = weight_argument(role)
             name, weight = str(source.target), program.weight_of(source)
             scheme = self._scheme(node, name, weight, role)
             if weight is None or scheme is None:
@@ -58,9 +53,9 @@ class NarrowWeights(Pass):
             key = (name, str(scheme))
             if key not in made:
                 made[key] = program.add_weight(f"{name}_{scheme}", _narrowed(name, weight, scheme))
-            arguments = (*node.args[:place], made[key], *node.args[place + 1 :])
-            target: Any = node.target
-            new = program.call(node, target, *arguments, **node.kwargs)
+            call = (node.target, node.args, node.kwargs)
+            target, arguments, options = call_with_parts(call, role, [made[key]], scheme)
+            new = program.call(node, target, *arguments, **options)
             new.meta["stack_trace"] = node.meta.get("stack_trace", "")
             program.replace(node, new)
             count += 1

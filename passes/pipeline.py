@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from graphwright.passes.base import Pass
 from graphwright.passes.calibration import Calibration
 from graphwright.passes.canonicalize_ops import CanonicalizeOps
+from graphwright.passes.choose_schemes import ChooseSchemes
 from graphwright.passes.drop_no_ops import DropNoOps
 from graphwright.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from graphwright.passes.expand_inner_attention import ExpandInnerAttention
@@ -47,7 +48,8 @@ class PipelineOptions:
     recipe: which weights are narrowed or quantized, and how. decode_tokens, chunk: the most tokens
     that one step of the decode and of the prefill entry takes. kv_cache_dtype: auto, f32, f16, bf16
     or int8. attention: what it may see (None: what the model shows it). calibration: what integer
-    weights are rounded by (None: to nearest).
+    weights are rounded by (None: to nearest). choice: chooses the schemes where the recipe is
+    `auto`; then there is no other recipe.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
@@ -56,6 +58,7 @@ class PipelineOptions:
     kv_cache_dtype: str = "auto"
     attention: Restriction | None = None
     calibration: Calibration | SelfWritten | None = None
+    choice: ChooseSchemes = field(default_factory=ChooseSchemes)
 
 
 # Few phases, each one pass over memory. Gates come before merging, which leaves a linear alone that
@@ -99,6 +102,7 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
         SplitWeightStacks(),
         *_FUSE,
         # quantize
+        options.choice,
         NarrowWeights(options.recipe),
         QuantizeKvCache(options.kv_cache_dtype),
         QuantizeWeights(options.recipe, options.calibration),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import fx
 
 from graphwright.ir.program import Level, Program
@@ -16,14 +15,13 @@ from graphwright.ir.weights import Weight
 from graphwright.passes.base import Exactness, Pass, Stage
 from graphwright.passes.calibration import Calibration, calibrate
 from graphwright.passes.head import logits_linears
+from graphwright.passes.quantized_calls import call_with_parts
 from graphwright.passes.quantized_part import KEPT_BYTES, KeptBytes, QuantizedPart
 from graphwright.passes.recipe import Recipe
 from graphwright.passes.self_written_tokens import SelfWritten
 from graphwright.passes.weight_roles import Role, refusal, weight_readers
 
 __all__ = ["QuantizeWeights"]
-
-gw = torch.ops.gw
 
 
 @dataclass(frozen=True)
@@ -120,31 +118,8 @@ def _named(program: Program, name: str, scheme: str, parts: list[QuantizedPart])
 def _replace(
     program: Program, node: fx.Node, role: Role, parts: list[fx.Node], scheme: Scheme
 ) -> None:
-    weight, scale, *zeros = parts
-    zero: Any = zeros[0] if zeros else None
-    options: dict[str, Any] = {"scheme": str(scheme)}
-    if role == "experts":
-        x, experts, _, *bias = node.args
-        target = gw.quantized_routed_linear.default
-        arguments = _given(x, experts, weight, scale, *_padded(bias, 1), zero)
-    elif role == "embedding":
-        target = gw.quantized_embedding.default
-        arguments = _given(weight, scale, node.args[1], zero)
-    else:
-        x, _, *epilogue = node.args
-        target = gw.quantized_linear.default
-        arguments = _given(x, weight, scale, *_padded(epilogue, 2), zero)
-        options["activation"] = node.kwargs.get("activation", "none")
+    call = (node.target, node.args, node.kwargs)
+    target, arguments, options = call_with_parts(call, role, parts, scheme)
     new = program.call(node, target, *arguments, **options)
     new.meta["stack_trace"] = node.meta.get("stack_trace", "")
     program.replace(node, new)
-
-
-def _padded(arguments: list[Any], count: int) -> list[Any]:
-    return arguments + [None] * (count - len(arguments))
-
-
-def _given(*arguments: Any) -> list[Any]:
-    """The arguments up to the last one that is not None."""
-    last = max(i for i, each in enumerate(arguments) if each is not None)
-    return list(arguments[: last + 1])

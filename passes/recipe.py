@@ -11,7 +11,7 @@ from graphwright.ir.float_scheme import AnyScheme, FloatScheme
 from graphwright.ir.schemes import Scheme
 from graphwright.passes.weight_roles import Role
 
-__all__ = ["Recipe"]
+__all__ = ["Recipe", "parse_scheme"]
 
 _ROLES: dict[str, tuple[Role, ...]] = {
     "linear": ("linear", "experts"),
@@ -51,8 +51,8 @@ class Recipe:
                 re.compile(pattern)
             except re.error as error:
                 raise PassError(f"'{pattern}' in recipe '{text}': {error}.") from error
-            overrides.append((pattern, _scheme(scheme)))
-        return Recipe(_scheme(default), tuple(overrides))
+            overrides.append((pattern, parse_scheme(scheme)))
+        return Recipe(parse_scheme(default), tuple(overrides))
 
     @property
     def bits(self) -> int:
@@ -75,20 +75,26 @@ class Recipe:
 
     def scheme_for(self, name: str, role: Role) -> AnyScheme | None:
         """The scheme of the weight `name` in this role; None: it stays float32."""
+        found = self.override_for(name, role)
+        return self.default if found is None else found[1]
+
+    def override_for(self, name: str, role: Role) -> tuple[str, AnyScheme | None] | None:
+        """The override that decides; None where the default does."""
         for pattern, scheme in self.overrides:
             if pattern not in _ROLES and re.search(pattern, name):
-                return scheme
+                return pattern, scheme
         for pattern, scheme in self.overrides:
             if role in _ROLES.get(pattern, ()):
-                return scheme
-        return self.default
+                return pattern, scheme
+        return None
 
     def __str__(self) -> str:
         rest = ",".join(f"{pattern}={scheme or 'f32'}" for pattern, scheme in self.overrides)
         return f"{self.default or 'f32'}" + (f":{rest}" if rest else "")
 
 
-def _scheme(text: str) -> AnyScheme | None:
+def parse_scheme(text: str) -> AnyScheme | None:
+    """The scheme called `text`; None for float32. Raises PassError."""
     if text in ("f32", "none"):
         return None
     return FloatScheme(text) if text in FloatScheme.NAMES else Scheme.parse(text)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 
-from graphwright.ir.errors import GraphwrightError, PassError
+from graphwright.ir.errors import BudgetError, GraphwrightError, PassError
 from graphwright.ir.printer import format_graph
 from graphwright.ir.program import PassRecord, Program
 from graphwright.ir.verifier import verify_level
@@ -28,7 +28,8 @@ def run_passes(
     that approximates; one that a user asked to change the model ends a stage and is not compared.
     If that or a pass fails, all run again with a comparison after each pass that rewrote something,
     and the outcome of this counts: it names the pass that went wrong.
-    Raises PassError naming the pass that failed and those that ran before it.
+    Raises PassError naming the pass that failed and those that ran before it, and BudgetError as it
+    comes, at once.
     """
     context = context or PassContext(fuel=PassContext.fuel_from_environment())
     _check_order(passes)
@@ -37,9 +38,13 @@ def run_passes(
         return program
     original, fuel = program.copy(), context.fuel
     run = _Run(program, context)
-    with suppress(GraphwrightError):  # which the passes one by one raise again, or do not deserve
+    try:
         run.all(list(_groups(passes)))
         return program
+    except BudgetError:
+        raise
+    except GraphwrightError:  # which the passes one by one raise again, or do not deserve
+        pass
     _Run(original, replace(context, fuel=fuel), run.told).all([[step] for step in passes])
     program.become(original)
     return program
@@ -151,6 +156,8 @@ class _Run:
         """Names in errors the pass they come from; `checked` ran, but did not stand the check."""
         try:
             yield
+        except BudgetError:
+            raise
         except GraphwrightError as error:
             log = self._program.log[: len(self._program.log) - len(checked)]
             done = ", ".join(record.name for record in log) or "none"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from graphwright.commands.options import parse_size
+
 if TYPE_CHECKING:
     from graphwright.compiler import Compiled, Progress
     from graphwright.ir.program import PassRecord
@@ -30,8 +32,17 @@ _MODEL = (
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL-QUANT.gw here."
 )
-@click.option("--quant", help="Weights: f32, w8, w8g32, … (default: f32; of a GGUF file as it "
-              "stores them).")  # fmt: skip
+@click.option("--quant", help="Weights: f32, w8, w4g32, …; auto: the best for each (default: f32; "
+              "of a GGUF file as it stores them).")  # fmt: skip
+@click.option("--max-kl", type=click.FloatRange(min=0), metavar="NATS",
+              help="With --quant auto: the fastest file that changes the model's distributions by "
+              "no more (KL divergence, nats a token).")  # fmt: skip
+@click.option("--bits", type=click.FloatRange(min=0, min_open=True), metavar="BITS",
+              help="With --quant auto: the nearest to the model in so many bits a weight, in the "
+              "mean.")  # fmt: skip
+@click.option("--max-size", metavar="SIZE", callback=parse_size,
+              help="With --quant auto: the nearest whose weights take no more, such as "
+              "4GB.")  # fmt: skip
 @click.option("--calibrate", metavar="TEXT",
               help="Round integer weights by the inputs that this UTF-8 file gives "
               "them; 'self': a text that the model writes.")  # fmt: skip
@@ -69,6 +80,9 @@ def command(
     model: str,
     output: Path | None,
     quant: str | None,
+    max_kl: float | None,
+    bits: float | None,
+    max_size: int | None,
     calibrate: str | None,
     calibration_tokens: int | None,
     lora: tuple[str, ...],
@@ -99,6 +113,7 @@ def command(
         raise click.UsageError("--tune-budget says how long to tune; it goes with --tune.")
     if calibration_tokens is not None and calibrate is None:
         raise click.UsageError("--calibration-tokens goes with --calibrate.")
+    _check_budget(quant, {"--max-kl": max_kl, "--bits": bits, "--max-size": max_size})
     # calibration_tokens.SELF, before the seconds that its import takes
     if calibrate is not None and calibrate != "self" and not Path(calibrate).is_file():
         raise click.ClickException(f"there is no file '{calibrate}' to calibrate with.")
@@ -116,6 +131,9 @@ def command(
         compiled = compile(
             build_user_module(on_disk) if is_user_module(on_disk) else Path(on_disk),
             quant=quant,
+            max_kl=max_kl,
+            bits=bits,
+            max_size=max_size,
             target=target,
             chunk=chunk,
             context=context,
@@ -138,6 +156,21 @@ def command(
     click.echo(_text(compiled, output, seconds))
 
 
+def _check_budget(quant: str | None, budgets: dict[str, float | None]) -> None:
+    """A usage error unless `auto`, and nothing else, has one of the budgets."""
+    given = [name for name, value in budgets.items() if value is not None]
+    if (quant or "").partition(":")[
+        0
+    ] != "auto":  # auto_recipe.AUTO, before the seconds of its import
+        if given:
+            raise click.UsageError(f"{' and '.join(given)}: only with --quant auto.")
+    elif len(given) != 1:
+        raise click.UsageError(
+            "--quant auto needs one of --max-kl (what may be lost), --bits and --max-size (how "
+            f"small it is to be){': one alone' if given else ''}."
+        )
+
+
 def _summary(compiled: Compiled, output: Path, seconds: float) -> dict[str, Any]:
     plan = compiled.built.plan
     return {
@@ -146,6 +179,7 @@ def _summary(compiled: Compiled, output: Path, seconds: float) -> dict[str, Any]
         "target": compiled.target,
         "quant": compiled.options.quant,
         "calibration": compiled.options.calibration,
+        "choice": _choice(compiled),
         "seconds": round(seconds, 3),
         "stages": {name: round(value, 3) for name, value in compiled.seconds.items()},
         "weights_bytes": plan["weights"]["bytes"],
@@ -157,6 +191,15 @@ def _summary(compiled: Compiled, output: Path, seconds: float) -> dict[str, Any]
         "notes": compiled.notes,
         "tuned": {each.choice.key: each.finding.chosen for each in compiled.tuned},
     }
+
+
+def _choice(compiled: Compiled) -> dict[str, Any] | None:
+    """Of a choice of schemes what it comes to."""
+    choice = compiled.program.choice
+    if choice is None:
+        return None
+    names = ("budget", "bits", "bytes", "read", "predicted", "measured", "error", "held_out")
+    return {name: getattr(choice, name) for name in names}
 
 
 def _text(compiled: Compiled, output: Path, seconds: float) -> str:
@@ -199,7 +242,7 @@ class _Report(AbstractContextManager["_Report"]):
         self.progress: Progress = (
             Progress()
             if silent
-            else Progress(self._stage, self._record, self._packed, self._tuning)
+            else Progress(self._stage, self._record, self._packed, self._tuning, self._within_pass)
         )
 
     def __enter__(self) -> _Report:
@@ -229,6 +272,13 @@ class _Report(AbstractContextManager["_Report"]):
     def _tuning(self, share: float, choice: str) -> None:
         text = f"tuning {choice}" if choice else "tuning"
         self._bar.update(self._task, total=1.0, completed=share, description=text)
+
+    def _within_pass(self, share: float | None, what: str) -> None:
+        if share == 0:  # what is to come, before it begins
+            self._bar.console.print(f"  {what}", highlight=False)
+            return
+        total = None if share is None else 1.0
+        self._bar.update(self._task, total=total, completed=share or 0, description=what)
 
     def _packed(self, done: int, total: int) -> None:
         self._bar.update(self._task, total=total, completed=done)

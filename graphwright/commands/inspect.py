@@ -27,6 +27,9 @@ __all__ = ["command"]
               help="Bytes, operations, bound and predicted time of each kernel.")  # fmt: skip
 @click.option("--tuning", "what", flag_value="tuning",
               help="Which kernels were tuned, and what it gained.")  # fmt: skip
+@click.option("--quant", "what", flag_value="quant",
+              help="With --quant auto compiled: each weight's schemes, losses, and what was "
+              "chosen.")  # fmt: skip
 @click.option("--html", "page", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT",
               help="Write all of it as one page for a browser; it needs no network.")  # fmt: skip
 @click.option("--bandwidth", type=click.FloatRange(min=0, min_open=True), metavar="GB/S",
@@ -85,6 +88,13 @@ def command(
                 click.echo(inspector.kernel_table(opened, loads, machine))
         except KeyError as error:
             raise click.ClickException(error.args[0]) from None
+        return
+    if what == "quant":
+        try:
+            text = inspector.scheme_table(opened)
+        except KeyError as error:
+            raise click.ClickException(error.args[0]) from None
+        click.echo(json.dumps(inspector.scheme_choice(opened)) if as_json else text)
         return
     entry = {"passes": "log.json", "memory": "plan.json", "ledger": "ledger.json",
              "tuning": "tuning.json"}  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,27 @@ __all__ = [
     "batch_invariant_option",
     "engine_options",
     "parse_ids",
+    "parse_size",
     "sampling_options",
     "speculate_option",
 ]
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
+          "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|[kmgt]i?)b", re.IGNORECASE)
+
+
+def parse_size(_: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    """Bytes of "8GB", "512MiB". Usage error for anything else."""
+    if text is None:
+        return None
+    match = _SIZE.fullmatch(text.strip())
+    size = round(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
+    if size < 1:
+        raise click.BadParameter(
+            f"'{text}' is no size such as 8GB, 1.5GiB or 500MB.", param=parameter
+        )
+    return size
 
 
 def _parse_biases(

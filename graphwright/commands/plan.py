@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,32 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from graphwright.commands.options import parse_size
+
 if TYPE_CHECKING:
     from graphwright.compile_options import Progress
     from graphwright.inspector.memory_needs import Subject
 
 __all__ = ["command"]
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
-          "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
 _MODEL = (
     "a checkpoint directory, ORG/NAME of one on the Hugging Face Hub, an ONNX or GGUF "
     "file, FILE.py:FUNCTION, or a compiled FILE.gw"
 )
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|[kmgt]i?)b", re.IGNORECASE)
 _OF_MODELS = ("quant", "target", "chunk", "kv_cache_dtype", "dtype", "attention",
               "trust_remote_code")  # fmt: skip
-
-
-def _parse_size(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
-    """Bytes of "8GB", "512MiB". Usage error for anything else."""
-    if text is None:
-        return None
-    match = _SIZE.fullmatch(text.strip())
-    size = round(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
-    if size < 1:
-        raise click.BadParameter(f"'{text}' is no size such as 8GB, 1.5GiB or 500MB.")
-    return size
 
 
 @click.command("plan", short_help="Say what a model will take in memory, before it is loaded.")
@@ -60,7 +47,7 @@ def _parse_size(context: click.Context, parameter: click.Parameter, text: str | 
 @click.option("--context", type=int, help="Tokens a sequence may have (default: up to 2048).")
 @click.option("--max-sequences", default=8, show_default=True,
               help="Sequences that run together.")  # fmt: skip
-@click.option("--memory", metavar="SIZE", callback=_parse_size,
+@click.option("--memory", metavar="SIZE", callback=parse_size,
               help="What there is, such as 8GB: exit code 1 if it does not fit.")  # fmt: skip
 @click.option("--speculate", metavar="draft:FILE",
               help="Beside a draft model in this artifact, as `run` has it.")  # fmt: skip

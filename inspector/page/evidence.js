@@ -12,6 +12,7 @@ function renderEvidence(data) {
           "machine at hand; `graphwright diff` compares two such files.",
       ),
     ),
+    ...schemesView(data.choice),
     ...goldenView(data.golden),
     ...tuningView(data.tuning),
     el("h3", null, "How it was made"),
