@@ -5,7 +5,7 @@ from graphwright.ir.errors import BackendError, FrontendError, GraphwrightError,
 from graphwright.ir.masks import Mask
 from graphwright.ir.printer import format_graph
 from graphwright.ir.program import Level, ModelInfo, PassRecord, Program
-from graphwright.ir.states import ConvState, KVState, RecurrentState, State
+from graphwright.ir.states import ConvState, IndexState, KVState, RecurrentState, State
 from graphwright.ir.weights import (
     CheckpointTensor,
     ConstantTensor,
@@ -23,6 +23,7 @@ __all__ = [
     "Expression",
     "FrontendError",
     "GraphwrightError",
+    "IndexState",
     "KVState",
     "Level",
     "Mask",

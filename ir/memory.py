@@ -19,8 +19,8 @@ from graphwright.ir.int8_results import integer_reader
 from graphwright.ir.layout import RowView, is_view, row_axis, row_size, row_view
 
 __all__ = ["ALIGNMENT", "ATTENTION_CHUNK", "ATTENTION_SEGMENTS", "Buffer", "MemoryPlan", "Scratch",
-           "SHORT_ROW", "align", "buffer_name", "memory_table", "operands", "result_of", "results",
-           "scratch", "steps"]  # fmt: skip
+           "SHORT_ROW", "align", "buffer_name", "candidate_words", "memory_table", "operands",
+           "result_of", "results", "scratch", "steps"]  # fmt: skip
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 ATTENTION_SEGMENTS = 8  # parts that the keys of a decoding token may be cut into
@@ -141,13 +141,19 @@ def scratch(step: fx.Node, tokens: int) -> tuple[Scratch, ...]:
 
     gw.quantized_linear: its input as int8. gw.routed_linear: its pairs of tokens and slots by
     expert. gw.quantized_routed_linear: both. gw.cached_attention: partial results, if the tokens
-    are few. A norm or a gated activation that only the first of these read: its result as int8,
+    are few and do not choose their keys. gw.cached_choose_keys: candidates, if the tokens are few.
+    A norm or a gated activation that only the first of these read: its result as int8,
     where rows are short or tokens are many.
     """
     gw, arguments = torch.ops.gw, step.args
     if step.target is gw.quantized_linear.default:
         return _int8_rows(arguments[0], arguments[1], arguments[2])
+    if step.target is gw.cached_choose_keys.default and tokens <= FEW_TOKENS:
+        words = ATTENTION_SEGMENTS * candidate_words(int(step.kwargs["count"]))  # type: ignore[arg-type]
+        return (Scratch(f"{step.name}.candidates", 4 * words),)
     if step.target is gw.cached_attention.default and tokens <= FEW_TOKENS:
+        if any(node.target is gw.cached_choose_keys.default for node in step.all_input_nodes):
+            return ()
         return (_partial_results(step, arguments[0], arguments[3]),)
     if step.target is gw.routed_linear.default:
         return (_pairs_by_expert(arguments[1]),)
@@ -199,6 +205,12 @@ def _partial_results(step: fx.Node, q: Any, k_cache: Any) -> Scratch:
     query = -(-int(q.meta["val"].shape[-1]) // 2) if integers else 0
     floats = ATTENTION_SEGMENTS * int(heads) * (int(value_dim) + 2 + ATTENTION_CHUNK + query)
     return Scratch(f"{step.name}.partial", 4 * floats)
+
+
+def candidate_words(count: int) -> int:
+    """int32 words that a segment of a token's keys leaves of which `count` are chosen: how many
+    candidates there are, their scores and their positions."""
+    return 1 + 2 * count
 
 
 def _name_of(view: RowView) -> str:

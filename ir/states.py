@@ -1,4 +1,4 @@
-"""What a sequence carries from step to step: KV caches, rolling and recurrent states."""
+"""What a sequence carries from step to step: caches, rolling and recurrent states."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from graphwright.ir.masks import Mask
 
-__all__ = ["ConvState", "KVState", "RecurrentState", "State"]
+__all__ = ["ConvState", "IndexState", "KVState", "RecurrentState", "State"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class KVState(State):
 
     Logical tensors: k [blocks, block_size, heads, head_dim] and v [..., value_dim] of `dtype`. In
     int8 each key and value has a scale: k_scale and v_scale, float32 [blocks, block_size, heads].
-    A backend may store them in another order inside a block.
+    A backend may store them in another order inside a block. chosen: each token reads only those
+    that it has chosen (gw.choose_keys), one by one.
     """
 
     heads: int
@@ -51,6 +52,7 @@ class KVState(State):
     value_dim: int
     dtype: torch.dtype
     mask: Mask
+    chosen: bool = False
 
     @property
     def scaled(self) -> bool:
@@ -75,6 +77,33 @@ class KVState(State):
     def bytes_per_token(self) -> int:
         sizes = zip(self.shapes(1, 1), self.dtypes, strict=True)
         return sum(math.prod(shape) * dtype.itemsize for shape, dtype in sizes)
+
+
+@dataclass(frozen=True)
+class IndexState(State):
+    """The keys that one gw.cached_choose_keys chooses by, paged as those of attention are.
+
+    Logical tensor: [blocks, block_size, heads, head_dim] of `dtype`, of floats.
+    """
+
+    heads: int
+    head_dim: int
+    dtype: torch.dtype
+    mask: Mask
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def shapes(self, blocks: int, block_size: int) -> tuple[tuple[int, ...], ...]:
+        return ((blocks, block_size, self.heads, self.head_dim),)
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        return (self.dtype,)
+
+    def bytes_per_token(self) -> int:
+        return self.heads * self.head_dim * self.dtype.itemsize
 
 
 @dataclass(frozen=True)

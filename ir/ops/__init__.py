@@ -3,6 +3,7 @@
 from graphwright.ir.ops.attention import attention
 from graphwright.ir.ops.cached_attention import cached_attention
 from graphwright.ir.ops.causal_conv import causal_conv, conv_along_tokens
+from graphwright.ir.ops.choose_keys import cached_choose_keys, choose_keys, mark_largest
 from graphwright.ir.ops.embedding import embedding, quantized_embedding
 from graphwright.ir.ops.gated_act import gated_act
 from graphwright.ir.ops.linear import linear
@@ -21,13 +22,16 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "cached_attention",
+    "cached_choose_keys",
     "cached_scan",
     "causal_conv",
+    "choose_keys",
     "conv_along_tokens",
     "embedding",
     "gated_act",
     "layer_norm",
     "linear",
+    "mark_largest",
     "quantized_embedding",
     "quantized_linear",
     "quantized_routed_linear",

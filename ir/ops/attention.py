@@ -8,6 +8,7 @@ import torch
 
 from graphwright.ir.masks import Mask
 from graphwright.ir.op import Sample, declare
+from graphwright.ir.ops.choose_keys import marks
 
 __all__ = ["attend", "attention"]
 
@@ -48,7 +49,7 @@ def attend(
     return torch.einsum("hqk,khd->qhd", weights, v).to(q.dtype)
 
 
-def _meta(q, k, v, positions, slopes, sinks, *, scale, mask, softcap):  # type: ignore[no-untyped-def]
+def _meta(q, k, v, positions, slopes, sinks, chosen=None, *, scale, mask, softcap):  # type: ignore[no-untyped-def]
     return q.new_empty((q.shape[0], q.shape[1], v.shape[2]))
 
 
@@ -65,11 +66,15 @@ def _samples() -> Iterator[Sample]:
         extras = (torch.rand(heads), torch.randn(heads)) if extra else (None, None)
         kwargs = {"scale": dim**-0.5, "mask": mask, "softcap": softcap}
         yield Sample((q, k, v, torch.arange(9), *extras), kwargs, mask)
+    some = torch.tensor([[0, -1]] * 2 + [[0, 1], [1, 3], [0, 4], [2, 5], [5, 6], [3, 4], [7, 8]])
+    kwargs = {"scale": 0.3, "mask": "causal", "softcap": 0.0}
+    q, k, v = torch.randn(9, 4, 8), torch.randn(9, 4, 8), torch.randn(9, 4, 6)
+    yield Sample((q, k, v, torch.arange(9), None, None, some.int()), kwargs, "chosen keys")
 
 
 @declare(
-    "attention(Tensor q, Tensor k, Tensor v, Tensor positions, Tensor? slopes, Tensor? sinks, *, "
-    "float scale, str mask, float softcap) -> Tensor",
+    "attention(Tensor q, Tensor k, Tensor v, Tensor positions, Tensor? slopes, Tensor? sinks, "
+    "Tensor? chosen=None, *, float scale, str mask, float softcap) -> Tensor",
     meta=_meta,
     samples=_samples,
 )
@@ -80,6 +85,7 @@ def attention(
     positions: torch.Tensor,
     slopes: torch.Tensor | None,
     sinks: torch.Tensor | None,
+    chosen: torch.Tensor | None = None,
     *,
     scale: float,
     mask: str,
@@ -88,8 +94,11 @@ def attention(
     """softmax(softcap(q·k * scale) + slopes * (key - query), masked) · v.
 
     q [T, H, D], k [T, Hkv, D], v [T, Hkv, Dv], positions int64 [T] of these tokens -> [T, H, Dv].
-    Query head h reads key head h // (H / Hkv). softcap 0 means none.
+    Query head h reads key head h // (H / Hkv). softcap 0 means none. chosen int32 [T, count], of
+    gw.choose_keys: token t sees no other positions than those, and of them what the mask shows.
     """
     distance = positions[None, :] - positions[:, None]
     visible = Mask.parse(mask).visible(positions[:, None], positions[None, :])
+    if chosen is not None:
+        visible = visible & marks(chosen, int(positions.max()) + 1)[:, positions]
     return attend(q, k, v, visible, distance, slopes, sinks, scale, softcap)

@@ -15,6 +15,7 @@ import torch
 from graphwright.ir.masks import Mask
 from graphwright.ir.op import Sample, declare
 from graphwright.ir.ops.attention import attend
+from graphwright.ir.ops.choose_keys import marks
 from graphwright.ir.schemes import quantize_activation
 
 __all__ = ["cached_attention"]
@@ -55,14 +56,19 @@ def _samples() -> Iterator[Sample]:
         kwargs = {"scale": dim**-0.5, "mask": mask, "softcap": softcap}
         caches = tuple(cache.to(dtype) for cache in caches)
         name = f"{mask}, {str(dtype).removeprefix('torch.')}"
-        yield Sample((q, k, v, *caches, positions, start, table, *extras, *scales), kwargs, name)
+        given = (q, k, v, *caches, positions, start, table, *extras, *(scales or (None, None)))
+        yield Sample(given, kwargs, name)
+        if mask == "causal":
+            chosen = torch.stack([positions // 2, positions], 1).int()
+            chosen[positions == 0, 1] = -1
+            yield Sample((*given, chosen), kwargs, f"{name}, chosen keys")
 
 
 @declare(
     "cached_attention(Tensor q, Tensor? k, Tensor? v, Tensor(a!) k_cache, Tensor(b!) v_cache, "
     "Tensor positions, Tensor query_start, Tensor block_table, Tensor? slopes, Tensor? sinks, "
-    "Tensor(c!)? k_scale=None, Tensor(d!)? v_scale=None, *, float scale, str mask, float softcap) "
-    "-> Tensor",
+    "Tensor(c!)? k_scale=None, Tensor(d!)? v_scale=None, Tensor? chosen=None, *, float scale, "
+    "str mask, float softcap) -> Tensor",
     meta=_meta,
     samples=_samples,
 )
@@ -79,6 +85,7 @@ def cached_attention(
     sinks: torch.Tensor | None,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
+    chosen: torch.Tensor | None = None,
     *,
     scale: float,
     mask: str,
@@ -96,7 +103,8 @@ def cached_attention(
     appended becomes q = round(x / scale) with scale = max|x| / 127 over its channels, and counts as
     q * scale from then on. Caches of another float type round what is appended, of float8 (e4m3)
     to what lies between -448 and 448.
-    Returns [T, H, Dv]. Mask, slopes, sinks and softcap as in gw.attention.
+    Returns [T, H, Dv]. Mask, slopes, sinks, softcap and chosen (positions within each sequence) as
+    in gw.attention.
     """
     block_size = k_cache.shape[1]
     rule = Mask.parse(mask)
@@ -112,11 +120,14 @@ def cached_attention(
             _write(v_cache, v_scale, where, v[begin:end])
         past = torch.arange(int(here[-1]) + 1)
         where = block_table[b, past // block_size].long(), past % block_size
+        visible = rule.visible(here[:, None], past[None, :])
+        if chosen is not None:
+            visible = visible & marks(chosen[begin:end], len(past))
         result[begin:end] = attend(
             q[begin:end],
             _read(k_cache, k_scale, where),
             _read(v_cache, v_scale, where),
-            rule.visible(here[:, None], past[None, :]),
+            visible,
             past[None, :] - here[:, None],
             slopes,
             sinks,
