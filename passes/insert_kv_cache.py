@@ -10,6 +10,7 @@ from torch import fx
 
 from graphwright.ir import (
     ConvState,
+    IndexState,
     KVState,
     Level,
     Mask,
@@ -35,8 +36,8 @@ _Caches = dict[Any, tuple[fx.Node, fx.Node]]  # of keys and values, by where tho
 
 @dataclass(frozen=True)
 class InsertKvCache(Pass):
-    """gw.attention  →  gw.cached_attention,   gw.conv_along_tokens  →  gw.causal_conv,
-    gw.scan_along_tokens  →  gw.cached_scan.
+    """gw.attention  →  gw.cached_attention,   gw.choose_keys  →  gw.cached_choose_keys,
+    gw.conv_along_tokens  →  gw.causal_conv,   gw.scan_along_tokens  →  gw.cached_scan.
 
     New inputs: query_start and block_table, shared by all, and the tensors of each state, all of N
     blocks.
@@ -57,6 +58,7 @@ class InsertKvCache(Pass):
             return 0
         rewrites = {
             gw.attention.default: self._cache,
+            gw.choose_keys.default: self._choose,
             gw.conv_along_tokens.default: self._roll,
             gw.scan_along_tokens.default: self._carry,
         }
@@ -76,11 +78,11 @@ class InsertKvCache(Pass):
     def _cache(
         self, program: Program, node: fx.Node, batch: tuple[fx.Node, fx.Node], caches: _Caches
     ) -> None:
-        q, k, v, positions, slopes, sinks = node.args
-        key = (_origin(k), _origin(v), node.kwargs["mask"])
+        q, k, v, positions, slopes, sinks, chosen = (*node.args, None)[:7]
+        key = (_origin(k), _origin(v), node.kwargs["mask"], chosen is not None)
         known = key in caches
         if not known:
-            caches[key] = self._add_cache(program, k, v, str(node.kwargs["mask"]))
+            caches[key] = self._add_cache(program, node, chosen is not None)
         new = program.call(
             node,
             gw.cached_attention.default,
@@ -92,8 +94,26 @@ class InsertKvCache(Pass):
             *batch,
             slopes,
             sinks,
+            *([] if chosen is None else [None, None, chosen]),
             **node.kwargs,
         )
+        new.meta["stack_trace"] = node.meta.get("stack_trace")
+        program.replace(node, new)
+
+    def _choose(
+        self, program: Program, node: fx.Node, batch: tuple[fx.Node, fx.Node], caches: _Caches
+    ) -> None:
+        k: Any
+        q, k, weights, positions = node.args
+        _, heads, head_dim = k.meta["val"].shape
+        mask, dtype = Mask.parse(str(node.kwargs["mask"])), k.meta["val"].dtype
+        name = f"index{len(program.states)}"
+        state = IndexState(name, int(heads), int(head_dim), dtype, mask)
+        program.states.append(state)
+        shape = state.shapes(0, self.block_size)[0][1:]
+        held = program.add_input(state.name, ["N", *shape], state.dtype, hint=7)
+        target = gw.cached_choose_keys.default
+        new = program.call(node, target, q, k, weights, held, positions, *batch, **node.kwargs)
         new.meta["stack_trace"] = node.meta.get("stack_trace")
         program.replace(node, new)
 
@@ -127,7 +147,12 @@ class InsertKvCache(Pass):
         new.meta["stack_trace"] = node.meta.get("stack_trace")
         program.replace(node, new)
 
-    def _add_cache(self, program: Program, k: Any, v: Any, mask: str) -> tuple[fx.Node, fx.Node]:
+    def _add_cache(
+        self, program: Program, attention: fx.Node, chosen: bool
+    ) -> tuple[fx.Node, fx.Node]:
+        k: Any
+        v: Any
+        k, v = attention.args[1:3]
         number = len(program.states)
         _, heads, head_dim = k.meta["val"].shape
         value_dim = v.meta["val"].shape[2]
@@ -137,7 +162,8 @@ class InsertKvCache(Pass):
             head_dim=int(head_dim),
             value_dim=int(value_dim),
             dtype=k.meta["val"].dtype,
-            mask=Mask.parse(mask),
+            mask=Mask.parse(str(attention.kwargs["mask"])),
+            chosen=chosen,
         )
         program.states.append(state)
         shapes = state.shapes(0, self.block_size)

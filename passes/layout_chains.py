@@ -17,7 +17,7 @@ from torch import fx
 from graphwright.ir import Program
 from graphwright.ir.layout import size_of
 
-__all__ = ["Atom", "Chain", "arrange", "collapse_chains", "is_layout_op", "trace"]
+__all__ = ["Atom", "Chain", "arrange", "collapse_chains", "follow", "is_layout_op", "trace"]
 
 aten = torch.ops.aten
 _SAME = {aten.clone.default, aten.alias.default, aten.contiguous.default, aten.detach.default}
@@ -64,7 +64,11 @@ def trace(node: fx.Node, repeats: bool = True) -> Chain:
     With `repeats` False it stops in front of ops that copy elements (expand, repeat_interleave).
     """
     axes = [[] if s == 1 else [Atom(s)] for s in map(size_of, node.meta["val"].shape)]
-    chain = Chain(node, [list(axis) for axis in axes], axes, set(), 0)
+    return follow(Chain(node, [list(axis) for axis in axes], axes, set(), 0), repeats)
+
+
+def follow(chain: Chain, repeats: bool = True) -> Chain:
+    """`trace` from the base of `chain` on; changes and returns it."""
     while is_layout_op(chain.base) and (repeats or not _repeats(chain.base)):
         step = _step_back(chain)
         if step is None:

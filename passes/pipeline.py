@@ -21,6 +21,7 @@ from graphwright.passes.fuse_linear import FuseLinear
 from graphwright.passes.fuse_residual_norm import FuseResidualNorm
 from graphwright.passes.fuse_rms_norm import FuseRmsNorm
 from graphwright.passes.insert_kv_cache import InsertKvCache
+from graphwright.passes.mark_largest import MarkLargest
 from graphwright.passes.merge_projections import MergeProjections
 from graphwright.passes.narrow_weights import NarrowWeights
 from graphwright.passes.plan_memory import PlanMemory
@@ -89,6 +90,7 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
         FoldConstants(),
         EliminateCommonSubexpressions(),
         RecognizeExperts(),
+        MarkLargest(),
         RewritePositions(),
         # attention: from one sequence to a ragged batch over a cache
         # Rotations first: what is left between them and the core is then only head repetition.

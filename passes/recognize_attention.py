@@ -11,12 +11,15 @@ from torch import fx
 
 from graphwright.ir import ConstantTensor, Mask, PassError, Program
 from graphwright.ir.layout import size_of
+from graphwright.ir.source import source_line
 from graphwright.ir.weights import Expression
 from graphwright.passes.attention_core import AttentionCore, NoCoreError, find_core, is_core_root
 from graphwright.passes.base import Pass, Stage
 from graphwright.passes.content_free import content_free_nodes
+from graphwright.passes.key_choice import find_choice
 from graphwright.passes.layout_chains import Atom, Chain, arrange, collapse_chains, trace
 from graphwright.passes.mask_recognition import MaskTerm, RecognizedMask, recognize_mask
+from graphwright.passes.mask_terms import split_terms
 from graphwright.passes.recognize_rope import RecognizeRope
 
 __all__ = ["RecognizeAttention"]
@@ -27,7 +30,9 @@ class RecognizeAttention(Pass):
     """sdpa, or matmul → scale, cap, mask, sinks → softmax → matmul  →  gw.attention.
 
     Keys and values lose the expansion to the number of query heads. Masks are recognised by what
-    they evaluate to: one that depends on content, or that the mask algebra lacks, is an error.
+    they evaluate to; keys that tokens choose by scores of index queries and keys become a
+    gw.choose_keys. A mask that depends on content in another way, or that the mask algebra lacks,
+    is an error.
     Leaves: attention over another axis than the tokens; a softmax that no product surrounds.
     """
 
@@ -65,17 +70,56 @@ class _Masks:
         self._program = program
         self._content_free = content_free
         self._known: dict[tuple[MaskTerm, ...], tuple[RecognizedMask, dict[int, fx.Node]]] = {}
+        self._chosen: dict[fx.Node, tuple[fx.Node, Mask]] = {}
 
-    def of(self, core: AttentionCore, heads: int) -> tuple[Mask, fx.Node | None]:
-        """The mask of `core` and the node of its slopes [heads], if it has any."""
-        if not core.terms:
+    def of(self, core: AttentionCore, heads: int) -> tuple[Mask, fx.Node | None, fx.Node | None]:
+        """The mask of `core`, the nodes of its slopes [heads] and of the keys that it chooses,
+        where there are any."""
+        terms, marked = split_terms(self._program, core.terms, self._content_free)
+        mask, slopes = self._of_positions(core, tuple(terms), heads)
+        if len(marked) > 1:
+            names = "' and '".join(node.name for node in marked)
+            raise PassError(f"'{core.result.name}' sees only keys that both '{names}' choose.")
+        return mask, slopes, self._choice(core, marked[0], mask) if marked else None
+
+    def _choice(self, core: AttentionCore, marked: fx.Node, mask: Mask) -> fx.Node:
+        """gw.choose_keys in place of `marked`, made where it is first asked for."""
+        if marked not in self._chosen:
+            choice = find_choice(self._program, marked, self._content_free)
+            if not choice.terms:
+                raise PassError(
+                    f"'{marked.name}' chooses among the keys of all tokens, later ones too"
+                    f"{source_line(marked)}: what a token sees would change when others follow."
+                )
+            found = recognize_mask(self._program, choice.terms, self._content_free)
+            if found.slopes is not None:
+                raise PassError(
+                    f"the scores by which '{marked.name}' chooses keys fall with their distance"
+                    f"{source_line(marked)}, which is not known of such scores."
+                )
+            node = choice.build(self._program, core.rescaled or core.result, str(found.mask))
+            node.meta["stack_trace"] = marked.meta.get("stack_trace")
+            self._chosen[marked] = node, found.mask
+        node, own = self._chosen[marked]
+        if own != mask:
+            raise PassError(
+                f"'{core.result.name}' sees keys by the mask '{mask}', and '{marked.name}' chooses "
+                f"them by '{own}': it would choose some that are not seen, and any where fewer are "
+                f"left than it chooses{source_line(marked)}."
+            )
+        return node
+
+    def _of_positions(
+        self, core: AttentionCore, key: tuple[MaskTerm, ...], heads: int
+    ) -> tuple[Mask, fx.Node | None]:
+        """What the terms `key` of the mask of `core`, which follow from positions, say."""
+        if not key:
             if core.causal:
                 return Mask(), None
             raise PassError(
                 f"'{core.result.name}' attends without a mask: every token sees every later one. "
                 "Only causal attention can be decoded."
             )
-        key = tuple(core.terms)
         if key not in self._known:
             self._known[key] = (recognize_mask(self._program, key, self._content_free), {})
         found, nodes = self._known[key]
@@ -164,7 +208,7 @@ def _rewrite(
     before = core.rescaled or core.result
     value = before.meta["val"]
     heads = operands[0].heads
-    mask, slopes = masks.of(core, heads)
+    mask, slopes, chosen = masks.of(core, heads)
     q, k, v = (operand.build(program, before) for operand in operands)
     attention = program.call(
         before,
@@ -175,6 +219,7 @@ def _rewrite(
         program.placeholder("positions"),
         slopes,
         _sinks(program, core, heads),
+        *([] if chosen is None else [chosen]),
         scale=core.scale,
         mask=str(mask),
         softcap=core.softcap,

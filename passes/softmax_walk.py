@@ -14,7 +14,7 @@ from graphwright.ir.layout import size_of
 from graphwright.passes.mask_recognition import MaskTerm
 from graphwright.passes.sink_scale import find_sink_scale
 
-__all__ = ["AttentionCore", "NoCoreError", "SoftmaxWalk"]
+__all__ = ["HIDING", "AttentionCore", "NoCoreError", "SoftmaxWalk", "number_of"]
 
 aten = torch.ops.aten
 _CASTS = {
@@ -22,12 +22,13 @@ _CASTS = {
     aten.dropout.default, aten.type_as.default,
 }  # fmt: skip
 _PRODUCTS = {aten.matmul.default, aten.bmm.default}
+_MARKS = torch.ops.gw.mark_largest.default  # hides keys, whatever products it compares
 _RESHAPES = {aten.reshape.default, aten.view.default, aten._unsafe_view.default}
 _CHOICES = {aten.where.self, aten.where.ScalarSelf}
 _FILLS: dict[Any, int] = {  # where the value stands among the arguments
     aten.full.default: 1, aten.scalar_tensor.default: 0, aten.new_full.default: 2,
 }  # fmt: skip
-_HIDING = -1e4  # a fill below this hides a key
+HIDING = -1e4  # a fill below this hides a key
 _FLOOR = -1e30  # no score that counts is below this
 
 
@@ -182,7 +183,7 @@ class SoftmaxWalk:
         stack, seen = [root], set()
         while stack:
             node = stack.pop()
-            if node in seen or node in self._free:
+            if node in seen or node in self._free or node.target is _MARKS:
                 continue
             seen.add(node)
             value = node.meta["val"]
@@ -207,32 +208,19 @@ class SoftmaxWalk:
         return left  # type: ignore[return-value]
 
     def _number(self, value: Any) -> float | None:
-        """`value` as a constant: a number, or a one-element weight or full."""
-        if isinstance(value, (int, float)):
-            return float(value)
-        if not isinstance(value, fx.Node):
-            return None
-        weight = self._program.weight_of(value)
-        if weight is not None and all(size == 1 for size in weight.shape):
-            return float(weight.load().item())
-        if value.target in _FILLS:
-            number: Any = value.args[_FILLS[value.target]]
-            shape: Any = value.meta["val"].shape
-            if isinstance(number, (int, float)) and all(size_of(s) == 1 for s in shape):
-                return float(number)
-        return None
+        return number_of(self._program, value)
 
     def _up_where(self, node: fx.Node) -> fx.Node:
         condition, left, right = node.args[:3]
         for kind, scores, fill in (("keep", left, right), ("hide", right, left)):
             number = self._number(fill)
-            if number is not None and number * self._factor <= _HIDING:
+            if number is not None and number * self._factor <= HIDING:
                 return self._hide(kind, condition, scores, node)
         raise self._fail(node, "chooses between two values, neither of which hides a key")
 
     def _up_fill(self, node: fx.Node) -> fx.Node:
         number = self._number(node.args[2])
-        if number is None or number * self._factor > _HIDING:
+        if number is None or number * self._factor > HIDING:
             raise self._fail(node, f"fills scores with {node.args[2]}, which hides no key")
         return self._hide("hide", node.args[1], node.args[0], node)
 
@@ -296,6 +284,23 @@ class SoftmaxWalk:
                 if _is_nan(test, node) and self._number(zero) == 0 and len(node.users) == 2:
                     return user
         return node
+
+
+def number_of(program: Program, value: Any) -> float | None:
+    """`value` as a constant: a number, or a one-element weight or full."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    if not isinstance(value, fx.Node):
+        return None
+    weight = program.weight_of(value)
+    if weight is not None and all(size == 1 for size in weight.shape):
+        return float(weight.load().item())
+    if value.target in _FILLS:
+        number: Any = value.args[_FILLS[value.target]]
+        shape: Any = value.meta["val"].shape
+        if isinstance(number, (int, float)) and all(size_of(s) == 1 for s in shape):
+            return float(number)
+    return None
 
 
 def _is_nan(test: Any, node: fx.Node) -> bool:

@@ -373,7 +373,7 @@ _RULES: dict[str, TokenRule] = {
 }  # fmt: skip
 _GW_RULES: dict[str, TokenRule] = {
     "rope": _row_wise, "cached_attention": _row_wise, "causal_conv": _row_wise, "linear": _linear,
-    "cached_scan": _row_wise,
+    "cached_scan": _row_wise, "cached_choose_keys": _row_wise,
     "routed_linear": _routed, "quantized_routed_linear": _routed, "weighted_sum": _routed,
     "top_k": along(2, -1), "quantized_linear": _linear, "embedding": _embedding,
     "gated_act": _pointwise, "rms_norm": _last_axis, "layer_norm": _last_axis,
