@@ -6,21 +6,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from graphwright.ir.errors import BackendError
-from graphwright.ir.states import ConvState, KVState, RecurrentState, State
+from graphwright.ir.states import ConvState, IndexState, KVState, RecurrentState, State
 
-__all__ = ["KnownState", "cache_of", "describe_states", "known_states"]
+__all__ = ["KnownState", "cache_of", "describe_states", "index_of", "known_states"]
 
-KnownState: TypeAlias = KVState | ConvState | RecurrentState
+KnownState: TypeAlias = KVState | IndexState | ConvState | RecurrentState
 
 
 def known_states(states: Iterable[State]) -> tuple[KnownState, ...]:
-    """`states`, all of which must be caches, rolling or recurrent states. Raises BackendError."""
+    """`states`, all of which must be of the kinds that are known. Raises BackendError."""
     known: list[KnownState] = []
     for state in states:
-        if not isinstance(state, (KVState, ConvState, RecurrentState)):
+        if not isinstance(state, (KVState, IndexState, ConvState, RecurrentState)):
             raise BackendError(
-                f"state '{state.name}' is a {type(state).__name__}: neither a KV cache, nor the "
-                "rolling state of a convolution, nor that of a recurrence."
+                f"state '{state.name}' is a {type(state).__name__}: neither a KV cache, nor "
+                "one of index keys, nor the state of a convolution, nor that of a recurrence."
             )
         known.append(state)
     return tuple(known)
@@ -34,18 +34,28 @@ def cache_of(states: Iterable[State], name: str) -> KVState:
     raise BackendError(f"'{name}' are not the keys of a cache.")
 
 
+def index_of(states: Iterable[State], name: str) -> IndexState:
+    """The cache of index keys that is the input `name`. Raises BackendError."""
+    for state in states:
+        if isinstance(state, IndexState) and state.name == name:
+            return state
+    raise BackendError(f"'{name}' is no cache of index keys.")
+
+
 def describe_states(
     states: Iterable[KnownState], offsets: Mapping[str, int], block_size: int, block_bytes: int,
     slot_bytes: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """For plan.json: `states` are the caches, `rolling` the rolling states; only where there are
-    any, `recurrent` are the states of recurrences, and `slot_bytes` what they take of a sequence.
-    `reach`, if attention does not reach back to all positions: which ones it does.
+    any, `indexes` are the caches of index keys, `recurrent` the states of recurrences, and
+    `slot_bytes` what they take of a sequence. `reach`, if attention does not reach back to all
+    positions: which ones it does.
     offsets: bytes from a block's or a slot's start, by the name of the state's input.
     """
     states = list(states)
     reach = _reach(states, block_size)
     caches: list[dict[str, Any]] = []
+    indexes: list[dict[str, Any]] = []
     rolling: list[dict[str, Any]] = []
     recurrent: list[dict[str, Any]] = []
     for state in states:
@@ -71,6 +81,18 @@ def describe_states(
                     "bytes_per_token": state.bytes_per_token(),
                 }
             )
+        elif isinstance(state, IndexState):
+            indexes.append(
+                {
+                    "name": state.name,
+                    "heads": state.heads,
+                    "head_dim": state.head_dim,
+                    "dtype": dtype,
+                    "span": state.mask.span,
+                    "offset": offsets[state.name],
+                    "bytes_per_token": state.bytes_per_token(),
+                }
+            )
         else:
             rolling.append(
                 {
@@ -86,6 +108,7 @@ def describe_states(
         "block_bytes": block_bytes,
         "states": caches,
         "rolling": rolling,
+        **({"indexes": indexes} if indexes else {}),
         **({"recurrent": recurrent, "slot_bytes": slot_bytes} if recurrent else {}),
         **({} if reach is None else {"reach": reach}),
     }
@@ -99,9 +122,9 @@ def _reach(states: Iterable[KnownState], block_size: int) -> dict[str, int] | No
     """
     first = span = 0
     for state in states:
-        if not isinstance(state, KVState):
+        if isinstance(state, (ConvState, RecurrentState)):
             first = max(first, block_size)
-        elif state.mask.tail is None:
+        elif isinstance(state, IndexState) or state.mask.tail is None:
             return None
         else:
             first, span = max(first, state.mask.first), max(span, state.mask.tail)

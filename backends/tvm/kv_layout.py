@@ -2,7 +2,9 @@
 
 Keys of a cache in a block are [heads, head_dim, 16], values [heads, 16, value_dim]. Where they are
 int8, two channels of a key and two values lie side by side (kernels/kv_values.py), and scales
-[heads, 16] follow for each. A rolling state is float32 [kept, channels] in each block; a sequence
+[heads, 16] follow for each. Keys of which tokens read those that they choose are [heads, 16,
+head_dim], and neither they nor their values are in pairs; index keys, by which they choose, are
+[heads, head_dim, 16]. A rolling state is float32 [kept, channels] in each block; a sequence
 uses the one in its first block. Every part starts at a multiple of 64 bytes.
 
 Recurrent states are large, so that they lie in no block but in slots, one for each running
@@ -20,7 +22,13 @@ from typing import Any
 
 import torch
 
-from graphwright.backends.states import KnownState, cache_of, describe_states, known_states
+from graphwright.backends.states import (
+    KnownState,
+    cache_of,
+    describe_states,
+    index_of,
+    known_states,
+)
 from graphwright.backends.tvm.kernels.kv_values import BLOCK_SIZE, KvBlock
 from graphwright.ir.errors import BackendError
 from graphwright.ir.memory import align
@@ -79,8 +87,14 @@ class KvLayout:
         state = cache_of(self.states, name)
         return KvBlock(
             state.heads, state.head_dim, state.value_dim, self.block_bytes,
-            str(state.dtype).removeprefix("torch."),
+            str(state.dtype).removeprefix("torch."), state.chosen,
         )  # fmt: skip
+
+    def index_block_of(self, name: str) -> KvBlock:
+        """The same of the index keys that are the input `name`: a block without values."""
+        state = index_of(self.states, name)
+        dtype = str(state.dtype).removeprefix("torch.")
+        return KvBlock(state.heads, state.head_dim, 0, self.block_bytes, dtype)
 
     def describe(self) -> dict[str, Any]:
         """The states for plan.json."""

@@ -37,6 +37,7 @@ gw = torch.ops.gw
 _LOOKUPS = {gw.embedding.default, gw.quantized_embedding.default}
 _ROUTED = {gw.routed_linear.default, gw.quantized_routed_linear.default}
 _PRODUCTS = {gw.linear.default, gw.quantized_linear.default} | _ROUTED
+_PAGED = {gw.cached_attention.default, gw.cached_choose_keys.default}
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -48,6 +49,8 @@ class PhaseFacts:
            + bytes_per_position * (positions that all rows attend to, counted once a sequence)
            + bytes_per_sequence * sequences
     operations: operations_per_row * rows + operations_per_position * (pairs of row and position)
+
+    most_positions: to how many a row attends at the most, each row to its own; 0: to all.
 
     rows: T, the tokens of the step, or R, those that are sampled. layer: None outside of layers.
     arithmetic: what products multiply, "int8" or "float32".
@@ -66,12 +69,14 @@ class PhaseFacts:
     operations_per_row: int
     operations_per_position: int
     bytes_per_sequence: int = 0
+    most_positions: int = 0
 
     def describe(self) -> dict[str, Any]:
-        """As JSON; what only recurrences have is left out elsewhere."""
+        """As JSON; what only recurrences and chosen keys have is left out elsewhere."""
         facts = asdict(self)
-        if not self.bytes_per_sequence:
-            del facts["bytes_per_sequence"]
+        for name in ("bytes_per_sequence", "most_positions"):
+            if not facts[name]:
+                del facts[name]
         return facts
 
 
@@ -127,6 +132,7 @@ def _step_facts(
                 operations_per_row=per_row,
                 operations_per_position=per_position,
                 bytes_per_sequence=_sequence_bytes(node),
+                most_positions=_most_positions(node) if number == main else 0,
             )
         )
     return found
@@ -136,6 +142,8 @@ def _main_phase(node: fx.Node, sizes: Sequence[int]) -> int:
     """Which phase of a step computes: after the append, or the one with the most weights."""
     if node.target is gw.cached_attention.default:
         return int(arguments(node)["k"] is not None)
+    if node.target is gw.cached_choose_keys.default:
+        return 1
     return max(range(len(sizes)), key=lambda number: (sizes[number], number))
 
 
@@ -186,7 +194,7 @@ def _bytes_a_row(value: Any) -> int:
 
 def _position_bytes(node: fx.Node, states: set[str]) -> int:
     """Bytes of one position in the paged states [blocks, positions, …] that a step reads."""
-    if node.target is not gw.cached_attention.default:
+    if node.target not in _PAGED:
         return 0
     kept = [each.meta["val"] for each in node.all_input_nodes if each.target in states]
     return sum(
@@ -207,10 +215,17 @@ def _operations(node: fx.Node, states: set[str]) -> tuple[int, int]:
         heads, dim = (int(size) for size in given["q"].meta["val"].shape[-2:])
         value_dim = int(given["v_cache"].meta["val"].shape[3])
         return 0, 2 * heads * (dim + value_dim)
+    if node.target is gw.cached_choose_keys.default:
+        return 0, 2 * math.prod(int(size) for size in arguments(node)["q"].meta["val"].shape[-2:])
     if node.target is gw.cached_scan.default:
         return _scan_operations(ScanStep.parse(str(node.kwargs["step"]))), 0
     read, written, _ = _row_bytes(node, states)
     return (read + written) // 4, 0
+
+
+def _most_positions(node: fx.Node) -> int:
+    chosen = arguments(node)["chosen"] if node.target is gw.cached_attention.default else None
+    return 0 if chosen is None else int(chosen.meta["val"].shape[1])
 
 
 def _sequence_bytes(node: fx.Node) -> int:

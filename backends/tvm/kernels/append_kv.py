@@ -20,7 +20,7 @@ from graphwright.backends.tvm.kernels.loops import (
 )
 from graphwright.backends.tvm.target import Cpu
 
-__all__ = ["advance", "append_kv"]
+__all__ = ["advance", "append_keys", "append_kv", "block_name"]
 
 
 def append_kv(block: KvBlock, *, k_stride: int, v_stride: int, cpu: Cpu) -> Kernel:
@@ -60,25 +60,34 @@ def append_kv(block: KvBlock, *, k_stride: int, v_stride: int, cpu: Cpu) -> Kern
                 pair, half = T.bind(quotient(slot, 2)), T.bind(remainder(slot, 2))
 
                 def key_at(d: Expr) -> Expr:
+                    if block.by_row:
+                        return keys + slot * dim + d
                     return keys + (quotient(d, 2) * BLOCK_SIZE + slot) * 2 + remainder(d, 2)
 
                 def value_at(c: Expr) -> Expr:
+                    if block.by_row:
+                        return values + slot * value_dim + c
                     return values + (pair * value_dim + c) * 2 + half
 
                 k_scale, v_scale = scales
                 _append_pairs(k, k_row, dim, k_cache, key_at, k_scale, scale_at, cpu.lanes)
                 _append_pairs(v, v_row, value_dim, v_cache, value_at, v_scale, scale_at, cpu.lanes)
                 return
-            with T.serial(0, dim) as d:
-                key_at = keys + d * BLOCK_SIZE + slot
-                store_values(k_cache, key_at, k[k_row + d], 1, block.dtype)
 
-            def copy(first: Expr, width: int) -> None:
-                value = load(v, v_row + first, width)
-                value_at = values + slot * value_dim + first
-                store_values(v_cache, value_at, value, width, block.dtype)
+            def copy(source: Expr, row: Expr, cache: Expr, at: Expr, count: int) -> None:
+                def piece(first: Expr, width: int) -> None:
+                    value = load(source, row + first, width)
+                    store_values(cache, at + first, value, width, block.dtype)
 
-            vector_loop(value_dim, cpu.lanes, copy)
+                vector_loop(count, cpu.lanes, piece)
+
+            if block.by_row:
+                copy(k, k_row, k_cache, T.bind(keys + slot * dim), dim)
+            else:
+                with T.serial(0, dim) as d:
+                    key_at = keys + d * BLOCK_SIZE + slot
+                    store_values(k_cache, key_at, k[k_row + d], 1, block.dtype)
+            copy(v, v_row, v_cache, T.bind(values + slot * value_dim), value_dim)
 
     name = kernel_name("append_kv", cpu, block=block_name(block), ks=k_stride, vs=v_stride)
     pointers = [("batch", "int32"), ("k", "float32"), ("v", "float32"), *block.pointers]
@@ -89,7 +98,35 @@ def append_kv(block: KvBlock, *, k_stride: int, v_stride: int, cpu: Cpu) -> Kern
 def block_name(block: KvBlock) -> str:
     """The block's parameters as a part of a kernel's name."""
     sizes = f"{block.kv_heads}x{block.dim}x{block.value_dim}"
-    return f"{sizes}_{block.dtype}_by{block.block_bytes}"
+    return f"{sizes}_{block.dtype}_by{block.block_bytes}{'_rows' * block.by_row}"
+
+
+def append_keys(block: KvBlock, *, k_stride: int, cpu: Cpu) -> Kernel:
+    """Pointers: batch, k, cache, positions (int64), query_start, block_table: as append_kv, for
+    index keys, which have no values and are floats."""
+
+    def body(
+        thread: Expr, threads: Expr, rows: Expr, batch: Expr, k: Expr, cache: Expr,
+        positions: Expr, query_start: Expr, block_table: Expr,
+    ) -> None:  # fmt: skip
+        first, last = partition(rows * block.kv_heads, thread, threads)
+        (sequence,) = registers(1, 1, "int32")
+        T.buffer_store(sequence, T.int32(0), [0])
+        with T.serial(first, last) as item:
+            token = T.bind(quotient(item, block.kv_heads))
+            head = T.bind(remainder(item, block.kv_heads))
+            advance(sequence, token, batch, query_start)
+            position = T.bind(tirx.Cast("int32", positions[token]))
+            entry = block_table[sequence[0] * batch[2] + quotient(position, BLOCK_SIZE)]
+            start = tirx.Cast("int64", entry) * T.int64(block.stride)
+            keys = T.bind(start + head * block.key_elements + remainder(position, BLOCK_SIZE))
+            with T.serial(0, block.dim) as d:
+                value = k[token * k_stride + head * block.dim + d]
+                store_values(cache, keys + d * BLOCK_SIZE, value, 1, block.dtype)
+
+    name = kernel_name("append_keys", cpu, block=block_name(block), ks=k_stride)
+    pointers = [("batch", "int32"), ("k", "float32"), block.pointers[0], ("positions", "int64")]
+    return define(name, [*pointers, ("query_start", "int32"), ("block_table", "int32")], body)
 
 
 def _append_pairs(

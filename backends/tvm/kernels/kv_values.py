@@ -27,6 +27,9 @@ class KvBlock:
     In int8 two channels of a key lie side by side, and those of two values: keys [kv_heads,
     ceil(dim / 2), 16, 2], values [kv_heads, 8, value_dim, 2], and scales [kv_heads, 16] float32 of
     each. Integer products take both of a pair at once (attention_products.py).
+
+    by_row: where tokens read single keys that they choose, keys are [kv_heads, 16, dim] and values
+    [kv_heads, 16, value_dim] in every type.
     """
 
     kv_heads: int
@@ -34,6 +37,7 @@ class KvBlock:
     value_dim: int
     block_bytes: int
     dtype: str = "float32"
+    by_row: bool = False
 
     def __post_init__(self) -> None:
         pointer_type(self.dtype)
@@ -47,7 +51,7 @@ class KvBlock:
     @property
     def depth(self) -> int:
         """Channels of a key, or values of a channel, that lie side by side."""
-        return 2 if self.scaled else 1
+        return 2 if self.scaled and not self.by_row else 1
 
     @property
     def key_steps(self) -> int:
