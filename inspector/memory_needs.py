@@ -130,6 +130,7 @@ def _caches(plan: Plan, found: Mapping[str, Any], context: int) -> dict[str, Any
         "slot_bytes": plan.slot_bytes,
         "gives_back": plan.reach is not None,
         "caches": _alike(found["states"], keys),
+        "indexes": _alike(found.get("indexes", ()), ("dtype", "heads", "head_dim")),
         "rolling": _alike(found.get("rolling", ()), ("dtype", "kept", "channels")),
         "recurrent": _alike(found.get("recurrent", ()), ("size",)),
     }

@@ -70,11 +70,13 @@ def _cache_lines(needs: Mapping[str, Any]) -> Iterator[str]:
         first = f"the first {each['first']} and " if each["first"] else ""
         span = f"{first}the last {each['span']} tokens" if each["span"] else "all tokens"
         kept = "; blocks of others are kept" if each["span"] and not kv["gives_back"] else ""
-        heads = "1 head" if each["heads"] == 1 else f"{each['heads']} heads"
         yield (
-            f"  {each['count']} x keys and values: {heads} of {each['head_dim']} and "
+            f"  {each['count']} x keys and values: {_heads(each)} of {each['head_dim']} and "
             f"{each['value_dim']}, {each['dtype']}, {span} are read{kept}"
         )
+    for each in kv["indexes"]:
+        size = f"{_heads(each)} of {each['head_dim']}, {each['dtype']}"
+        yield f"  {each['count']} x index keys: {size}, all are read"
     for each in kv["rolling"]:
         yield (
             f"  {each['count']} x the last {each['kept']} inputs of {each['channels']} channels, "
@@ -84,6 +86,10 @@ def _cache_lines(needs: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"  {each['count']} x recurrent state: {each['size']} numbers, float32, once a sequence"
         )
+
+
+def _heads(cache: Mapping[str, Any]) -> str:
+    return "1 head" if cache["heads"] == 1 else f"{cache['heads']} heads"
 
 
 def _arena_lines(needs: Mapping[str, Any]) -> Iterator[str]:

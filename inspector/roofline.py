@@ -6,6 +6,7 @@ The facts come from phases.json (backends/tvm/phase_facts.py says what they coun
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,14 +78,22 @@ class Prediction:
 def load_of(facts: Mapping[str, Any], load: Load) -> tuple[int, int]:
     """(bytes, operations) of a phase."""
     rows = load.tokens if facts["rows"] == "T" else load.sampled
-    last = load.before + load.tokens
-    pairs = load.tokens * load.before + load.tokens * (load.tokens + 1) // 2
+    last, most = load.before + load.tokens, facts.get("most_positions") or math.inf
     looked_up = min(facts["weight_bytes_per_row"] * rows, facts["lookup_bytes"])
     size = facts["weight_bytes"] + looked_up + facts["bytes_per_row"] * rows
     return (
-        size + facts["bytes_per_position"] * last + facts.get("bytes_per_sequence", 0),
-        facts["operations_per_row"] * rows + facts["operations_per_position"] * pairs,
+        size
+        + facts["bytes_per_position"] * int(min(last, most * load.tokens))
+        + facts.get("bytes_per_sequence", 0),
+        facts["operations_per_row"] * rows + facts["operations_per_position"] * _pairs(load, most),
     )
+
+
+def _pairs(load: Load, most: float) -> int:
+    """Of a token and a position that it attends to, which are not more than `most` of one token."""
+    all_of = int(min(max(most - load.before, 0), load.tokens))  # tokens that attend to all
+    more = int((load.tokens - all_of) * most) if load.tokens > all_of else 0
+    return all_of * load.before + all_of * (all_of + 1) // 2 + more
 
 
 def predict(phases: Sequence[Mapping[str, Any]], load: Load, machine: Machine) -> list[Prediction]:

@@ -47,7 +47,8 @@ def summary(artifact: Readable) -> str:
     rounded = f", calibrated: {calibrated}" if calibrated else ""
     stages = [name for name in artifact.names if name.startswith("graph/")]
     code = _variants(manifest)
-    rolling = f", {len(kv['rolling'])} rolling" if kv.get("rolling") else ""
+    rolling = f", {len(kv['indexes'])} of index keys" if kv.get("indexes") else ""
+    rolling += f", {len(kv['rolling'])} rolling" if kv.get("rolling") else ""
     if kv.get("recurrent"):
         rolling += f"; {_mb(kv['slot_bytes'])} of {len(kv['recurrent'])} recurrent a sequence"
     kinds = "".join(f"{kind}, " for kind in sorted({state["dtype"] for state in kv["states"]}))
@@ -161,6 +162,11 @@ def memory_table(artifact: Readable, limit: int | None = None) -> str:
             f"  {state['name']:8} {state['heads']} heads, {state['head_dim']}+{state['value_dim']} "
             f"{state['dtype']}, {state['mask']}: {span} can be read again"
         )
+    lines += [
+        f"  {state['name']:8} {state['heads']} heads, {state['head_dim']} {state['dtype']}: the keys "
+        "by which others are chosen"
+        for state in kv.get("indexes", ())
+    ]
     lines += [
         f"  {state['name']:8} the last {state['kept']} inputs of {state['channels']} channels, "
         f"{state['dtype']}"

@@ -62,6 +62,13 @@ function kvView(data) {
       ? table(KV_COLUMNS, rows, "kv")
       : el("p", { class: "dim" }, "The model keeps no keys and values."),
     otherStates(
+      "Index keys, by which tokens choose the others that they attend to",
+      kv.indexes,
+      (each) =>
+        `${each.name}: ${plural(each.heads, "head")} of ${each.head_dim}, ${each.dtype}, ` +
+        `${bytesText(each.bytes_per_token)} a token`,
+    ),
+    otherStates(
       "Rolling states, in a sequence’s first block",
       kv.rolling,
       (each) =>

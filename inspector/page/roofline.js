@@ -5,18 +5,26 @@
 function partsOf(facts, load) {
   const rows = facts.rows === "T" ? load.tokens : load.sampled;
   const lookedUp = Math.min(facts.weight_bytes_per_row * rows, facts.lookup_bytes);
+  const most = facts.most_positions || Infinity;
   return {
     weights: facts.weight_bytes + lookedUp,
     activations: facts.bytes_per_row * rows,
-    cache: facts.bytes_per_position * (load.before + load.tokens),
+    cache: facts.bytes_per_position * Math.min(load.before + load.tokens, most * load.tokens),
     states: facts.bytes_per_sequence || 0,
   };
+}
+
+/** Of a token and a position that it attends to, which are not more than `most` of one token. */
+function pairsOf(load, most) {
+  const allOf = Math.min(Math.max(most - load.before, 0), load.tokens);
+  const more = load.tokens > allOf ? (load.tokens - allOf) * most : 0;
+  return allOf * load.before + (allOf * (allOf + 1)) / 2 + more;
 }
 
 /** [bytes, operations] of a phase. */
 function loadOf(facts, load) {
   const rows = facts.rows === "T" ? load.tokens : load.sampled;
-  const pairs = load.tokens * load.before + (load.tokens * (load.tokens + 1)) / 2;
+  const pairs = pairsOf(load, facts.most_positions || Infinity);
   const parts = partsOf(facts, load);
   return [
     parts.weights + parts.activations + parts.cache + parts.states,

@@ -16,7 +16,7 @@ from artifact_entries import Entries
 from test_page_html import HOSTILE
 
 from graphwright.inspector.page_html import page_html, page_script
-from graphwright.inspector.roofline import Load, Machine, predict
+from graphwright.inspector.roofline import Load, Machine, load_of, predict
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = ("--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking",
@@ -74,6 +74,27 @@ def test_the_parts_of_a_phases_bytes_are_all_of_them(entries: Entries) -> None:
         entries.json("phases.json")["prefill"],
     )
     assert found and all(whole == parts for whole, parts in found)
+
+
+def test_rows_that_attend_to_keys_of_their_own_choice_attend_to_so_many_at_most() -> None:
+    facts = {
+        "step": "s", "kernel": "k", "layer": 0, "rows": "T", "arithmetic": "float32",
+        "weight_bytes": 0, "weight_bytes_per_row": 0, "lookup_bytes": 0, "bytes_per_row": 0,
+        "bytes_per_position": 10, "operations_per_row": 0, "operations_per_position": 1,
+        "most_positions": 8,
+    }  # fmt: skip
+    loads = [Load(1, 3), Load(1, 100), Load(5, 5), Load(20, 0), Load(2, 7), Load(3, 1000)]
+    want = [
+        (10 * min(load.before + load.tokens, 8 * load.tokens),
+         sum(min(load.before + i, 8) for i in range(1, load.tokens + 1)))
+        for load in loads
+    ]  # fmt: skip
+    assert [load_of(facts, load) for load in loads] == want
+    found = run_node(
+        "return given.loads.map((load) => loadOf(given.facts, load));",
+        {"facts": facts, "loads": [asdict(load) for load in loads]},
+    )
+    assert [tuple(each) for each in found] == want
 
 
 def test_the_kv_cache_costs_whole_blocks_and_a_slot_for_each_sequence() -> None:
