@@ -163,8 +163,8 @@ def memory_table(artifact: Readable, limit: int | None = None) -> str:
             f"{state['dtype']}, {state['mask']}: {span} can be read again"
         )
     lines += [
-        f"  {state['name']:8} {state['heads']} heads, {state['head_dim']} {state['dtype']}: the keys "
-        "by which others are chosen"
+        f"  {state['name']:8} {state['heads']} heads, {state['head_dim']} {state['dtype']}: "
+        "index keys, by which others are chosen"
         for state in kv.get("indexes", ())
     ]
     lines += [
