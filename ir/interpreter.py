@@ -16,6 +16,17 @@ from graphwright.ir.program import Program
 __all__ = ["Interpreter", "Step", "WeightCache", "WeightSource", "run_program", "steps_of"]
 
 
+def _top_k(
+    x: torch.Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """torch.topk takes any of equal values; here, as everywhere behind, it is the first ones."""
+    values, indices = x.sort(dim=dim, descending=largest, stable=True)
+    return values.narrow(dim, 0, k), indices.narrow(dim, 0, k)
+
+
+_DEFINED = {torch.ops.aten.topk.default: _top_k}
+
+
 class WeightSource(Protocol):
     """Where the interpreter gets the values of weights from."""
 
@@ -147,7 +158,8 @@ def steps_of(program: Program, *, asserts: bool = True) -> list[Step]:
 def _steps(program: Program) -> Iterator[Step]:
     for node in program.graph.nodes:
         if node.op != "call_module":
-            yield Step(node.op, node, node.target, node.args, node.kwargs, [])
+            target = _DEFINED.get(node.target, node.target)  # type: ignore[call-overload]
+            yield Step(node.op, node, target, node.args, node.kwargs, [])
             continue
         region = program.module.get_submodule(str(node.target))
         assert isinstance(region, fx.GraphModule)

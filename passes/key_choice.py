@@ -216,13 +216,19 @@ class _ChoiceWalk:
                 if not activated:
                     raise self._error(node, "is not followed by relu")
                 return chain
-            relu = node.target is aten.relu.default or (
-                node.target is aten.clamp_min.default and number_of(self.program, node.args[1]) == 0
-            )
+            relu = self._is_relu(node)
             if relu and activated:
                 raise self._error(node, "is a second relu")
             activated |= relu
             chain.base = node.args[0] if relu else self._inside(node)
+
+    def _is_relu(self, node: fx.Node) -> bool:
+        if node.target is aten.relu.default:
+            return True
+        least = node.target is aten.clamp.default and (*node.args, None, None)[2] is None
+        return (least or node.target is aten.clamp_min.default) and (
+            number_of(self.program, node.args[1]) == 0
+        )
 
     def _operands(
         self, chain: Chain, query: list[Atom], key: list[Atom], heads: list[Atom]

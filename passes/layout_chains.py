@@ -55,6 +55,9 @@ def is_layout_op(node: Any) -> bool:
     if node.target is aten._to_copy.default:
         source: Any = node.args[0]
         return bool(source.meta["val"].dtype == node.meta["val"].dtype)
+    if node.target is aten.select.int:
+        whole: Any = node.args[0]
+        return bool(size_of(whole.meta["val"].shape[node.args[1]]) == 1)  # type: ignore[index]
     return node.target in _SAME | _RESHAPES | _ONES | _MOVES | _REPEATS
 
 

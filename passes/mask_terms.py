@@ -57,10 +57,6 @@ def _parts(program: Program, term: MaskTerm, whole: fx.Node) -> list[MaskTerm]:
     first: Any = node.args[0] if node.args else None
     if is_layout_op(node) and over_pairs(node) and over_pairs(first):
         return [MaskTerm(kind, first, term.factor)]
-    if node.target is aten.select.int and over_pairs(first):
-        axis = int(node.args[1]) % first.meta["val"].dim()  # type: ignore[arg-type]
-        if size_of(first.meta["val"].shape[axis]) == 1:
-            return [MaskTerm(kind, first, term.factor)]
     found = _of_condition(term) if kind != "add" else _of_sum(program, term)
     if found is None:
         raise PassError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import near_misses  # noqa: F401
 import sins_in_attention  # noqa: F401
+import sins_in_choices  # noqa: F401
 import sins_of_recurrence  # noqa: F401
 import sins_over_the_step  # noqa: F401
 import sins_over_tokens  # noqa: F401

@@ -56,6 +56,7 @@ def small_decoder(
     from_positions: bool = True,
     max_context: int | None = 256,
     after: Callable[[Any], Any] = lambda x: x,
+    level: Level = Level.NORMALIZED,
     **weights: torch.Tensor,
 ) -> Program:
     """embedding → q, k, v [1, H, T, D] → `attention` → + residual → `after` → logits [T, 32].
@@ -93,7 +94,7 @@ def small_decoder(
     names = ", ".join([*parameters, *weights])
     values = ", ".join([*parameters, *(f"{name}={name}" for name in weights)])
     flat = eval(f"lambda {names}: function({values})", {"function": function})
-    program = build_program(flat, Level.NORMALIZED, **parameters, **weights)
+    program = build_program(flat, level, **parameters, **weights)
     program.info = replace(program.info, max_context=max_context)
     program.clean()
     return program
