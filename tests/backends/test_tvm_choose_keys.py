@@ -77,7 +77,7 @@ class Case:
 
 def check(case: Case) -> torch.Tensor:
     cache = case.cache.clone()
-    want = get_op("cached_choose_keys").reference(
+    want: torch.Tensor = get_op("cached_choose_keys").reference(
         case.q, case.k, case.weights, cache, case.positions, case.start, case.table,
         count=case.count, mask=case.mask,
     )  # fmt: skip

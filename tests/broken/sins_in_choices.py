@@ -24,13 +24,15 @@ _LAYERS: dict[str, Callable[[], Any]] = {
 def products(m: Any, h: Tensor) -> Tensor:
     """[1, T, H, T] of index queries and keys."""
     q = m.index_q(h).view(1, -1, INDEX_HEADS, INDEX_SIZE)
-    return q @ m.index_k(h).transpose(1, 2)[:, None]
+    found: Tensor = q @ m.index_k(h).transpose(1, 2)[:, None]
+    return found
 
 
 def scores(m: Any, h: Tensor) -> Tensor:
     """[1, T, T]: those of DeepSeek's indexer."""
     weights = m.index_w(h)[:, :, None]
-    return (weights @ products(m, h).relu())[:, :, 0]
+    found: Tensor = (weights @ products(m, h).relu())[:, :, 0]
+    return found
 
 
 def choosing(

@@ -23,7 +23,7 @@ K, INDEX_HEADS, INDEX_SIZE, WIDTH = 4, 12, 6, HEADS * SIZE
 LOWEST = torch.finfo(torch.float32).min
 
 
-def index_weights() -> dict[str, torch.Tensor]:
+def index_weights() -> dict[str, Any]:
     """So many heads that no two scores are equal."""
     torch.manual_seed(3)
     return {

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from indexed_decoders import indexed_model
 from recurrent_decoders import recurrent_model
 from shared_data import shared_path
 from tiny_models import random_tokens, tiny_model
@@ -67,18 +68,26 @@ def prompts() -> list[list[int]]:
         ("mistral", {}, 1e-5),  # a window of 8 tokens: blocks behind it are the sequence's still
         ("gemma2", {}, 1e-5),
         ("deepseek-v3", {}, 1e-5),
+        ("indexed", {}, 1e-5),
         ("llama", {"kv_cache_dtype": "int8"}, 0.03),
     ],
-    ids=["llama", "windows", "windows in some layers", "latent attention", "int8 cache"],
+    ids=[
+        "llama",
+        "windows",
+        "windows in some layers",
+        "latent attention",
+        "chosen keys",
+        "int8 cache",
+    ],
 )
 def test_wrong_guesses_leave_nothing_behind(
     model: str, options: dict[str, Any], tolerance: float, tmp_path: Path
 ) -> None:
     """Several sequences at once, prompts in chunks beside them, the prefix cache on. Rounding may
     turn a token of ten sequences, as any other company does; what follows it is another text."""
-    path = graphwright.compile(tiny_model(model), chunk=16, check=False, **options).save(
-        tmp_path / "m.gw"
-    )
+    eager = indexed_model() if model == "indexed" else tiny_model(model)
+    compiled = graphwright.compile(eager, chunk=16, check=False, **options)
+    path = compiled.save(tmp_path / "m.gw")
     plain = Engine(path, max_sequences=3, context=96)
     engine = Engine(path, max_sequences=3, context=96, speculate="lookup", prefix_cache=True)
     equal = 0
