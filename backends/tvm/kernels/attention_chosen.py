@@ -3,6 +3,7 @@ however many there are.
 
 A unit is a token and a few of its heads that share a key head. It looks up where its keys lie, then
 computes all scores, the softmax, and the sum of the values, key by key in the order of positions.
+Tokens follow each other, then heads: neighbours choose many of the same keys.
 Keys lie row by row (KvBlock.by_row), so that a key that is read is one run of memory.
 """
 
@@ -76,8 +77,10 @@ def attention_chosen(
         (sequence,) = registers(1, 1, "int32")
         T.buffer_store(sequence, T.int32(0), [0])
         with T.serial(first, last) as number:
-            token = settle(quotient(number, items), "int32")
-            head = settle(remainder(number, items) * each, "int32")
+            head = settle(quotient(number, rows) * each, "int32")
+            token = settle(remainder(number, rows), "int32")
+            with T.If(token == 0), T.Then():
+                T.buffer_store(sequence, T.int32(0), [0])
             advance(sequence, token, given["batch"], given["query_start"])
             taken = _look_up(shape, token, sequence[0] * given["batch"][2])
             unit = _Unit(shape, token, head, settle(quotient(head, group), "int32"), taken, each)
