@@ -1,6 +1,6 @@
 """gw.choose_keys: the earlier tokens that each token attends to, by scores of their own.
 
-The indexer of DeepSeek-V3.2 (DeepSeek-AI, 2025): small queries and keys, a weight for each head.
+Small index queries and keys, a weight for each head: an indexer for sparse attention.
 gw.cached_choose_keys does it over a paged cache of such keys, for ragged batches.
 """
 

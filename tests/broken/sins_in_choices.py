@@ -29,7 +29,7 @@ def products(m: Any, h: Tensor) -> Tensor:
 
 
 def scores(m: Any, h: Tensor) -> Tensor:
-    """[1, T, T]: those of DeepSeek's indexer."""
+    """[1, T, T]: those of an indexer."""
     weights = m.index_w(h)[:, :, None]
     found: Tensor = (weights @ products(m, h).relu())[:, :, 0]
     return found

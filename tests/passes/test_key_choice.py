@@ -45,7 +45,7 @@ def products(m: Masks, iq: Any, ik: Any) -> Any:
 
 
 def scores(m: Masks, iq: Any, ik: Any, iw: Any) -> Any:
-    """[1, T, T], those of DeepSeek's indexer, later keys hidden."""
+    """[1, T, T], those of an indexer, later keys hidden."""
     found = aten.relu.default(aten.mul.Tensor(products(m, iq, ik), 0.25))
     weights = aten.unsqueeze.default(aten.linear.default(m.hidden, iw), 2)
     found = aten.squeeze.dim(aten.matmul.default(weights, found), 2)
