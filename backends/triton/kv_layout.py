@@ -1,9 +1,10 @@
 """How the states lie in a GPU's memory: one region of blocks; in a block, state by state.
 
 Keys of a cache in a block are [heads, 16, head_dim], values [heads, 16, value_dim]: what a program
-reads of a block for one head is one run of memory. Caches that the graph keeps in float32 hold the
-activations' type, others their own; int8 has float32 scales [heads, 16] for each of the two. A
-rolling state is float32 [kept, channels] in each block; a sequence uses the one in its first block.
+reads of a block for one head is one run of memory. Index keys lie as keys do. Caches that the graph
+keeps in float32 hold the activations' type, others their own; int8 has float32 scales [heads, 16]
+for each of the two. A rolling state is float32 [kept, channels] in each block; a sequence uses the
+one in its first block.
 
 Recurrent states lie in slots in front of block 0, as on CPUs (backends/tvm/kv_layout.py): slot r
 starts (r + 1) * slot_bytes before it. A state's numbers lie there in their own order.
@@ -18,11 +19,17 @@ from typing import Any
 
 import torch
 
-from graphwright.backends.states import KnownState, cache_of, describe_states, known_states
+from graphwright.backends.states import (
+    KnownState,
+    cache_of,
+    describe_states,
+    index_of,
+    known_states,
+)
 from graphwright.backends.triton.dtypes import ITEM_SIZES
 from graphwright.backends.triton.kernels.float8 import FLOAT8
 from graphwright.ir.memory import align
-from graphwright.ir.states import KVState, RecurrentState, State
+from graphwright.ir.states import IndexState, KVState, RecurrentState, State
 
 __all__ = ["BLOCK_SIZE", "KvLayout"]
 
@@ -64,6 +71,10 @@ class KvLayout:
         dtype = cache_of(self.states, name).dtype
         return FLOAT8 if dtype is torch.float8_e4m3fn else str(dtype).removeprefix("torch.")
 
+    def index_cache(self, name: str) -> str:
+        """The element type of the index keys that are the input `name`."""
+        return str(index_of(self.states, name).dtype).removeprefix("torch.")
+
     def stride(self, dtype: str) -> int:
         """Elements of `dtype` from a block to the next."""
         return self.block_bytes // ITEM_SIZES[dtype]
@@ -86,6 +97,6 @@ class KvLayout:
 
 
 def _stored(state: KnownState, activations: str) -> KnownState:
-    if isinstance(state, KVState) and state.dtype is torch.float32:
+    if isinstance(state, (KVState, IndexState)) and state.dtype is torch.float32:
         return replace(state, dtype=getattr(torch, activations))
     return state

@@ -37,14 +37,14 @@ _PROGRAMS = 128  # of one token, that splits should give: about one for each mul
 @triton.jit
 def decode_attention_kernel(
     batch, q, k_cache, v_cache, k_scales, v_scales, slopes, sinks, positions, sequences,
-    block_table, partial, tops, totals, counters, out,
+    block_table, chosen, partial, tops, totals, counters, out,
     KV_HEADS: tl.constexpr, SHARED: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     Q_STRIDE: tl.constexpr, BLOCK_STRIDE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, FIRST: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_D: tl.constexpr, REST_D: tl.constexpr, BLOCK_V: tl.constexpr,
     PACKED: tl.constexpr, PACKS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     SPLITS: tl.constexpr, SHORTEST: tl.constexpr, FEW: tl.constexpr, TOGETHER: tl.constexpr,
-    ALONE: tl.constexpr, EARLY: tl.constexpr,
+    ALONE: tl.constexpr, COUNT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     if ALONE:
         let_next_begin(EARLY)
@@ -63,11 +63,16 @@ def decode_attention_kernel(
     kv_head, split = tl.program_id(1) // PACKS, tl.program_id(2)
     head, inside = heads_of(kv_head, SHARED, PACKED, PACKS, ROWS)
     lowest = lowest_key(at, WINDOW, CHUNK)
+    last = at
+    if chosen is not None:  # what is counted are the chosen keys
+        lowest = at * 0
+        last = tl.minimum(at, COUNT - 1)
+        chosen += token * COUNT
     start = lowest // KEYS * KEYS
-    tiles = (at - start) // KEYS + 1
+    tiles = (last - start) // KEYS + 1
     length = tl.maximum((tiles + SPLITS - 1) // SPLITS, SHORTEST)  # tiles of a part
     begin = start + split * length * KEYS
-    end = tl.minimum(begin + length * KEYS, at + 1)
+    end = tl.minimum(begin + length * KEYS, last + 1)
     place = token * (KV_HEADS * SHARED) + head
 
     parts = (tiles + length - 1) // length  # that have keys
@@ -97,15 +102,16 @@ def decode_attention_kernel(
             for first in range(0, tl.minimum((FIRST + KEYS - 1) // KEYS * KEYS, start), KEYS):
                 total, top, result = attend_tile(
                     query, rest, total, top, result, first, lowest, at + 1, position, slope,
-                    table, kv_head, k_cache, v_cache, k_scales, v_scales, None, DIM, VALUE_DIM,
-                    BLOCK_STRIDE, BLOCK_SIZE, SCALE, SOFTCAP, WINDOW, FIRST, CHUNK, BLOCK_D,
-                    REST_D, BLOCK_V, KEYS, True,
+                    table, kv_head, k_cache, v_cache, k_scales, v_scales, None, None, DIM,
+                    VALUE_DIM, BLOCK_STRIDE, BLOCK_SIZE, SCALE, SOFTCAP, WINDOW, FIRST, CHUNK,
+                    BLOCK_D, REST_D, BLOCK_V, KEYS, True,
                 )  # fmt: skip
     for first in range(begin, end, KEYS):
         total, top, result = attend_tile(
-            query, rest, total, top, result, first, lowest, at + 1, position, slope, table,
-            kv_head, k_cache, v_cache, k_scales, v_scales, blocks, DIM, VALUE_DIM, BLOCK_STRIDE,
-            BLOCK_SIZE, SCALE, SOFTCAP, WINDOW, FIRST, CHUNK, BLOCK_D, REST_D, BLOCK_V, KEYS, True,
+            query, rest, total, top, result, first, lowest, last + 1, position, slope, table,
+            kv_head, k_cache, v_cache, k_scales, v_scales, blocks, chosen, DIM, VALUE_DIM,
+            BLOCK_STRIDE, BLOCK_SIZE, SCALE, SOFTCAP, WINDOW, FIRST, CHUNK, BLOCK_D, REST_D,
+            BLOCK_V, KEYS, True,
         )  # fmt: skip
         if ALONE:
             key += KEYS
@@ -197,7 +203,7 @@ def default_splits(shape: AttentionShape, context: int) -> int:
     """How many parts the keys of a token have: enough programs for a single token, not more than
     the context has pieces of 128 positions. The same for every batch size, as results depend on it.
     """
-    reach = min(context, shape.mask.span or context)
+    reach = min(context, shape.mask.span or context, shape.chosen or context)
     wanted = next_power_of_two(quotient_up(_PROGRAMS, shape.kv_heads * shape.packs[1]))
     return min(64, wanted, next_power_of_two(quotient_up(reach, 128)))
 
@@ -211,13 +217,15 @@ def decode_attention(
     Pointers: batch, q (rows [heads, dim]), k_cache, v_cache, (k_scales, v_scales), (slopes),
     (sinks), positions int64 and sequences int32 (see token_slots), both of the whole bucket, though
     those behind T mean nothing, block_table int32 [B, M],
-    for splits > 1 the float32 scratch partial [T, heads, splits, value_dim], tops and totals
-    [T, heads, splits] and counters int32, zero before and after, of `decode_scratch`; out
+    (chosen int32 [T, count] of choose_keys), for splits > 1 the float32 scratch partial
+    [T, heads, splits, value_dim], tops and totals [T, heads, splits] and counters int32, zero
+    before and after, of `decode_scratch`; out
     [T, heads, value_dim]. deep: see `is_deep`; results may differ in rounding. alone: for buckets
     of a single token, whose positions the step began with: those and the blocks of keys are looked
     up before the launches in front have ended; `sequences` is absent.
     """
     assert splits >= 1 and splits == next_power_of_two(splits)
+    assert not (alone and shape.chosen), "what is chosen is not known when a step begins"
     head, rest, value = shape.blocks
     wide = (head + rest + value) * (4 if shape.dtype == "float32" else 2)
     packed, packs = shape.packs
@@ -233,6 +241,7 @@ def decode_attention(
         stages -= 1  # that of the entries
     given = shape.pointers() | {
         "positions": "int64", "sequences": None if alone else "int32", "block_table": "int32",
+        "chosen": "int32" if shape.chosen else None,
         "partial": "float32" if several else None, "tops": "float32" if several else None,
         "totals": "float32" if several else None, "counters": "int32" if several else None,
         "out": shape.dtype,
@@ -244,7 +253,7 @@ def decode_attention(
         shape.constants() | {
             "PACKED": packed, "PACKS": packs, "ROWS": max(16, few),
             "KEYS": keys, "SPLITS": splits, "SHORTEST": quotient_up(128, keys), "FEW": few,
-            "ALONE": alone,
+            "ALONE": alone, "COUNT": shape.chosen,
             "TOGETHER": max(1, min(splits, _COMBINED // (few * value))),
         },
         grid=lambda size: (1 if alone else size["T"], shape.kv_heads * packs, splits),

@@ -101,29 +101,29 @@ def prefill_attention_kernel(
         for first in range(0, tl.minimum((FIRST + KEYS - 1) // KEYS * KEYS, start), KEYS):
             total, top, result = attend_tile(
                 query, rest, total, top, result, first, lowest, high + 1, position, slope, table,
-                kv_head, k_cache, v_cache, k_scales, v_scales, None, DIM, VALUE_DIM, BLOCK_STRIDE,
-                BLOCK_SIZE, SCALE, SOFTCAP, WINDOW, FIRST, CHUNK, BLOCK_D, REST_D, BLOCK_V, KEYS,
-                True,
+                kv_head, k_cache, v_cache, k_scales, v_scales, None, None, DIM, VALUE_DIM,
+                BLOCK_STRIDE, BLOCK_SIZE, SCALE, SOFTCAP, WINDOW, FIRST, CHUNK, BLOCK_D, REST_D,
+                BLOCK_V, KEYS, True,
             )  # fmt: skip
     if WINDOW > 0 or CHUNK > 0:
         for first in range(start, open_start, KEYS):
             total, top, result = attend_tile(
                 query, rest, total, top, result, first, lowest, high + 1, position, slope, table,
-                kv_head, k_cache, v_cache, k_scales, v_scales, None, DIM, VALUE_DIM, BLOCK_STRIDE,
-                BLOCK_SIZE, SCALE, SOFTCAP, WINDOW, FIRST, CHUNK, BLOCK_D, REST_D, BLOCK_V, KEYS,
-                True,
+                kv_head, k_cache, v_cache, k_scales, v_scales, None, None, DIM, VALUE_DIM,
+                BLOCK_STRIDE, BLOCK_SIZE, SCALE, SOFTCAP, WINDOW, FIRST, CHUNK, BLOCK_D, REST_D,
+                BLOCK_V, KEYS, True,
             )  # fmt: skip
     for first in range(open_start, open_end, KEYS):
         total, top, result = attend_tile(
             query, rest, total, top, result, first, lowest, high + 1, position, slope, table,
-            kv_head, k_cache, v_cache, k_scales, v_scales, None, DIM, VALUE_DIM, BLOCK_STRIDE,
+            kv_head, k_cache, v_cache, k_scales, v_scales, None, None, DIM, VALUE_DIM, BLOCK_STRIDE,
             BLOCK_SIZE, SCALE, SOFTCAP, WINDOW, FIRST, CHUNK, BLOCK_D, REST_D, BLOCK_V, KEYS,
             False,
         )  # fmt: skip
     for first in range(open_end, high + 1, KEYS):
         total, top, result = attend_tile(
             query, rest, total, top, result, first, lowest, high + 1, position, slope, table,
-            kv_head, k_cache, v_cache, k_scales, v_scales, None, DIM, VALUE_DIM, BLOCK_STRIDE,
+            kv_head, k_cache, v_cache, k_scales, v_scales, None, None, DIM, VALUE_DIM, BLOCK_STRIDE,
             BLOCK_SIZE, SCALE, SOFTCAP, WINDOW, FIRST, CHUNK, BLOCK_D, REST_D, BLOCK_V, KEYS,
             True,
         )  # fmt: skip

@@ -27,7 +27,8 @@ class AttentionShape:
     dtype is that of queries and results, cache that of keys and values: dtype itself, a float
     narrower than it, FLOAT8, or int8 with a float32 scale for each position and head. Blocks of the
     cache lie `block_stride` elements of it apart. The layout is that of kernels/rope.py. slopes and
-    sinks, if any, are float32 [heads]. As in gw.cached_attention otherwise.
+    sinks, if any, are float32 [heads]. chosen: of how many keys that it has chosen a token sees no
+    others; 0: of all. As in gw.cached_attention otherwise.
     """
 
     heads: int
@@ -44,6 +45,7 @@ class AttentionShape:
     block_size: int = 16
     dtype: str = "float32"
     cache: str = "float32"
+    chosen: int = 0
 
     def __post_init__(self) -> None:
         assert self.heads % self.kv_heads == 0 and self.q_stride >= self.heads * self.dim
@@ -146,7 +148,7 @@ def blocks_of(table, key, inside, BLOCK_SIZE: tl.constexpr):
 @triton.jit
 def attend_tile(
     q, q_rest, total, top, result, first, lowest, end, position, slope, table, kv_head,
-    k_cache, v_cache, k_scales, v_scales, blocks,
+    k_cache, v_cache, k_scales, v_scales, blocks, chosen,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_STRIDE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr, FIRST: tl.constexpr, CHUNK: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -157,10 +159,15 @@ def attend_tile(
     q [M, BLOCK_D] and q_rest [M, REST_D]; total and top [M], result [M, BLOCK_V] float32. Keys at
     or above `end`, and below `lowest` but for the first FIRST, are not read. Without MASKED the
     caller knows that every query sees every key of the tile. blocks: of `blocks_of`, or None.
+    chosen: None, or int32 positions that the one token of the queries has chosen: the keys are
+    then those with the numbers first .. first + KEYS of the list, which ends at `end` or with -1.
     """
     key = first + tl.arange(0, KEYS)
     inside = key >= 0
-    if MASKED:
+    if chosen is not None:
+        key = tl.load(chosen + key, mask=key < end, other=-1)
+        inside = key >= 0
+    elif MASKED:
         inside = seen(key, lowest, end, FIRST)
     if blocks is None:
         block = blocks_of(table, key, inside, BLOCK_SIZE)

@@ -15,7 +15,7 @@ from graphwright.backends.triton.kernels.float8 import FLOAT8, narrowed
 from graphwright.backends.triton.kernels.kernel import TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import next_power_of_two, quotient_up
 
-__all__ = ["append_kv", "rope", "rope_append"]
+__all__ = ["append_keys", "append_kv", "rope", "rope_append"]
 
 _ELEMENTS = 1024  # that one program takes
 
@@ -161,6 +161,19 @@ def append_kv(
         "append_kv", {**given, "k_scales": scales, "v_scales": scales}, heads=0,
         kv_heads=kv_heads, dim=dim, value_dim=value_dim, rotary=0, interleaved=False,
         strides=(0, k_stride, v_stride, 0), block_size=block_size, block_stride=block_stride,
+    )  # fmt: skip
+
+
+def append_keys(
+    kv_heads: int, dim: int, *, k_stride: int, block_stride: int, block_size: int = 16,
+    dtype: str = "float32", cache: str = "float32",
+) -> TritonKernel:  # fmt: skip
+    """Pointers: batch, k, slots, k_cache: as append_kv, for index keys, which have no values and
+    are floats."""
+    return _declare(
+        "append_keys", {"k": dtype, "slots": "int32", "k_cache": cache}, heads=0,
+        kv_heads=kv_heads, dim=dim, value_dim=1, rotary=0, interleaved=False,
+        strides=(0, k_stride, 0, 0), block_size=block_size, block_stride=block_stride,
     )  # fmt: skip
 
 

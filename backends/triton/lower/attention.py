@@ -1,4 +1,4 @@
-"""gw.cached_attention: append to the paged cache, then attend over it."""
+"""gw.cached_attention and gw.cached_choose_keys: append to the paged cache, then read it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from graphwright.backends.triton.kernels.attention_decode import (
 )
 from graphwright.backends.triton.kernels.attention_prefill import prefill_attention, prefill_sizes
 from graphwright.backends.triton.kernels.attention_tile import AttentionShape
-from graphwright.backends.triton.kernels.rope import append_kv, rope_append
+from graphwright.backends.triton.kernels.choose_keys import choose_keys
+from graphwright.backends.triton.kernels.index_scores import SCORED_KEYS, index_scores
+from graphwright.backends.triton.kernels.rope import append_keys, append_kv, rope_append
+from graphwright.backends.triton.kernels.sizes import quotient_up
 from graphwright.backends.triton.kernels.token_slots import token_slots
 from graphwright.backends.triton.kernels.turned_heads import TurnedHeads
 from graphwright.backends.triton.kv_layout import BLOCK_SIZE
@@ -26,7 +29,7 @@ from graphwright.backends.triton.lower.linear import Heads, product
 from graphwright.backends.triton.registry import lowering
 from graphwright.ir.masks import Mask
 
-__all__ = ["cached_attention", "slots_of"]
+__all__ = ["cached_attention", "cached_choose_keys", "slots_of"]
 
 gw = torch.ops.gw
 BATCH = Operand("batch")
@@ -106,7 +109,8 @@ def appended(
 
 @lowering(gw.cached_attention.default)
 def cached_attention(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
-    """Decode splits the keys of each token over programs; prefill shares them among queries."""
+    """Decode splits the keys of each token over programs; prefill shares them among queries. Keys
+    that tokens choose for themselves are not shared: then prefill does what decode does."""
     given = arguments(node)
     heads, dim = (int(size) for size in given["q"].meta["val"].shape[-2:])
     kv_heads = int(given["k_cache"].meta["val"].shape[2])
@@ -126,25 +130,63 @@ def cached_attention(context: LoweringContext, node: fx.Node) -> tuple[Launch, .
         heads, kv_heads, dim, value_dim, stride, context.kv.stride(cache), float(given["scale"]),
         Mask.parse(given["mask"]), float(given["softcap"]), given["slopes"] is not None,
         given["sinks"] is not None, BLOCK_SIZE, dtype, cache,
+        0 if given["chosen"] is None else int(given["chosen"].meta["val"].shape[1]),
     )  # fmt: skip
     extra = [context.weight(given[n]) for n in ("slopes", "sinks") if given[n] is not None]
     positions = context.value(given["positions"])
     head = (BATCH, queries, *caches, *extra, positions)
     table, results = Operand("block_table"), context.results(node)
-    if context.plan.entry != "decode":
+    if context.plan.entry != "decode" and not shape.chosen:
         sizes = prefill_sizes(shape, min(chip.arch for chip in context.chips))
         kernel = context.kernel(prefill_attention, shape, tokens=context.tokens, **sizes)
         starts = context.value(given["query_start"])
         return (*launches, Launch(node.name, kernel, (*head, starts, table, *results)))
-    splits = default_splits(shape, context.context)
+    splits = default_splits(shape, context.context) if context.plan.entry == "decode" else 1
     least = min(chip.multiprocessors for chip in context.chips)
     deep = is_deep(shape, splits, context.tokens, least)
-    alone = context.tokens == 1 and positions.parameter in INPUTS
+    alone = context.tokens == 1 and positions.parameter in INPUTS and not shape.chosen
     kernel = context.kernel(decode_attention, shape, splits, deep=deep, alone=alone)
     scratch: tuple[Operand, ...] = ()
     if splits > 1:
         partial, each, counters = decode_scratch(shape, splits, context.tokens)
         scratch = (*context.scratch(partial, each, each), context.counters(counters))
-    tail = (table, *scratch, *results)
+    chosen = () if given["chosen"] is None else (context.value(given["chosen"]),)
+    tail = (table, *chosen, *scratch, *results)
     operands = (*head, *tail) if alone else (*head, sequences, *tail)
     return (*launches, Launch(node.name, kernel, operands))
+
+
+@lowering(gw.cached_choose_keys.default)
+def cached_choose_keys(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
+    """Appends the index keys, scores all of them for each token, then takes the best. The scores
+    are as long as the context."""
+    given = arguments(node)
+    heads, dim = (int(size) for size in given["q"].meta["val"].shape[-2:])
+    kv_heads = int(given["cache"].meta["val"].shape[2])
+    kind = context.kv.index_cache(str(given["cache"].target))
+    stride, state = context.kv.stride(kind), context.state(given["cache"])
+    sequences, slots, found = slots_of(context, node, given)
+    append = context.kernel(
+        append_keys, kv_heads, dim, k_stride=context.view(given["k"]).row_stride,
+        block_stride=stride, block_size=BLOCK_SIZE, dtype=context.dtype(given["k"]), cache=kind,
+    )  # fmt: skip
+    score = context.kernel(
+        index_scores, heads, kv_heads, dim, q_stride=context.view(given["q"]).row_stride,
+        w_stride=context.view(given["weights"]).row_stride, block_stride=stride,
+        mask=Mask.parse(given["mask"]), context=context.context, block_size=BLOCK_SIZE,
+        dtype=context.dtype(given["q"]), weights=context.dtype(given["weights"]), cache=kind,
+    )  # fmt: skip
+    choose = context.kernel(choose_keys, int(given["count"]), context=context.context)
+    width = quotient_up(context.context, SCORED_KEYS) * SCORED_KEYS
+    (scores,) = context.scratch(4 * context.tokens * width)
+    positions = context.value(given["positions"])
+    operands = (
+        BATCH, context.value(given["q"]), context.value(given["weights"]), state, positions,
+        sequences, Operand("block_table"), scores,
+    )  # fmt: skip
+    return (
+        *found,
+        Launch(node.name, append, (BATCH, context.value(given["k"]), slots, state)),
+        Launch(node.name, score, operands),
+        Launch(node.name, choose, (BATCH, scores, positions, *context.results(node))),
+    )

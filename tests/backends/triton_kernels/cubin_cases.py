@@ -20,18 +20,20 @@ from graphwright.backends.triton.kernels.attention_prefill import (
 )
 from graphwright.backends.triton.kernels.attention_tile import AttentionShape
 from graphwright.backends.triton.kernels.causal_conv import causal_conv, roll_state
+from graphwright.backends.triton.kernels.choose_keys import choose_keys
 from graphwright.backends.triton.kernels.draw import draw
 from graphwright.backends.triton.kernels.embedding import quantized_embedding
 from graphwright.backends.triton.kernels.few_rows import FewRows, few_rows
 from graphwright.backends.triton.kernels.float8 import FLOAT8
 from graphwright.backends.triton.kernels.gated_act import gated_act
 from graphwright.backends.triton.kernels.gemv import gemv
+from graphwright.backends.triton.kernels.index_scores import index_scores
 from graphwright.backends.triton.kernels.kernel import TritonKernel
 from graphwright.backends.triton.kernels.linear import Tiles, linear, tiles_for
 from graphwright.backends.triton.kernels.norms import norm
 from graphwright.backends.triton.kernels.one_row import OneRow, one_row
 from graphwright.backends.triton.kernels.quantize_rows import quantize_rows
-from graphwright.backends.triton.kernels.rope import rope_append
+from graphwright.backends.triton.kernels.rope import append_keys, rope_append
 from graphwright.backends.triton.kernels.routed_groups import routed_groups
 from graphwright.backends.triton.kernels.routed_linear import routed_linear, routed_tiles
 from graphwright.backends.triton.kernels.select_rows import select_rows
@@ -142,6 +144,13 @@ def rope_to(cache: str, norm: str | None = None) -> TritonKernel:
     )  # fmt: skip
 
 
+def scored(dtype: str = HALF) -> TritonKernel:
+    return index_scores(
+        64, 1, 128, q_stride=8192, w_stride=64, block_stride=1 << 17, mask=Mask(),
+        context=1 << 17, dtype=dtype, weights=dtype, cache=dtype,
+    )  # fmt: skip
+
+
 def recurrence(step: str, dtype: str = HALF) -> TritonKernel:
     """Rows and results of `dtype`, weights and states float32, as in a step."""
     parsed = ScanStep.parse(step)
@@ -186,6 +195,10 @@ SMALL: dict[str, Callable[[], TritonKernel]] = {
     "roll_state": lambda: roll_state(2048, 4, x_stride=6144, block_stride=1 << 17),
     "quantize_rows g32": lambda: quantize_rows(4096, x_stride=4096, groups=128, dtype=HALF),
     "routed_groups": lambda: routed_groups(128, 8, experts_stride=8),
+    "append_keys": lambda: append_keys(
+        1, 128, k_stride=128, block_stride=1 << 17, dtype=HALF, cache=HALF
+    ),
+    "choose_keys 2048": lambda: choose_keys(2048, context=1 << 17),
 }
 RECURRENCES: dict[str, Callable[[], TritonKernel]] = {
     "scan, delta rule 32 x 128 x 128": lambda: recurrence(scan_steps.delta_rule(32, 128, 128)),
@@ -224,6 +237,14 @@ ATTENTION: dict[str, Callable[[], TritonKernel]] = {
     ),
     "decode 576, 512, deep": lambda: decode_attention(attention(576, 512), 16, deep=True),
     "decode 32 float32": lambda: decode_attention(attention(32, 32, "float32", "float32"), 16),
+    "decode 192, 128, of 2048 chosen": lambda: decode_attention(
+        attention(192, 128, chosen=2048), 16
+    ),
+    "decode 128 int8, of 2048 chosen": lambda: decode_attention(
+        attention(128, 128, cache="int8", chosen=2048), 16
+    ),
+    "index_scores 64 x 128": lambda: scored(),
+    "index_scores 64 x 128 float32": lambda: scored("float32"),
 }
 PRODUCTS: dict[str, Callable[[], TritonKernel]] = {
     "gemv": lambda: gemv(4096, 4096, WeightFormat.dense(HALF), 1, residual=True, dtype=HALF),

@@ -127,14 +127,14 @@ class Step:
             (self.blocks, self.case.kv_heads, BLOCK, dim), (stride, *inner), part.storage_offset()
         )
 
-    def shape(self) -> AttentionShape:
+    def shape(self, chosen: int = 0) -> AttentionShape:
         case = self.case
         return AttentionShape(
             case.heads, case.kv_heads, case.dim, case.value_dim, q_stride=case.heads * case.dim,
             block_stride=self.stride, scale=case.dim**-0.5, mask=Mask.parse(case.mask),
             softcap=case.softcap, slopes=case.slopes, sinks=case.sinks, block_size=BLOCK,
             dtype=str(case.dtype).removeprefix("torch."),
-            cache=str(element_type(case.cache)).removeprefix("torch."),
+            cache=str(element_type(case.cache)).removeprefix("torch."), chosen=chosen,
         )  # fmt: skip
 
     def append(self) -> None:
@@ -150,13 +150,17 @@ class Step:
     def expected(self) -> torch.Tensor:
         """The op on a float32 cache that rounds what the narrow one would."""
         case = self.case
-        k, v = (narrowed(x.float(), case.cache) for x in (self.k, self.v))
+        k, v = self.rounded()
         result: torch.Tensor = get_op("cached_attention").reference(
             self.q.float(), k, v, self.k_cache, self.v_cache, self.positions, self.query_start,
             self.table, self.slopes, self.sinks, scale=case.dim**-0.5, mask=case.mask,
             softcap=case.softcap,
         )  # fmt: skip
         return result.to(case.dtype)
+
+    def rounded(self) -> list[torch.Tensor]:
+        """Keys and values as the cache keeps them."""
+        return [narrowed(x.float(), self.case.cache) for x in (self.k, self.v)]
 
     def prefill(self, **sizes: int) -> torch.Tensor:
         out = untouched((self.tokens + 1, self.case.heads, self.case.value_dim), self.case.dtype)
