@@ -21,6 +21,7 @@ triton = pytest.importorskip("triton")
 import ptx_harness  # noqa: E402
 import scan_steps  # noqa: E402
 import test_triton_attention as attention  # noqa: E402
+import test_triton_chosen as chosen  # noqa: E402
 import test_triton_linear as products  # noqa: E402
 import test_triton_routed as routed  # noqa: E402
 import test_triton_rows as rows  # noqa: E402
@@ -48,7 +49,7 @@ def capability(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """The cases of the interpreter's tests call code compiled for this chip."""
     found: int = getattr(request, "param", 80)
     call = partial(ptx_harness.call, capability=found)
-    for cases in (products, heads, attention, rows, routed, scans):
+    for cases in (products, heads, attention, chosen, rows, routed, scans):
         monkeypatch.setattr(cases, "call", call)
     return found
 
@@ -97,6 +98,23 @@ def test_few_rows(product: Product) -> None:
 )
 def test_products_of_one_row(product: Product) -> None:
     product.check()
+
+
+@BOTH
+@pytest.mark.parametrize("case", [
+    chosen.Index(16, 1, 16, 5, lengths=((70, 1), (0, 3)), dtype=BF16, context=100),
+    chosen.Index(4, 2, 20, 12, "causal & window(40)", lengths=((90, 2), (3, 1)), context=100),
+], ids=str)  # fmt: skip
+def test_index_scores_and_the_choice_of_keys(case: chosen.Index) -> None:
+    chosen.test_what_is_chosen_is_what_the_op_chooses(case)
+
+
+@BOTH
+def test_attention_to_chosen_keys() -> None:
+    case = attention.Case(4, 2, 64, 32, dtype=BF16, cache=BF16, sinks=True)
+    step = chosen.Choosing(case, 7)
+    step.append()
+    check_close(step.attend(2), step.expected())
 
 
 @BOTH
