@@ -47,9 +47,9 @@ def describe_states(
     slot_bytes: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """For plan.json: `states` are the caches, `rolling` the rolling states; only where there are
-    any, `indexes` are the caches of index keys, `recurrent` the states of recurrences, and
-    `slot_bytes` what they take of a sequence. `reach`, if attention does not reach back to all
-    positions: which ones it does.
+    any, `chosen` says of how many positions a token reads a cache, `indexes` are the caches of
+    index keys, `recurrent` the states of recurrences, and `slot_bytes` what they take of a
+    sequence. `reach`, if attention does not reach back to all positions: which ones it does.
     offsets: bytes from a block's or a slot's start, by the name of the state's input.
     """
     states = list(states)
@@ -79,6 +79,7 @@ def describe_states(
                     "v_offset": offsets[state.inputs[1]],
                     "scale_offsets": [offsets[name] for name in state.inputs[2:]],
                     "bytes_per_token": state.bytes_per_token(),
+                    **({"chosen": state.chosen} if state.chosen else {}),
                 }
             )
         elif isinstance(state, IndexState):

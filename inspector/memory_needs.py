@@ -121,7 +121,7 @@ def _weights(found: Mapping[str, Any]) -> dict[str, Any]:
 def _caches(plan: Plan, found: Mapping[str, Any], context: int) -> dict[str, Any]:
     """bytes_per_sequence: of the blocks and the slot of a sequence of `context` tokens."""
     blocks = plan.held_of(plan.blocks_of(context)) * plan.block_bytes
-    keys = ("dtype", "heads", "head_dim", "value_dim", "first", "span")
+    keys = ("dtype", "heads", "head_dim", "value_dim", "first", "span", "chosen")
     return {
         "block_size": plan.block_size,
         "block_bytes": plan.block_bytes,

@@ -69,6 +69,8 @@ def _cache_lines(needs: Mapping[str, Any]) -> Iterator[str]:
     for each in kv["caches"]:
         first = f"the first {each['first']} and " if each["first"] else ""
         span = f"{first}the last {each['span']} tokens" if each["span"] else "all tokens"
+        if each["chosen"]:
+            span = f"{each['chosen']} tokens at the most, of their choice,"
         kept = "; blocks of others are kept" if each["span"] and not kv["gives_back"] else ""
         yield (
             f"  {each['count']} x keys and values: {_heads(each)} of {each['head_dim']} and "

@@ -21,7 +21,7 @@ def _top_k(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """torch.topk takes any of equal values; here, as everywhere behind, it is the first ones."""
     values, indices = x.sort(dim=dim, descending=largest, stable=True)
-    return values.narrow(dim, 0, k), indices.narrow(dim, 0, k)
+    return values.narrow(dim, 0, k).contiguous(), indices.narrow(dim, 0, k).contiguous()
 
 
 _DEFINED = {torch.ops.aten.topk.default: _top_k}

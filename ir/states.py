@@ -43,8 +43,8 @@ class KVState(State):
 
     Logical tensors: k [blocks, block_size, heads, head_dim] and v [..., value_dim] of `dtype`. In
     int8 each key and value has a scale: k_scale and v_scale, float32 [blocks, block_size, heads].
-    A backend may store them in another order inside a block. chosen: each token reads only those
-    that it has chosen (gw.choose_keys), one by one.
+    A backend may store them in another order inside a block. chosen: of how many positions, that it
+    has chosen (gw.choose_keys), each token reads them, one by one; 0: of all.
     """
 
     heads: int
@@ -52,7 +52,7 @@ class KVState(State):
     value_dim: int
     dtype: torch.dtype
     mask: Mask
-    chosen: bool = False
+    chosen: int = 0
 
     @property
     def scaled(self) -> bool:

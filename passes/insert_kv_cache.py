@@ -82,7 +82,7 @@ class InsertKvCache(Pass):
         key = (_origin(k), _origin(v), node.kwargs["mask"], chosen is not None)
         known = key in caches
         if not known:
-            caches[key] = self._add_cache(program, node, chosen is not None)
+            caches[key] = self._add_cache(program, node, chosen)
         new = program.call(
             node,
             gw.cached_attention.default,
@@ -148,7 +148,7 @@ class InsertKvCache(Pass):
         program.replace(node, new)
 
     def _add_cache(
-        self, program: Program, attention: fx.Node, chosen: bool
+        self, program: Program, attention: fx.Node, chosen: Any
     ) -> tuple[fx.Node, fx.Node]:
         k: Any
         v: Any
@@ -163,7 +163,7 @@ class InsertKvCache(Pass):
             value_dim=int(value_dim),
             dtype=k.meta["val"].dtype,
             mask=Mask.parse(str(attention.kwargs["mask"])),
-            chosen=chosen,
+            chosen=0 if chosen is None else int(chosen.meta["val"].shape[1]),
         )
         program.states.append(state)
         shapes = state.shapes(0, self.block_size)

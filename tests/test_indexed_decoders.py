@@ -122,3 +122,4 @@ def test_index_keys_are_counted_and_shown(subject: Subject, tmp_path: Path) -> N
     result = CliRunner().invoke(main_command, ["plan", str(subject.artifact), "--context", "64"])
     assert result.exit_code == 0, result.output
     assert "2 x index keys: 1 head of 8, float32" in result.output
+    assert f"float32, {CHOSEN} tokens at the most, of their choice, are read" in result.output

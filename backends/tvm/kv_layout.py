@@ -87,7 +87,7 @@ class KvLayout:
         state = cache_of(self.states, name)
         return KvBlock(
             state.heads, state.head_dim, state.value_dim, self.block_bytes,
-            str(state.dtype).removeprefix("torch."), state.chosen,
+            str(state.dtype).removeprefix("torch."), bool(state.chosen),
         )  # fmt: skip
 
     def index_block_of(self, name: str) -> KvBlock:

@@ -22,6 +22,7 @@ function kvView(data) {
       each.dtype,
       each.mask,
       each.span,
+      each.chosen,
       each.bytes_per_token,
     ];
     const key = JSON.stringify(facts);
@@ -33,7 +34,8 @@ function kvView(data) {
       group.length === 1
         ? each.name
         : `${each.name} … ${group[group.length - 1].name} (×${group.length})`;
-    const span = each.span === null ? "every position" : `the last ${whole(each.span)}`;
+    const all = each.chosen ? `${whole(each.chosen)} chosen ones` : "every position";
+    const span = each.span === null ? all : `the last ${whole(each.span)}`;
     return el(
       "tr",
       null,

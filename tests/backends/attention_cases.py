@@ -54,7 +54,7 @@ class Case:
         for row, count in zip(self.table, needed, strict=True):
             row[:count] = torch.tensor([next(order) for _ in range(count)], dtype=torch.int32)
         state = KVState("kv0", self.kv_heads, self.dim, self.value_dim, DTYPES[self.dtype],
-                        Mask.parse(self.mask), chosen=bool(self.count))  # fmt: skip
+                        Mask.parse(self.mask), chosen=self.count)  # fmt: skip
         self.layout = KvLayout.of([state])
         self.names = state.inputs
         sizes = zip(state.shapes(blocks, BLOCK_SIZE), state.dtypes, strict=True)

@@ -55,7 +55,7 @@ class Case:
         self.table = torch.nn.utils.rnn.pad_sequence(list(order), batch_first=True).int()
         mask = Mask.parse(self.mask)
         # another state in front, so that the index keys do not start at a block's first byte
-        other = KVState("kv0", 1, 8, 8, torch.float32, mask, chosen=True)
+        other = KVState("kv0", 1, 8, 8, torch.float32, mask, chosen=4)
         state = IndexState("index1", self.kv_heads, self.dim, DTYPES[self.dtype], mask)
         self.layout = KvLayout.of([other, state])
         self.cache = self.numbers(sum(needed), BLOCK_SIZE, self.kv_heads, self.dim)

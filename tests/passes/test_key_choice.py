@@ -144,7 +144,7 @@ def test_spellings(core: Any) -> None:
     program = decoder(core)
     assert check_decoder(program, RecognizeAttention(), InsertKvCache()) == [1, 2]
     index, cache = program.states
-    assert isinstance(index, IndexState) and isinstance(cache, KVState) and cache.chosen
+    assert isinstance(index, IndexState) and isinstance(cache, KVState) and cache.chosen == K
     assert index.heads == (2 if core is by_heads_in_front else 1)
     assert index.mask == cache.mask == Mask(window=9 if core is within_a_window else None)
 
@@ -167,7 +167,7 @@ def test_what_is_chosen_and_what_is_not_keep_caches_apart() -> None:
     program = decoder(core)
     assert check_decoder(program, RecognizeAttention(), InsertKvCache()) == [2, 3]
     chosen = [state.chosen for state in program.states if isinstance(state, KVState)]
-    assert chosen == [True, False]
+    assert chosen == [K, 0]
 
 
 @pytest.mark.parametrize(("dtype", "index"), [("bf16", "bf16"), ("f16", "f16"), ("int8", "f16")])
