@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -91,12 +91,21 @@ class Interpreter:
     """`run_program` for several runs of a program that stays as it is.
 
     A loop of our own: fx.Interpreter takes longer per node than a small model's tensors do.
-    asserts: look at what a captured graph asserts of its sizes.
+    asserts: look at what a captured graph asserts of its sizes. instead: what to call for ops.
     """
 
-    def __init__(self, program: Program, *, asserts: bool = True) -> None:
+    def __init__(
+        self,
+        program: Program,
+        *,
+        asserts: bool = True,
+        instead: Mapping[Any, Callable[..., Any]] | None = None,
+    ) -> None:
         self._program = program
         self._steps = steps_of(program, asserts=asserts)
+        for step in self._steps:
+            if instead and step.target in instead:
+                step.target = instead[step.target]
 
     def run(
         self, inputs: Mapping[str, torch.Tensor], cache: WeightSource | None = None

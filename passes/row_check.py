@@ -24,6 +24,8 @@ class RowCheck(NumericCheck):
     def _changed(self, got: torch.Tensor, want: torch.Tensor) -> str:
         return "rows of random numbers by"
 
-    def _run(self, program: Program) -> list[torch.Tensor]:
+    def _run(
+        self, program: Program, chosen: list[torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
         interpreter = Interpreter(program)
         return [interpreter.run({"tokens": rows}, self._weights) for rows in self._rows]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -22,6 +24,8 @@ __all__ = [
     "should_check",
 ]
 
+_CHOOSE = torch.ops.gw.cached_choose_keys.default
+
 CHECK_LIMIT_BYTES = 100 * 2**20
 """Models with more weights are only checked on request: a check runs them several times."""
 
@@ -30,7 +34,9 @@ BUDGETS = {Exactness.APPROXIMATE: 0.1, Exactness.COARSE: 0.6}
 approximates may make. Measured for int8 weights and activations: 0.01 on the trained demo model, up
 to 0.05 on random tiny models. For 4-bit weights in groups of 32: under 0.1 on a trained model of
 260,000 parameters, 0.31 on a random one of 15 million. Logits that have nothing to do with each
-other differ by 1.4."""
+other differ by 1.4. Keys that tokens choose (gw.cached_choose_keys) are those that they chose
+before the pass: of scores that are nearly equal any rounding may turn the order, and what that
+changes does not say how good the rounding is."""
 
 # Tokens that each sequence takes in each step: prefill of 1, 7 and 33, decoding on the cache of the
 # last, and a ragged step in which one sequence goes on, one decodes and one begins. Before there
@@ -62,6 +68,7 @@ class NumericCheck:
         self._seed = seed
         self._weights = WeightCache()
         self._want: list[torch.Tensor] = []
+        self._chosen: list[torch.Tensor] = []
 
     def remember(self, program: Program) -> None:
         """What the next program's logits must be."""
@@ -69,7 +76,9 @@ class NumericCheck:
 
     def compare(self, program: Program, exactness: Exactness) -> float:
         """The largest error as a share of what `exactness` allows. Raises PassError above 1."""
-        want, got = self._want, self._run(program)
+        keeps_choices = exactness in BUDGETS and bool(self._chosen)
+        want = self._want
+        got = self._run(program, list(self._chosen)) if keeps_choices else self._run(program)
         worst, sequence = 0.0, 0
         for i, (left, right) in enumerate(zip(got, want, strict=True)):
             ratio = promise_ratio(left, right, exactness)
@@ -80,15 +89,21 @@ class NumericCheck:
             raise PassError(
                 f"the pass changed {changed} {worst:.3g} times what '{exactness.value}' allows."
             )
-        self._want = got
+        self._want = self._run(program) if keeps_choices else got
         return worst
 
     def _changed(self, got: torch.Tensor, want: torch.Tensor) -> str:
         difference = float((got - want).abs().max())
         return f"the logits of a sequence of {len(want)} tokens by up to {difference:.3g},"
 
-    def _run(self, program: Program) -> list[torch.Tensor]:
-        steps, interpreter = _steps(program), Interpreter(program)
+    def _run(
+        self, program: Program, chosen: list[torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """Logits of all sequences; `chosen`: keys that tokens choose, in place of their own."""
+        steps, choices = _steps(program), _Choices(chosen)
+        interpreter = Interpreter(program, instead={_CHOOSE: choices})
+        if chosen is None:
+            self._chosen = choices.made
         generator = torch.Generator().manual_seed(self._seed)
         sequences = [
             torch.randint(program.info.vocab_size, (sum(counts),), generator=generator)
@@ -128,6 +143,18 @@ class NumericCheck:
             for i, part in zip(members, split, strict=True):
                 parts[i].append(part)
         return [torch.cat(part) for part in parts if part]
+
+
+@dataclass
+class _Choices:
+    """gw.cached_choose_keys that notes what it chooses, or gives what is `given` call by call."""
+
+    given: list[torch.Tensor] | None
+    made: list[torch.Tensor] = field(default_factory=list)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.made.append(_CHOOSE(*args, **kwargs))
+        return self.made[-1] if self.given is None else self.given.pop(0)
 
 
 def numeric_check(before: Program, after: Program, exactness: Exactness) -> float:
