@@ -5,6 +5,8 @@ a layer that uses what the one before it has chosen.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -76,7 +78,7 @@ class Decoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.max_position_embeddings = CONTEXT
+        self.config = SimpleNamespace(max_position_embeddings=CONTEXT)
         self.table = nn.Embedding(VOCAB, WIDTH)
         self.layers = nn.ModuleList(Layer(indexer) for indexer in (True, True, False))
         self.norm = nn.LayerNorm(WIDTH)

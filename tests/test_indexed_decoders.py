@@ -98,9 +98,10 @@ def test_prompts_that_begin_alike_share_index_keys_too(subject: Subject) -> None
 
 
 @pytest.mark.parametrize("options", [{"kv_cache_dtype": "f16"}, {"kv_cache_dtype": "bf16"},
-                                     {"kv_cache_dtype": "int8"}, {"quant": "w8"}])  # fmt: skip
+                                     {"kv_cache_dtype": "int8", "quant": "w8"}])  # fmt: skip
 def test_fewer_bits_equal_their_reference(options: dict[str, Any]) -> None:
-    compiled = graphwright.compile(indexed_model(), chunk=16, check=False, **options)
+    """And each pass stands its check, in which what is chosen stays."""
+    compiled = graphwright.compile(indexed_model(), chunk=16, check=True, **options)
     prompt = prompt_of(37)
     (output,) = compiled.load().generate([prompt], GREEDY, return_logits=True)
     tokens = torch.tensor([*prompt, *output.token_ids])

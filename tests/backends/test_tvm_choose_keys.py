@@ -7,6 +7,7 @@ then the chosen positions must be the same, ties and all.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx
 
+from graphwright.backends.tvm.context import LoweringContext
 from graphwright.backends.tvm.kernels.append_kv import append_keys
 from graphwright.backends.tvm.kernels.choose_keys import choose_combine, choose_keys
 from graphwright.backends.tvm.kernels.kv_values import BLOCK_SIZE
 from graphwright.backends.tvm.kernels.standalone import aligned, assembly, standalone
 from graphwright.backends.tvm.kv_layout import KvLayout
+from graphwright.backends.tvm.registry import lowerings_of
 from graphwright.backends.tvm.target import Cpu, cpu_by_name
 from graphwright.ir.masks import Mask
 from graphwright.ir.memory import ATTENTION_SEGMENTS, candidate_words, scratch
@@ -214,6 +217,15 @@ def test_nothing_is_allocated_on_the_heap() -> None:
     assert "AllocWorkspace" not in assembly(kernel, kinds, CPU)
     combine = choose_combine(16, block, 2048, mask=Mask(), cpu=CPU)
     assert "AllocWorkspace" not in assembly(combine, ["int32", "int64", *["int32"] * 3], CPU)
+
+
+def test_more_candidates_than_a_stack_holds_are_refused() -> None:
+    (lowering,) = lowerings_of(torch.ops.gw.cached_choose_keys.default)
+    assert lowering.when is not None
+    graph, target = fx.Graph(), torch.ops.gw.cached_choose_keys.default
+    for count, reason in ((1 << 15, None), (40_000, "it chooses 40000 keys, more than 32768")):
+        node = graph.call_function(target, (), {"count": count, "mask": "causal"})
+        assert lowering.when(cast(LoweringContext, None), node) == reason
 
 
 def test_the_scratch_has_room_for_the_candidates() -> None:
