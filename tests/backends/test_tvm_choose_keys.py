@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx
 
+import graphwright.backends.tvm.lower  # noqa: F401  (registers the lowerings)
 from graphwright.backends.tvm.context import LoweringContext
 from graphwright.backends.tvm.kernels.append_kv import append_keys
 from graphwright.backends.tvm.kernels.choose_keys import choose_combine, choose_keys
