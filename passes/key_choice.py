@@ -87,7 +87,8 @@ class _ChoiceWalk:
         if not over_pairs(scores) or any(size != 1 for size in shape[:-2]):
             raise self._error(scores, f"{tuple(shape)} is not one value for each query and key")
         query, key = ([Atom(size_of(size))] for size in shape[-2:])
-        summed = self._to_sum(_chain(scores, [*([] for _ in shape[:-2]), query, key]))
+        axes = [*([] for _ in shape[:-2]), query, key]
+        summed = self._to_sum(_chain(scores, axes), query, key)
         terms, self.terms = tuple(self.terms), []
         products, heads, weights = self._factors(summed, query, self._heads(summed.base))
         product = self._to_product(products)
@@ -104,14 +105,26 @@ class _ChoiceWalk:
 
     # ---- one value a query and key
 
-    def _to_sum(self, chain: Chain) -> Chain:
+    def _to_sum(self, chain: Chain, query: list[Atom], key: list[Atom]) -> Chain:
         """Up to the sum over heads, through what hides keys and positive factors."""
         while True:
             follow(chain)
             node: Any = chain.base
             if node.target in _PRODUCTS or node.target is aten.sum.dim_IntList:
                 return chain
-            chain.base = self._inside(node)
+            known = len(self.terms)
+            self._step(chain, self._inside(node))
+            if len(self.terms) > known and chain.base_axes[-2:] != [query, key]:
+                raise self._error(node, "hides keys where they are not the last axis")
+
+    def _step(self, chain: Chain, source: fx.Node) -> None:
+        """From the base of `chain` to `source`, of which it has the shape, but for leading ones."""
+        node = chain.base
+        shapes = [[size_of(s) for s in each.meta["val"].shape] for each in (node, source)]
+        added = len(shapes[0]) - len(shapes[1])
+        if added < 0 or shapes[0] != [*[1] * added, *shapes[1]]:
+            raise self._error(node, "repeats the scores")
+        chain.base, chain.base_axes = source, chain.base_axes[added:]
 
     def _inside(self, node: fx.Node) -> fx.Node:
         """What `node`, an op on scores that changes no order among the visible keys, works on."""
@@ -220,7 +233,7 @@ class _ChoiceWalk:
             if relu and activated:
                 raise self._error(node, "is a second relu")
             activated |= relu
-            chain.base = node.args[0] if relu else self._inside(node)
+            self._step(chain, node.args[0] if relu else self._inside(node))
 
     def _is_relu(self, node: fx.Node) -> bool:
         if node.target is aten.relu.default:
@@ -241,10 +254,11 @@ class _ChoiceWalk:
         q = _chain(left, [*_broadcast(left, outer), list(rows), channels[0]])
         shared = [list(axis) for axis in _broadcast(right, outer)]
         k = _chain(right, [*shared, channels[1], list(columns)])
-        if {*_atoms(follow(q).base_axes)} != {*query, *heads, *channels[0]}:
+        in_order = [atom for atom in _atoms(chain.base_axes) if atom in heads] == heads
+        if not in_order or {*_atoms(follow(q).base_axes)} != {*query, *heads, *channels[0]}:
             raise self._error(node, "does not multiply queries of one token, of as many heads")
         kept = {*_atoms(follow(k).base_axes)}
-        parts = _atoms(shared)
+        parts = [atom for atom in _atoms(shared) if atom not in query]
         own = [atom for atom in parts if atom in kept]
         if kept != {*key, *own, *channels[1]} or own != parts[: len(own)] or columns != key:
             raise self._error(node, "does not multiply by keys of other tokens that can be cached")

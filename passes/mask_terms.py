@@ -55,7 +55,7 @@ def _parts(program: Program, term: MaskTerm, whole: fx.Node) -> list[MaskTerm]:
     """Terms that together do what `term`, a part of the mask `whole`, does."""
     node, kind = term.node, term.kind
     first: Any = node.args[0] if node.args else None
-    if is_layout_op(node) and over_pairs(node) and over_pairs(first):
+    if is_layout_op(node) and over_pairs(node) and over_pairs(first) and not _turns_pairs(node):
         return [MaskTerm(kind, first, term.factor)]
     found = _of_condition(term) if kind != "add" else _of_sum(program, term)
     if found is None:
@@ -104,6 +104,17 @@ def _added(parts: Sequence[Any], factor: float) -> list[MaskTerm] | None:
     if any(not isinstance(part, fx.Node) and part != 0 for part in parts):
         return None
     return [MaskTerm("add", part, factor) for part in parts if isinstance(part, fx.Node)]
+
+
+def _turns_pairs(node: fx.Node) -> bool:
+    """Does `node`, a layout op, put the last two axes elsewhere, as queries in place of keys?"""
+    rank = node.meta["val"].dim()
+    dims: Any = node.args[1] if node.target is aten.permute.default else node.args[1:3]
+    if node.target is aten.permute.default:
+        return [int(dim) % rank for dim in dims[-2:]] != [rank - 2, rank - 1]
+    if node.target is aten.transpose.int:
+        return any(int(dim) % rank >= rank - 2 for dim in dims)
+    return node.target is aten.t.default
 
 
 def over_pairs(node: Any) -> bool:

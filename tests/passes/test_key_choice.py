@@ -219,6 +219,66 @@ def test_heads_that_choose_for_themselves_are_refused() -> None:
     assert "is not one value for each query and key" in refusal(core)
 
 
+def test_marks_that_are_turned_are_refused() -> None:
+    """The key would choose its queries."""
+
+    def core(q: Any, k: Any, v: Any, m: Masks, iq: Any, ik: Any, iw: Any) -> Any:
+        marked = gw.mark_largest.default(scores(m, iq, ik, iw), k=K)
+        for turn in (aten.permute.default(marked, [0, 2, 1]), aten.transpose.int(marked, 1, 2)):
+            mask = aten.__and__.Tensor(m.causal, aten.unsqueeze.default(turn, 1))
+            q = sdpa(q, k, v, mask)
+        return q
+
+    assert "depends on the content of the tokens" in refusal(core)
+
+
+def test_masks_and_keys_of_another_arrangement_are_refused() -> None:
+    def hidden_turned(q: Any, k: Any, v: Any, m: Masks, iq: Any, ik: Any, iw: Any) -> Any:
+        """Earlier keys are hidden, from scores of keys and queries."""
+        found: Any = aten.relu.default(products(m, iq, ik))
+        weights = aten.unsqueeze.default(aten.linear.default(m.hidden, iw), -1)
+        found = aten.sum.dim_IntList(aten.mul.Tensor(found, weights), [2])
+        found = aten.permute.default(found, [0, 2, 1])
+        found = aten.masked_fill.Scalar(found, not_causal(m), float("-inf"))
+        return sdpa(q, k, v, seen(m, aten.permute.default(found, [0, 2, 1])))
+
+    def repeated(q: Any, k: Any, v: Any, m: Masks, iq: Any, ik: Any, iw: Any) -> Any:
+        """One query for all tokens, by broadcasting."""
+        first = aten.slice.Tensor(scores(m, iq, ik, iw), 1, 0, 1)
+        zero = aten.where.Scalar(m.causal, 0.0, float("-inf"))
+        return sdpa(q, k, v, seen(m, aten.add.Tensor(first, zero)))
+
+    def by_keys_of_the_query(q: Any, k: Any, v: Any, m: Masks, iq: Any, ik: Any, iw: Any) -> Any:
+        """Keys that differ from query to query: their sum with something of the query."""
+        a = aten.reshape.default(
+            aten.linear.default(m.hidden, iq), [1, -1, INDEX_HEADS, INDEX_SIZE]
+        )
+        b = aten.permute.default(aten.linear.default(m.hidden, ik), [0, 2, 1])
+        own = aten.unsqueeze.default(aten.linear.default(m.hidden, ik), -1)
+        b = aten.add.Tensor(aten.unsqueeze.default(b, 1), own)
+        found = aten.relu.default(aten.matmul.default(a, b))
+        weights = aten.unsqueeze.default(aten.linear.default(m.hidden, iw), 2)
+        found = aten.squeeze.dim(aten.matmul.default(weights, found), 2)
+        return sdpa(q, k, v, seen(m, aten.masked_fill.Scalar(found, not_causal(m), float("-inf"))))
+
+    assert "hides keys where they are not the last axis" in refusal(hidden_turned)
+    assert "repeats the scores" in refusal(repeated)
+    assert "does not multiply by keys of other tokens" in refusal(by_keys_of_the_query)
+
+
+def test_scores_of_fewer_axes_than_their_mask() -> None:
+    def core(q: Any, k: Any, v: Any, m: Masks, iq: Any, ik: Any, iw: Any) -> Any:
+        found = aten.relu.default(products(m, iq, ik))
+        weights = aten.unsqueeze.default(aten.linear.default(m.hidden, iw), 2)
+        found = aten.squeeze.dim(aten.matmul.default(weights, found), 2)
+        causal = aten.unsqueeze.default(aten.unsqueeze.default(m.causal, 0), 0)
+        found = aten.where.ScalarOther(causal, found, float("-inf"))
+        marked = gw.mark_largest.default(found, k=K)
+        return sdpa(q, k, v, aten.__and__.Tensor(causal, marked))
+
+    assert check_decoder(decoder(core), RecognizeAttention(), InsertKvCache()) == [1, 2]
+
+
 def test_weights_of_the_key_and_queries_of_other_tokens_are_refused() -> None:
     def of(turn: Any) -> str:
         def core(q: Any, k: Any, v: Any, m: Masks, iq: Any, ik: Any, iw: Any) -> Any:
