@@ -1,4 +1,4 @@
-"""Models of the Hugging Face Hub: `ORG/NAME` becomes a checkpoint directory in its cache."""
+"""Models of the Hugging Face Hub: `ORG/NAME` becomes a directory, or a file, in its cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 __all__ = ["HubError", "HubModel"]
 
 _FORM = re.compile(
-    r"(?P<scheme>hf://)?(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?",
+    r"(?P<scheme>hf://)?(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.gguf))?"
+    r"(?:@(?P<revision>[\w./-]+))?",
     re.ASCII | re.IGNORECASE,
 )
 
@@ -32,41 +33,51 @@ class HubError(Exception):
 
 @dataclass(frozen=True)
 class HubModel:
-    """A repository of the Hub, such as ``org/name``; revision: a branch, tag or commit."""
+    """A repository of the Hub, such as ``org/name``; revision: a branch, tag or commit. file: a
+    GGUF file in it, the first part if there are several.
+    """
 
     repository: str
     revision: str | None = None
+    file: str | None = None
 
     @staticmethod
     def parse(text: str) -> HubModel | None:
-        """The model that ``ORG/NAME``, ``hf://ORG/NAME`` or either with ``@REVISION`` names; None
-        for another form. What lies at the path `text` on this disk goes before the Hub."""
+        """The model that ``ORG/NAME`` or ``ORG/NAME/FILE.gguf`` names, or either with ``hf://`` in
+        front or ``@REVISION`` behind; None for another form. What lies at the path `text` on this
+        disk goes before the Hub.
+        """
         match = _FORM.fullmatch(text)
-        if match is None or (match["scheme"] is None and _is_path(text)):
+        if match is None or (match["scheme"] is None and Path(text).exists()):
             return None
-        return HubModel(match["repository"], match["revision"])
+        if match["file"] is None and match["repository"].endswith(_FILES):  # meant as a path
+            return None
+        return HubModel(match["repository"], match["revision"], match["file"])
 
-    def __str__(self) -> str:
-        return self.repository + (f"@{self.revision}" if self.revision else "")
+    def on_disk(self, *, code: bool = False, weights: bool = True) -> Path:
+        """The directory or the file in the Hub's cache, with what was missing downloaded first.
 
-    def directory(self, *, code: bool = False, weights: bool = True) -> Path:
-        """The directory in the Hub's cache, with what was missing there downloaded first.
-
-        code: with the repository's Python files. weights: else its config.json alone is fetched.
+        code: with the repository's Python files. weights: else config.json alone is fetched, unless
+        a file was named.
         HF_HOME, HF_TOKEN, HF_HUB_OFFLINE and the other variables of huggingface_hub mean what they
         always do; without a terminal on stderr there are no progress bars. Raises HubError.
         """
         from huggingface_hub import snapshot_download
 
-        wanted = (*(_CHECKPOINT if weights else _CONFIG), *(_CODE if code else ()))
+        wanted: tuple[str, ...] = (*(_CHECKPOINT if weights else _CONFIG), *(_CODE if code else ()))
+        if self.file is not None:
+            wanted = (self.file.replace("-00001-of-", "-*-of-"),)
         with self._sentences(), _bars():
             found = snapshot_download(
                 self.repository,
                 revision=self.revision,
                 allow_patterns=list(wanted),
-                ignore_patterns=["*/*"],
+                ignore_patterns=None if self.file else ["*/*"],
             )
-        return Path(found)
+        path = Path(found, self.file or "")
+        if not path.exists():
+            raise HubError(f"'{self.repository}' of the Hugging Face Hub has no '{self.file}'.")
+        return path
 
     @contextmanager
     def _sentences(self) -> Iterator[None]:
@@ -102,11 +113,6 @@ class HubModel:
         except (errors.HTTPError, OSError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise HubError(f"{place} could not be fetched: {first}.") from error
-
-
-def _is_path(text: str) -> bool:
-    """Is it a path that exists, or must be meant as one?"""
-    return Path(text).exists() or text.endswith(_FILES)
 
 
 def _cache() -> str:

@@ -120,13 +120,13 @@ def prepare(
 def local_model(model: str | Path, *, code: bool, weights: bool = True) -> Path:
     """Where `model` lies on this disk, downloaded first if the Hub has it (`HubModel`).
 
-    code, weights: as for `HubModel.directory`. Raises FrontendError.
+    code, weights: as for `HubModel.on_disk`. Raises FrontendError.
     """
     hub = HubModel.parse(str(model))
     if hub is None:
         return Path(model)
     try:
-        return hub.directory(code=code, weights=weights)
+        return hub.on_disk(code=code, weights=weights)
     except HubError as error:
         raise FrontendError(str(error)) from error
 

@@ -22,6 +22,9 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list
     directory = save_tiny("llama", tmp_path_factory.mktemp("hub") / "Tiny-0.1B", num_layers=1)
     (directory / "modeling_tiny.py").write_text("raise SystemExit('not asked for')\n")
     (directory / "consolidated.safetensors").write_bytes(b"the same weights for another library")
+    for part in ("quants/Tiny-Q8_0-00001-of-00002.gguf", "quants/Tiny-Q8_0-00002-of-00002.gguf"):
+        (directory / part).parent.mkdir(exist_ok=True)
+        (directory / part).write_bytes(b"GGUF" + part.encode())
     (directory / "original").mkdir()
     (directory / "original" / "params.json").write_text("{}")
     with hub("org/Tiny-0.1B", directory) as (address, given):
@@ -68,24 +71,39 @@ def test_a_plan_fetches_the_configuration_alone(
     assert "note: of org/Tiny-0.1B config.json alone was fetched" in result.stdout
 
 
+def test_a_file_of_several_parts(online: tuple[str, list[str]], tmp_path: Path) -> None:
+    address, given = online
+    given.clear()
+    code = (
+        "import sys; from graphwright.hub import *\n"
+        "print(HubModel.parse(sys.argv[1]).on_disk(weights=False).read_bytes().decode())"
+    )
+    name = "quants/Tiny-Q8_0-00001-of-00002.gguf"
+    found = python("-c", code, f"org/Tiny-0.1B/{name}", home=tmp_path, address=address)
+    assert found.stdout == f"GGUF{name}\n"
+    assert sorted(given) == [name, name.replace("00001-", "00002-")]
+
+
 def test_what_cannot_be_fetched_is_one_sentence(
     online: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     code = (
         "import sys; from graphwright.hub import *\n"
         "for name in sys.argv[1:]:\n"
-        "    try: print(HubModel.parse(name).directory())\n"
+        "    try: print(HubModel.parse(name).on_disk())\n"
         "    except HubError as error: print(error)\n"
         "print('torch' in sys.modules)"
     )
-    names = "org/other", "org/Tiny-0.1B@v2", "gated/model", "broken/model", "org/a--b"
+    names = ("org/other", "org/Tiny-0.1B@v2", "gated/model", "broken/model", "org/a--b",
+             "org/Tiny-0.1B/none.gguf")  # fmt: skip
     said = python("-c", code, *names, home=tmp_path, address=online[0]).stdout.splitlines()
     assert said[0].startswith("there is no directory 'org/other' here, and no such model on the")
     assert said[1] == "'org/Tiny-0.1B' of the Hugging Face Hub has no revision 'v2'."
     assert "'gated/model' of the Hugging Face Hub is for those who accepted its terms" in said[2]
     assert said[3].startswith("there is no directory 'broken/model' here, and 'broken/model' of")
     assert said[4].startswith("there is no directory 'org/a--b' here, and no such model")
-    assert said[5:] == ["False"]
+    assert said[5] == "'org/Tiny-0.1B' of the Hugging Face Hub has no 'none.gguf'."
+    assert said[6:] == ["False"]
 
 
 def test_an_interrupted_download_is_not_taken_for_a_model(
@@ -108,6 +126,7 @@ def test_which_texts_name_a_model_of_the_hub(
     parse = HubModel.parse
     assert parse("org/name") == HubModel("org/name")
     assert parse("hf://org/name@refs/pr/3") == HubModel("org/name", "refs/pr/3")
+    assert parse("org/name/a/b.gguf@main") == HubModel("org/name", "main", "a/b.gguf")
     assert parse("org/here") is None and parse("hf://org/here") == HubModel("org/here")
     for path in ("name", "./org/name", "/org/name", "a/b/c", "org/", "org/name/", "../name",
                  "org/model.onnx"):  # fmt: skip

@@ -15,7 +15,7 @@ __all__ = ["default_output", "model_on_disk"]
 def model_on_disk(model: str, expected: str, *, code: bool, weights: bool = True) -> str:
     """MODEL as a path that exists, or FILE.py:FUNCTION; one of the Hub is downloaded first.
 
-    expected: what MODEL may be, for the error. code, weights: as for `HubModel.directory`. Raises
+    expected: what MODEL may be, for the error. code, weights: as for `HubModel.on_disk`. Raises
     a ClickException, before anything large is imported.
     """
     if is_user_module(model):
@@ -28,7 +28,7 @@ def model_on_disk(model: str, expected: str, *, code: bool, weights: bool = True
             )
         return model
     try:
-        return str(hub.directory(code=code, weights=weights))
+        return str(hub.on_disk(code=code, weights=weights))
     except ModuleNotFoundError as error:
         raise click.ClickException(
             f"there is no directory '{model}' here, and models of the Hugging Face Hub need "
