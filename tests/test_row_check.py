@@ -65,7 +65,7 @@ def checked(before: Program, after: Program, exactness: Exactness) -> float:
     return check.compare(after, exactness)
 
 
-@pytest.mark.parametrize("exactness", Exactness)
+@pytest.mark.parametrize("exactness", [each for each in Exactness if each is not Exactness.ASKED])
 def test_equal_programs_pass(exactness: Exactness) -> None:
     assert checked(part(plain), part(twice), exactness) <= 1e-3
 

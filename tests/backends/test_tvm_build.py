@@ -132,6 +132,7 @@ def test_weights_lie_in_the_order_they_are_read(built: BuiltProgram) -> None:
 def test_plan_of_the_artifact(built: BuiltProgram) -> None:
     assert set(built.plan) == {
         "entries", "alone_rows", "kv", "weights", "vocab_size", "max_context",
+        "float_products",
     }  # fmt: skip
     assert built.plan["vocab_size"] == 100
     decode = built.plan["entries"]["decode"]
