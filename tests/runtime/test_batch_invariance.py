@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from indexed_decoders import indexed_model
 from late_toy import LateToy
 from recurrent_decoders import RECURRENT, recurrent_model
 from tiny_models import random_tokens, tiny_model
@@ -31,6 +32,7 @@ CASES = [
     ("mixtral", {}, "w8", "auto", "host"),
     ("mamba", {}, "w8", "auto", "host"),
     ("qwen3_next", {}, "w8", "auto", "host"),
+    ("indexed", {}, "w8", "auto", "host"),
 ]
 LENGTHS = (5, 70, 1, 33, 12, 64, 3, 40, 9, 2, 65)
 LONG = 300  # tokens, whose keys are cut into segments when it decodes
@@ -47,8 +49,9 @@ def test_logits_are_the_same_bits_alone_and_in_company(
     if target != "host" and "avx2" not in cpu_features():
         pytest.skip(f"this CPU does not run {target}")
     path, make = tmp_path / "model.gw", recurrent_model if name in RECURRENT else tiny_model
+    model = indexed_model() if name == "indexed" else make(name, **config)
     graphwright.compile(
-        make(name, **config), quant=quant, kv_cache_dtype=cache, target=target, chunk=CHUNK,
+        model, quant=quant, kv_cache_dtype=cache, target=target, chunk=CHUNK,
         check=False,
     ).save(path)  # fmt: skip
     lengths = (LONG, *LENGTHS) if config else LENGTHS
