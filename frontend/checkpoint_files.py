@@ -15,12 +15,12 @@ from safetensors import SafetensorError, safe_open
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.weights import CheckpointTensor, ConstantTensor, Expression, TensorFile, Weight
 
-__all__ = ["CheckpointFiles", "checkpoint_name", "read_json"]
+__all__ = ["DTYPES", "CheckpointFiles", "checkpoint_name", "read_json"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _CACHED = re.compile(r"models--.+--(?P<name>.+)")  # of huggingface_hub: models--ORG--NAME
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn,
@@ -75,7 +75,7 @@ class CheckpointFiles:
             with safe_open(path, framework="pt") as checkpoint:
                 for key in checkpoint.keys():  # noqa: SIM118  (not a dict)
                     header = checkpoint.get_slice(key)
-                    shape, dtype = tuple(header.get_shape()), _DTYPES.get(header.get_dtype())
+                    shape, dtype = tuple(header.get_shape()), DTYPES.get(header.get_dtype())
                     self._stored[key] = _Stored(file, shape, dtype)
         except SafetensorError as error:
             raise FrontendError(
@@ -106,7 +106,7 @@ class CheckpointFiles:
         if stored.dtype is None:
             raise FrontendError(
                 f"'{key}' in {stored.file.path} has a type of values that is not read; known are "
-                f"{', '.join(_DTYPES)}."
+                f"{', '.join(DTYPES)}."
             )
         return CheckpointTensor(stored.shape, stored.dtype, stored.file, key)
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from graphwright.frontend.capture import Source
-from graphwright.frontend.checkpoint_files import checkpoint_name, read_json
+from graphwright.frontend.checkpoint_files import DTYPES, checkpoint_name, read_json
 from graphwright.frontend.recorded_tensors import RecordedTensor
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.weights import CheckpointTensor, Expression, TensorFile, Weight
@@ -101,11 +101,14 @@ class LoraAdapter:
         try:
             with safe_open(path, framework="pt") as stored:
                 for key in stored.keys():  # noqa: SIM118  (not a dict)
-                    tensor = stored.get_slice(key)
-                    meta = torch.empty(0, dtype=stored.get_tensor(key).dtype)
-                    self._place(
-                        key, CheckpointTensor(tuple(tensor.get_shape()), meta.dtype, file, key)
-                    )
+                    header = stored.get_slice(key)
+                    shape, dtype = tuple(header.get_shape()), DTYPES.get(header.get_dtype())
+                    if dtype is None:
+                        raise FrontendError(
+                            f"'{key}' in {path} has a type of values that is not read; known are "
+                            f"{', '.join(DTYPES)}."
+                        )
+                    self._place(key, CheckpointTensor(shape, dtype, file, key))
         except SafetensorError as error:
             raise FrontendError(
                 f"{path} ({path.stat().st_size} bytes) is damaged or cut off: {error}."
