@@ -15,12 +15,14 @@ from safetensors import SafetensorError, safe_open
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.weights import CheckpointTensor, ConstantTensor, Expression, TensorFile, Weight
 
-__all__ = ["DTYPES", "CheckpointFiles", "checkpoint_name", "read_json"]
+__all__ = [
+    "CheckpointFiles", "StoredTensor", "checkpoint_name", "read_json", "stored_tensors",
+]  # fmt: skip
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _CACHED = re.compile(r"models--.+--(?P<name>.+)")  # of huggingface_hub: models--ORG--NAME
-DTYPES = {
+_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn,
@@ -50,12 +52,39 @@ def checkpoint_name(directory: Path) -> str:
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """A tensor in a file, by its header."""
+class StoredTensor:
+    """A tensor in a safetensors file, by its header. dtype: None for a type that is not read."""
 
     file: TensorFile
+    key: str
     shape: tuple[int, ...]
     dtype: torch.dtype | None
+
+    def reference(self) -> CheckpointTensor:
+        """The tensor, not loaded. Raises FrontendError for a type that is not read."""
+        if self.dtype is None:
+            raise FrontendError(
+                f"'{self.key}' in {self.file.path} has a type of values that is not read; known "
+                f"are {', '.join(_DTYPES)}."
+            )
+        return CheckpointTensor(self.shape, self.dtype, self.file, self.key)
+
+
+def stored_tensors(path: Path) -> list[StoredTensor]:
+    """What a safetensors file holds. Raises FrontendError for one that is damaged."""
+    file = TensorFile(path)
+    try:
+        with safe_open(path, framework="pt") as opened:
+            headers = [(key, opened.get_slice(key)) for key in opened.keys()]  # noqa: SIM118
+            return [
+                StoredTensor(file, key, tuple(header.get_shape()), _DTYPES.get(header.get_dtype()))
+                for key, header in headers
+            ]
+    except SafetensorError as error:
+        raise FrontendError(
+            f"{path} ({path.stat().st_size} bytes) is damaged or cut off: {error}. "
+            f"Copy or download it again."
+        ) from error
 
 
 class CheckpointFiles:
@@ -64,24 +93,10 @@ class CheckpointFiles:
     def __init__(self, directory: Path) -> None:
         """Raises FrontendError when weights are missing, incomplete or in another format."""
         self.directory = directory
-        self._stored: dict[str, _Stored] = {}
+        self._stored: dict[str, StoredTensor] = {}
         for path in _weight_files(directory):
-            self._read_header(path)
+            self._stored.update((each.key, each) for each in stored_tensors(path))
         self._check_index()
-
-    def _read_header(self, path: Path) -> None:
-        file = TensorFile(path)
-        try:
-            with safe_open(path, framework="pt") as checkpoint:
-                for key in checkpoint.keys():  # noqa: SIM118  (not a dict)
-                    header = checkpoint.get_slice(key)
-                    shape, dtype = tuple(header.get_shape()), DTYPES.get(header.get_dtype())
-                    self._stored[key] = _Stored(file, shape, dtype)
-        except SafetensorError as error:
-            raise FrontendError(
-                f"{path} ({path.stat().st_size} bytes) is damaged or cut off: {error}. "
-                f"Copy or download it again."
-            ) from error
 
     def _check_index(self) -> None:
         index = self.directory / _INDEX
@@ -102,13 +117,7 @@ class CheckpointFiles:
 
     def reference(self, key: str) -> CheckpointTensor:
         """The tensor `key`, not loaded. Raises FrontendError for a type that is not known."""
-        stored = self._stored[key]
-        if stored.dtype is None:
-            raise FrontendError(
-                f"'{key}' in {stored.file.path} has a type of values that is not read; known are "
-                f"{', '.join(DTYPES)}."
-            )
-        return CheckpointTensor(stored.shape, stored.dtype, stored.file, key)
+        return self._stored[key].reference()
 
     def weight(self, names: list[str], tensor: torch.Tensor) -> Weight:
         """The weight for a tensor of the loaded model that goes by `names`.
@@ -121,7 +130,7 @@ class CheckpointFiles:
             stored = self._stored[key]
             if stored.shape != tuple(tensor.shape) or stored.dtype is None:
                 continue
-            reference = CheckpointTensor(stored.shape, stored.dtype, stored.file, key)
+            reference = stored.reference()
             if _same_bits(reference.load().to(tensor.dtype), tensor):
                 if stored.dtype == tensor.dtype:
                     return reference

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from graphwright.frontend.capture import Source
-from graphwright.frontend.checkpoint_files import DTYPES, checkpoint_name, read_json
+from graphwright.frontend.checkpoint_files import checkpoint_name, read_json, stored_tensors
 from graphwright.frontend.recorded_tensors import RecordedTensor
 from graphwright.ir.errors import FrontendError
-from graphwright.ir.weights import CheckpointTensor, Expression, TensorFile, Weight
+from graphwright.ir.weights import Expression, Weight
 
 __all__ = ["LoraAdapter", "record_of"]
 
@@ -42,7 +41,7 @@ class _Module:
 
 
 class LoraAdapter:
-    """An adapter directory: what it changes, and which of it has been used."""
+    """An adapter directory: what it changes of a model."""
 
     def __init__(self, directory: Path) -> None:
         """Reads headers only. Raises FrontendError for what is missing, damaged or not merged."""
@@ -97,22 +96,8 @@ class LoraAdapter:
         return self._merged(module, self._modules[module], weight)
 
     def _read(self, path: Path) -> None:
-        file = TensorFile(path)
-        try:
-            with safe_open(path, framework="pt") as stored:
-                for key in stored.keys():  # noqa: SIM118  (not a dict)
-                    header = stored.get_slice(key)
-                    shape, dtype = tuple(header.get_shape()), DTYPES.get(header.get_dtype())
-                    if dtype is None:
-                        raise FrontendError(
-                            f"'{key}' in {path} has a type of values that is not read; known are "
-                            f"{', '.join(DTYPES)}."
-                        )
-                    self._place(key, CheckpointTensor(shape, dtype, file, key))
-        except SafetensorError as error:
-            raise FrontendError(
-                f"{path} ({path.stat().st_size} bytes) is damaged or cut off: {error}."
-            ) from error
+        for each in stored_tensors(path):
+            self._place(each.key, each.reference())
         for name, module in self._modules.items():
             if set(module.factors) != {"A", "B"}:
                 raise FrontendError(
@@ -177,7 +162,8 @@ def record_of(adapters: Iterable[Path]) -> str:
     parts = []
     for directory in adapters:
         _read_config(directory)
-        digest = hashlib.sha256((directory / _WEIGHTS).read_bytes()).hexdigest()
+        with (directory / _WEIGHTS).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         parts.append(f"{checkpoint_name(directory)}, sha256 {digest}")
     return "; ".join(parts)
 

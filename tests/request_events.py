@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from echo_toy import PERIOD
 from hypothesis import strategies as st
+from toy_model import VOCAB
 
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.request import Request
 from graphwright.runtime.sampling_params import SamplingParams
 
-__all__ = ["GREEDY", "check_events", "drawn", "events"]
+__all__ = ["ECHO_PROMPTS", "GREEDY", "check_events", "drawn", "events"]
 
 Alone: TypeAlias = Callable[[tuple[int, ...], SamplingParams], tuple[list[int], str, str]]
 
+# for the echo toy: texts that repeat themselves, at once or late
+ECHO_PROMPTS = st.builds(
+    lambda length, first, step: [(first + step * (i % PERIOD)) % VOCAB for i in range(length)],
+    st.sampled_from([1, 2, 4, 11, 25, 60]), st.integers(0, 5), st.integers(0, 3),
+)  # fmt: skip
 GREEDY = st.builds(
     lambda tokens, ignore, stop: SamplingParams(
         temperature=0, max_tokens=tokens, ignore_eos=ignore, stop=stop

@@ -118,6 +118,7 @@ def command(
     if calibrate is not None and calibrate != "self" and not Path(calibrate).is_file():
         raise click.ClickException(f"there is no file '{calibrate}' to calibrate with.")
     on_disk = model_on_disk(model, _MODEL, code=trust_remote_code)
+    adapters = [model_on_disk(each, _ADAPTER, code=False) for each in lora]
     output = output or default_output(model, on_disk, quant)
     require_compiler(target)
     with without_collection():
@@ -143,7 +144,7 @@ def command(
             check=check,
             calibration=calibrate,
             calibration_tokens=calibration_tokens or CALIBRATION_TOKENS,
-            lora=[model_on_disk(each, _ADAPTER, code=False) for each in lora],
+            lora=adapters,
             tune=(tune_budget or TUNE_SECONDS) if tune else None,
             trust_remote_code=trust_remote_code,
             progress=report.progress,
@@ -159,9 +160,8 @@ def command(
 def _check_budget(quant: str | None, budgets: dict[str, float | None]) -> None:
     """A usage error unless `auto`, and nothing else, has one of the budgets."""
     given = [name for name, value in budgets.items() if value is not None]
-    if (quant or "").partition(":")[
-        0
-    ] != "auto":  # auto_recipe.AUTO, before the seconds of its import
+    scheme = (quant or "").partition(":")[0]
+    if scheme != "auto":  # auto_recipe.AUTO, before the seconds of its import
         if given:
             raise click.UsageError(f"{' and '.join(given)}: only with --quant auto.")
     elif len(given) != 1:

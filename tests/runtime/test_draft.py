@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from draft_pairs import EOS, PROMPT, Nearly, Wrong, greedy, pair
-from echo_toy import PERIOD, EchoToy, echo_greedy, echo_logits
+from echo_toy import EchoToy, echo_greedy, echo_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from request_events import GREEDY, check_events, drawn, events
+from request_events import ECHO_PROMPTS, GREEDY, check_events, drawn, events
 from toy_model import BLOCK, PLAN, VOCAB, ToyLibrary
 
 from graphwright.runtime.draft_speculator import DraftSpeculator
@@ -330,12 +330,6 @@ def test_a_draft_that_is_broken_guesses_nothing(
     assert engine.statistics.drafted_tokens == 0
 
 
-PROMPTS = st.builds(
-    lambda length, first, step: [(first + step * (i % PERIOD)) % VOCAB for i in range(length)],
-    st.sampled_from([1, 2, 4, 11, 25, 60]), st.integers(0, 5), st.integers(0, 3),
-)  # fmt: skip
-
-
 @cache
 def alone(prompt: tuple[int, ...], params: SamplingParams) -> tuple[list[int], str, str]:
     """What a request says by itself, beside a draft that is never right."""
@@ -357,8 +351,8 @@ DRAFTS: list[Callable[[], ToyLibrary]] = [EchoToy, Nearly, Wrong]
 
 @settings(max_examples=120, deadline=None)
 @given(
-    events(PROMPTS, GREEDY, drawn(30)), st.booleans(), st.sampled_from(["none", "largest", "any"]),
-    st.sampled_from(DRAFTS),
+    events(ECHO_PROMPTS, GREEDY, drawn(30)), st.booleans(),
+    st.sampled_from(["none", "largest", "any"]), st.sampled_from(DRAFTS),
 )  # fmt: skip
 def test_every_request_says_what_it_says_alone(
     happened: list[Any], prefix_cache: bool, chooses: Any, draft: Callable[[], ToyLibrary]

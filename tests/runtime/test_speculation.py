@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from echo_toy import PERIOD, EchoToy, echo_greedy, echo_logits
+from echo_toy import EchoToy, echo_greedy, echo_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from late_toy import LateToy
 from numpy.typing import NDArray
-from request_events import GREEDY, check_events, drawn, events
+from request_events import ECHO_PROMPTS, GREEDY, check_events, drawn, events
 from toy_model import (
     BLOCK,
     PLAN,
@@ -378,11 +378,7 @@ def test_the_likeliest_tokens_are_added_as_long_as_they_pay(
     assert worth(found) >= best * (1 - 1e-12)
 
 
-PROMPTS = st.builds(
-    lambda length, first, step: [(first + step * (i % PERIOD)) % VOCAB for i in range(length)],
-    st.sampled_from([1, 2, 4, 11, 25, 60]), st.integers(0, 5), st.integers(0, 3),
-)  # fmt: skip
-EVENTS = events(PROMPTS, GREEDY, drawn(30))
+EVENTS = events(ECHO_PROMPTS, GREEDY, drawn(30))
 
 
 @cache
