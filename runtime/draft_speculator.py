@@ -37,12 +37,13 @@ class DraftSpeculator:
         """Adds drafts to a step's chunks that decode, as far as its entry and the requests have
         room and they are worth it. Were any added?
 
-        requests: one for each chunk that has a row.
+        requests: one for each chunk that chooses a token.
         """
         if step.entry != "decode":
             return False
         tokens = sum(chunk.count for chunk in step.chunks)
-        spare = min(self._decode.max_tokens - tokens, self._decode.max_rows - len(requests))
+        rows = sum(chunk.rows for chunk in step.chunks)
+        spare = min(self._decode.max_tokens - tokens, self._decode.max_rows - rows)
         texts = self._open(step, requests) if spare > 0 else []
         if not texts:
             return False
@@ -72,7 +73,7 @@ class DraftSpeculator:
     def _open(self, step: Step, requests: Sequence[Request]) -> list[DraftText]:
         """The texts that the draft may go on with, whatever the others of the step do."""
         found = []
-        for chunk, request in zip((e for e in step.chunks if e.rows), requests, strict=True):
+        for chunk, request in zip((e for e in step.chunks if e.chooses), requests, strict=True):
             known = len(chunk.sequence.tokens)
             room = min(self._most, request.left - 1, self.draft.context - known)
             if room > 0 and not chunk.is_prefill:

@@ -240,7 +240,7 @@ class Engine:
         if sampling.stop and self.tokenizer is None:
             raise RequestError("the artifact has no tokenizer: stop texts cannot be found.")
         return Request(
-            self._checked(ids, room=1),
+            self._checked(ids, room=min(1, sampling.max_tokens)),
             sampling,
             vocab_size=self.plan.vocab_size,
             context=self.context,
@@ -255,7 +255,8 @@ class Engine:
         matcher = None
         if sampling.grammar is not None:
             matcher = self.grammars.matcher(sampling.grammar, sampling.ignore_eos)
-        changes = LogitChanges(sampling, self.plan.vocab_size, matcher)
+        ends = sampling.ends(self.eos_ids)
+        changes = LogitChanges(sampling, self.plan.vocab_size, matcher, ends)
         return None if changes.empty else changes
 
     def _checked(self, token_ids: Sequence[int], room: int) -> list[int]:

@@ -14,12 +14,13 @@ __all__ = ["TokenLogprobs", "token_logprobs"]
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """A generated token with its natural log probability. top: the most likely tokens and theirs,
-    most likely first, the lower id first of equals; the generated one need not be among them.
+    """A token that was generated, or stands in the prompt, with its natural log probability. top:
+    the most likely tokens and theirs, most likely first, the lower id first of equals; the token
+    itself need not be among them.
 
     Probabilities are the model's own: the softmax of its logits as they are, before temperature,
     penalties, biases, grammars and what top-k, top-p and min-p leave. text_offset: characters of
-    the output's text before this token, as far as they were certain then.
+    the output's (or the prompt's) text before this token, as far as they were certain then.
     """
 
     token_id: int

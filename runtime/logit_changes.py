@@ -1,8 +1,9 @@
 """What a request changes of the model's logits before a token is chosen: biases, penalties for
-tokens that were generated, and what a grammar allows."""
+tokens that were generated, ends that would come too early, and what a grammar allows."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from copy import copy
 
 import numpy as np
@@ -18,22 +19,27 @@ __all__ = ["LogitChanges"]
 class LogitChanges:
     """Of one request, as its answer grows. A token that was generated n times loses
     `n * frequency_penalty + presence_penalty` (the API's formula; those of the prompt do not
-    count), every token gets its bias, and one that the grammar does not allow becomes -inf.
+    count), every token gets its bias, and one that the grammar does not allow becomes -inf, as do
+    `ends`, the ids that would end the answer, before it has min_tokens.
 
-    Raises RequestError for a bias of a token that does not exist.
+    Raises RequestError for a bias or a stop of a token that does not exist.
     """
 
     def __init__(
-        self, sampling: Sampling, vocab_size: int, matcher: GrammarMatcher | None = None
-    ) -> None:
+        self, sampling: Sampling, vocab_size: int, matcher: GrammarMatcher | None = None,
+        ends: Collection[int] = (),
+    ) -> None:  # fmt: skip
         self._frequency, self._presence = sampling.frequency_penalty, sampling.presence_penalty
         self._bias, self._matcher = dict(sampling.logit_bias), matcher
         self._counts: dict[int, int] = {}
-        wrong = next((each for each in self._bias if not 0 <= each < vocab_size), None)
-        if wrong is not None:
-            raise RequestError(
-                f"logit_bias has the token id {wrong}; this model's ids are 0 to {vocab_size - 1}."
-            )
+        self._ends = [each for each in ends if 0 <= each < vocab_size]
+        self._early = sampling.min_tokens if self._ends else 0  # tokens until they may come
+        for name, ids in (("logit_bias", self._bias), ("stop_token_ids", sampling.stop_token_ids)):
+            wrong = next((each for each in ids if not 0 <= each < vocab_size), None)
+            if wrong is not None:
+                raise RequestError(
+                    f"{name} has the token id {wrong}; this model's ids are 0 to {vocab_size - 1}."
+                )
         self._shift: NDArray[np.float32] | None = None
         if self._bias or self._penalizes:
             self._shift = np.zeros(vocab_size, np.float32)
@@ -43,7 +49,7 @@ class LogitChanges:
     @property
     def empty(self) -> bool:
         """Do logits stay as they are?"""
-        return self._shift is None and self._matcher is None
+        return self._shift is None and self._matcher is None and not self._early
 
     @property
     def complete(self) -> bool:
@@ -68,6 +74,9 @@ class LogitChanges:
         """
         if self._shift is not None:
             logits = logits + self._shift
+        if self._early:
+            logits = logits.copy()
+            logits[self._ends] = -np.inf
         if self._matcher is None:
             return logits
         result = np.where(self._matcher.allowed(), logits, np.float32(-np.inf))
@@ -84,5 +93,6 @@ class LogitChanges:
             count = self._counts[token] = self._counts.get(token, 0) + 1
             penalty = count * self._frequency + self._presence
             self._shift[token] = self._bias.get(token, 0.0) - penalty
+        self._early = max(0, self._early - 1)
         if self._matcher is not None:
             self._matcher.accept(token)

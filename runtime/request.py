@@ -16,6 +16,7 @@ from graphwright.runtime.errors import RequestError
 from graphwright.runtime.library import StepLibrary
 from graphwright.runtime.log_probabilities import TokenLogprobs, token_logprobs
 from graphwright.runtime.logit_changes import LogitChanges
+from graphwright.runtime.prompt_scores import PromptScores
 from graphwright.runtime.sampler import Sampler
 from graphwright.runtime.sampling_params import Sampling
 from graphwright.runtime.scheduler import Sequence
@@ -30,13 +31,15 @@ FinishReason = Literal["stop", "length"]
 class Piece:
     """What one step added: new ids, the text that became certain, and the reason if it ended.
 
-    logprobs: one for each id, when they were asked for.
+    logprobs: one for each id, when they were asked for. prompt_logprobs: in the first piece, one
+    for each token of the prompt, when they were asked for.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Output:
     (max_tokens or the context).
     logits: float32 [len(token_ids), V], of what was sampled from, when they were asked for.
     logprobs: one for each of token_ids, when SamplingParams.logprobs asked for them.
+    prompt_logprobs: one for each token of the prompt, when SamplingParams.prompt_logprobs asked for
+    them; that of the first is NaN.
     """
 
     text: str
@@ -55,6 +60,7 @@ class Output:
     finish_reason: FinishReason
     logits: NDArray[np.float32] | None = None
     logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 class Request:
@@ -73,13 +79,15 @@ class Request:
         changes: LogitChanges | None = None,
         races: bool = False,
     ) -> None:
-        self.sequence = Sequence(prompt)
+        most = sampling.prompt_logprobs
+        self._scores = None if most is None else PromptScores(prompt, most, decoder)
+        self.sequence = Sequence(prompt, every_row=self._scores is not None)
         self.first_token: float | None = None
         self.finish_reason: FinishReason | None = None
         self.error: RequestError | None = None
         self._sampling = sampling
         self._limit = min(sampling.max_tokens, context - len(prompt))
-        self._eos_ids = frozenset() if sampling.ignore_eos else eos_ids
+        self._eos_ids = sampling.ends(eos_ids)
         self._sampler = Sampler(sampling, vocab_size, prompt, changes, races)
         self._changes = changes
         self._detokenizer = Detokenizer(decoder, prompt) if decoder is not None else None
@@ -136,11 +144,22 @@ class Request:
         """Does its output need all logits?"""
         return self._logits is not None or self._sampling.logprobs is not None
 
+    def score(self, start: int, rows: NDArray[np.float32]) -> None:
+        """Takes logits float32 [n, V] of the prompt's positions from `start` on that stand before
+        tokens of the prompt. Raises RequestError.
+        """
+        assert self._scores is not None
+        self._scores.add(start, rows)
+
     def accept(self, logits: NDArray[np.float32], chosen: int | None = None) -> None:
         """Chooses the next token from logits float32 [V] and says what follows from it.
 
         chosen: what a step has chosen, as `draw` said. Raises RequestError.
         """
+        if self._limit == 0:  # the prompt was all that was asked for
+            self.finish_reason = "length"
+            self._say("", ())
+            return
         token = self._sampler.choose(logits, chosen)
         if self.first_token is None:
             self.first_token = time.perf_counter()
@@ -151,7 +170,7 @@ class Request:
         ended = token in self._eos_ids  # and then the token is no text, whatever it is called
         text = self._detokenizer.push(token) if self._detokenizer and not ended else ""
         self._characters += len(text)
-        text, stopped = self._stop.push(text)
+        text, stopped = (text, False) if self._must_go_on else self._stop.push(text)
         complete = self._changes is not None and self._changes.complete
         if stopped or complete or ended:
             self.finish_reason = "stop"
@@ -159,8 +178,21 @@ class Request:
             self.finish_reason = "length"
         if self.finish_reason is not None and not stopped:
             text += self._rest()
+        self._say(text, (token,), logprobs)
+
+    @property
+    def _must_go_on(self) -> bool:
+        """Were fewer tokens generated than there must be before a stop text counts?"""
+        generated = len(self.sequence.tokens) - self.sequence.prompt_length
+        return generated < self._sampling.min_tokens
+
+    def _say(
+        self, text: str, tokens: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...] | None = None
+    ) -> None:
+        scores = self._scores if not self._texts else None
+        found = None if scores is None else tuple(scores.found)
         self._texts.append(text)
-        self._pieces.append(Piece(text, (token,), self.finish_reason, logprobs))
+        self._pieces.append(Piece(text, tokens, self.finish_reason, logprobs, found))
 
     def _take_logprobs(
         self, logits: NDArray[np.float32], token: int
@@ -197,4 +229,5 @@ class Request:
             self.finish_reason,
             logits,
             None if self._sampling.logprobs is None else self._logprobs,
+            None if self._scores is None else self._scores.found,
         )

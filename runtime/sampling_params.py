@@ -25,7 +25,10 @@ class SamplingParams:
     most likely, by the model's logits as they are (runtime/log_probabilities.py). logit_bias: what
     is added to logits, by token id, from -100 to 100. presence_penalty, frequency_penalty: what is
     taken off a generated token's logit, once and for each time, from -2 to 2. grammar: what the
-    text must be; it ends when it is complete.
+    text must be; it ends when it is complete. min_tokens: before so many were generated no end of
+    text comes, and no stop text counts; not with a grammar. stop_token_ids: token ids that end the
+    output as an end of text does, also with ignore_eos. prompt_logprobs: as logprobs, for the
+    tokens of the prompt; max_tokens may be 0 then.
     Raises RequestError for values out of range.
     """
 
@@ -43,6 +46,9 @@ class SamplingParams:
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     grammar: Grammar | None = None
+    min_tokens: int | None = None
+    stop_token_ids: tuple[int, ...] | list[int] = ()
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -54,14 +60,23 @@ class SamplingParams:
         _require("repetition_penalty", self.repetition_penalty, lambda x: 0 < x < float("inf"),
                  "above 0")  # fmt: skip
         _require("seed", self.seed, lambda x: x >= 0 and x == int(x), "a whole number, 0 or more")
-        _require("max_tokens", self.max_tokens, lambda x: x >= 1 and x == int(x), "1 or more")
-        _require("logprobs", self.logprobs, lambda x: x >= 0 and x == int(x),
-                 "a whole number, 0 or more")  # fmt: skip
+        for name in ("logprobs", "prompt_logprobs", "min_tokens"):
+            _require(name, getattr(self, name), lambda x: x >= 0 and x == int(x),
+                     "a whole number, 0 or more")  # fmt: skip
+        least = 1 if self.prompt_logprobs is None else 0
+        _require("max_tokens", self.max_tokens, lambda x: x >= least and x == int(x),
+                 f"{least} or more")  # fmt: skip
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        for token in self.stop_token_ids:
+            _require("a token id of stop_token_ids", token,
+                     lambda x: isinstance(x, int) and x >= 0, "a whole number")  # fmt: skip
         for name in ("presence_penalty", "frequency_penalty"):
             _require(name, getattr(self, name), lambda x: -2 <= x <= 2, "from -2 to 2")
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         if self.grammar is not None and not isinstance(self.grammar, Grammar):
             raise RequestError(f"grammar must be a Grammar, not {self.grammar!r}.")
+        if self.grammar is not None and self.min_tokens:
+            raise RequestError("min_tokens cannot be kept where a grammar says when the text ends.")
         if "" in stop:
             raise RequestError("a stop text must not be empty.")
 
@@ -98,6 +113,9 @@ class SamplingParams:
             float(value("presence_penalty", 0.0)),
             float(value("frequency_penalty", 0.0)),
             self.grammar,
+            int(value("min_tokens", 0, "min_new_tokens")) if self.grammar is None else 0,
+            tuple(self.stop_token_ids),
+            self.prompt_logprobs,
         )
 
 
@@ -119,6 +137,13 @@ class Sampling:
     presence_penalty: float
     frequency_penalty: float
     grammar: Grammar | None
+    min_tokens: int
+    stop_token_ids: tuple[int, ...]
+    prompt_logprobs: int | None
+
+    def ends(self, eos_ids: frozenset[int]) -> frozenset[int]:
+        """The token ids that end the output, of a model with these end-of-text tokens."""
+        return (frozenset() if self.ignore_eos else eos_ids) | frozenset(self.stop_token_ids)
 
 
 def _biases(given: Any) -> tuple[tuple[int, float], ...]:

@@ -19,8 +19,8 @@ class Sequence:
     """Token ids known so far, and how many positions the cache holds, or will when the steps that
     were started are done.
 
-    every_row: logits are wanted at every position, not only at the newest. reused: tokens of the
-    prompt that need not be computed, as blocks of an earlier one are used.
+    every_row: logits are wanted at every position of the prompt, not only at its last one. reused:
+    tokens of the prompt that need not be computed, as blocks of an earlier one are used.
     """
 
     tokens: list[int]
@@ -44,7 +44,9 @@ class Sequence:
 class Chunk:
     """`count` tokens of a sequence from position `start`; logits are wanted of the last `rows`.
 
-    front: the sampled row of the step in front that chooses the token; None when it is known.
+    scored: how many of those rows, the first ones, say how likely the next token of the prompt is,
+    and choose none. front: the sampled row of the step in front that chooses the token; None when
+    it is known.
     draft: guessed tokens behind those of the sequence, the last of `count`. accepted: how many of
     them were right and have been followed by another token.
     """
@@ -53,6 +55,7 @@ class Chunk:
     start: int
     count: int
     rows: int
+    scored: int = 0
     front: int | None = None
     draft: Collection[int] = ()
     accepted: int = 0
@@ -61,6 +64,11 @@ class Chunk:
     def is_prefill(self) -> bool:
         """Is any of these tokens one of the prompt?"""
         return self.start < self.sequence.prompt_length
+
+    @property
+    def chooses(self) -> bool:
+        """Does one of its rows choose a token?"""
+        return self.rows > self.scored
 
     def add_draft(self, draft: list[int]) -> None:
         """Guessed tokens are computed, too, with logits behind each. Takes the blocks they need."""
@@ -216,7 +224,7 @@ class Scheduler:
         for sequence, row in rows.items():
             assert sequence.table is not None
             sequence.table.grow(sequence.computed + 1)
-            chunks.append(Chunk(sequence, sequence.computed, 1, 1, row))
+            chunks.append(Chunk(sequence, sequence.computed, 1, 1, front=row))
         return self._step(chunks, len(chunks), len(chunks))
 
     def _step(self, chunks: list[Chunk], tokens: int, rows: int) -> Step:
@@ -233,4 +241,4 @@ class Scheduler:
         assert sequence.table is not None
         sequence.table.grow(sequence.computed + count)
         wanted = count if sequence.every_row else int(ends)
-        return Chunk(sequence, sequence.computed, count, wanted)
+        return Chunk(sequence, sequence.computed, count, wanted, scored=wanted - int(ends))

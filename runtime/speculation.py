@@ -40,7 +40,7 @@ class Speculator(Protocol):
         """Adds drafts to a step's chunks that decode, as far as its entry and the requests have
         room and they are worth it. Were any added?
 
-        requests: one for each chunk that has a row.
+        requests: one for each chunk that chooses a token.
         """
 
     def forget(self, sequence: TokenSequence) -> None:
@@ -73,17 +73,18 @@ class LookupSpeculator:
         """Adds drafts to a step's chunks that decode, as far as its entry and the requests have
         room and they are worth it. Were any added?
 
-        requests: one for each chunk that has a row.
+        requests: one for each chunk that chooses a token.
         """
         if step.entry != "decode":
             return False
         guessed: list[tuple[Chunk, Drafter]] = []
         hopes: list[tuple[float, int]] = []
-        tokens = number = positions = 0
+        tokens = rows = number = positions = 0
         for chunk in step.chunks:
             tokens += chunk.count
+            rows += chunk.rows
             positions += chunk.start
-            if not chunk.rows:
+            if not chunk.chooses:
                 continue
             left = requests[number].left
             number += 1
@@ -95,7 +96,7 @@ class LookupSpeculator:
                     hopes.append((hope, min(self._most, left - 1)))
         if not hopes:
             return False
-        spare = min(self._decode.max_tokens - tokens, self._decode.max_rows - number)
+        spare = min(self._decode.max_tokens - tokens, self._decode.max_rows - rows)
         mean = sum(chunk.start for chunk, _ in guessed) / len(guessed)
         cost, each = self._cost.step(tokens, positions), self._cost.token(mean)
         lengths = share(hopes, spare, number, cost, each)
@@ -116,33 +117,44 @@ class LookupSpeculator:
 
 
 def rows_that_count(step: Step, requests: Sequence[Request]) -> Iterator[tuple[int, Request]]:
-    """(sampled row, its request) of every row of a step with drafts whose token is to be taken.
+    """(sampled row, its request) of every row of a step whose token is to be taken: of each chunk
+    that chooses one, and of drafts.
 
     Ask for the next pair when the token of the one in front was taken: a row counts only if all
     tokens before it are those that were guessed. So far the sequence's cache is right, and
     `computed` follows; what was computed behind that is overwritten by later steps.
     """
-    first = 0
-    for chunk, request in zip((each for each in step.chunks if each.rows), requests, strict=True):
-        yield first, request
-        for row, guessed in enumerate(chunk.draft, first + 1):
-            if request.finished or chunk.sequence.tokens[-1] != guessed:
-                break
-            chunk.sequence.computed += 1
-            chunk.accepted += 1
-            yield row, request
+    asking, first = iter(requests), 0
+    for chunk in step.chunks:
+        if chunk.chooses:
+            yield from _rows_of(chunk, first + chunk.scored, next(asking))
         first += chunk.rows
 
 
+def _rows_of(chunk: Chunk, first: int, request: Request) -> Iterator[tuple[int, Request]]:
+    yield first, request
+    for row, guessed in enumerate(chunk.draft, first + 1):
+        if request.finished or chunk.sequence.tokens[-1] != guessed:
+            break
+        chunk.sequence.computed += 1
+        chunk.accepted += 1
+        yield row, request
+
+
 def draws_of_rows(step: Step, draws: Sequence[Draw | None]) -> list[Draw | None]:
-    """What a step with drafts is told of each row, from what it is told of each request's first.
+    """What a step is told of each row, from what it is told of each request's own: nothing of rows
+    that choose no token.
 
     A random number belongs to a token that is said, and which rows say any is not known before: the
     rows of guessed tokens are drawn from by the host.
     """
+    asking = iter(draws)
     found: list[Draw | None] = []
-    for chunk, draw in zip((each for each in step.chunks if each.rows), draws, strict=True):
-        found += [draw, *[draw if draw is LARGEST else None] * len(chunk.draft)]
+    for chunk in step.chunks:
+        found += [None] * chunk.scored
+        if chunk.chooses:
+            draw = next(asking)
+            found += [draw, *[draw if draw is LARGEST else None] * len(chunk.draft)]
     return found
 
 

@@ -82,10 +82,11 @@ class Stepper:
         step = self._scheduler.next_step()
         if step is None:
             return False
-        requests = [self.requests[chunk.sequence] for chunk in step.chunks if chunk.rows]
+        requests = [self.requests[chunk.sequence] for chunk in step.chunks if chunk.chooses]
         draws = [request.draw(self._library) for request in requests]
         rows: Iterable[tuple[int, Request]] = enumerate(requests)
-        if self._guess(step, requests):
+        scores = [chunk for chunk in step.chunks if chunk.scored]
+        if self._guess(step, requests) or scores:
             rows, draws = rows_that_count(step, requests), draws_of_rows(step, draws)
         asked = [draw for draw in draws if draw is not None]
         logits = len(asked) < len(draws) or any(request.keeps_logits for request in requests)
@@ -94,11 +95,13 @@ class Stepper:
             self._finish_flight()
         else:
             chosen = self.run(step, [each or LARGEST for each in draws] if asked else (), logits)
+            failed = self._score(step) if scores else None
             told = (
                 (row, each, None if draws[row] is None else _token(chosen, row))
                 for row, each in rows
+                if each.error is None
             )
-            self._accept(step, told, start)
+            self._accept(step, told, start, failed)
         return True
 
     def _guess(self, step: Step, requests: list[Request]) -> bool:
@@ -159,13 +162,32 @@ class Stepper:
             self._overlapping.finish(front.ticket)
             self._flights.pop(0)
 
+    def _score(self, step: Step) -> RequestError | None:
+        """Gives requests the rows that say how likely the tokens of their prompts are. The error
+        of one that has failed by that.
+        """
+        failed, first = None, 0
+        for chunk in step.chunks:
+            if chunk.scored:
+                request = self.requests[chunk.sequence]
+                try:
+                    request.score(chunk.start, self._buffers.logits[first : first + chunk.scored])
+                except RequestError as error:
+                    failed = request.error = error
+                    self.remove(request)
+            first += chunk.rows
+        return failed
+
     def _accept(
-        self, step: Step, rows: Iterable[tuple[int, Request, int | None]], start: float
+        self,
+        step: Step,
+        rows: Iterable[tuple[int, Request, int | None]],
+        start: float,
+        failed: BaseException | None = None,
     ) -> None:
         """Gives each request what a step says in its row, and the token if it has chosen one; the
-        step took from `start` to now.
+        step took from `start` to now. failed: what has gone wrong before.
         """
-        failed: BaseException | None = None
         for row, request, chosen in rows:
             try:
                 request.accept(self._buffers.logits[row], chosen)

@@ -10,6 +10,7 @@ from typing import Any
 
 from graphwright.runtime.log_probabilities import TokenLogprobs
 from graphwright.runtime.request import FinishReason, Piece
+from graphwright.runtime.server.echo import Echo
 from graphwright.runtime.server.shapes import Shape
 
 __all__ = ["Answer", "Said"]
@@ -43,11 +44,15 @@ class Said:
 
 
 class Answer:
-    """One answer: `choices` of them, in an endpoint's shape."""
+    """One answer, in an endpoint's shape. echoes: one for each choice; None where it begins with
+    what was generated.
+    """
 
-    def __init__(self, shape: Shape, model: str, prompt_tokens: int, choices: int) -> None:
-        self.said = [Said() for _ in range(choices)]
-        self._shape = shape
+    def __init__(
+        self, shape: Shape, model: str, prompt_tokens: int, echoes: Sequence[Echo | None]
+    ) -> None:
+        self.said = [Said() for _ in echoes]
+        self._shape, self._echoes = shape, echoes
         self._prompt_tokens = prompt_tokens
         self.cached_tokens = 0  # of those, tokens that were not computed
         self._head = {
@@ -55,6 +60,14 @@ class Answer:
             "created": int(time.time()),
             "model": model,
         }
+
+    def add(self, index: int, piece: Piece) -> Piece:
+        """Adds a piece to what a choice has said. The piece as it is told."""
+        said, echo = self.said[index], self._echoes[index]
+        if echo is not None:
+            piece = echo.told(piece, first=not said.texts)
+        said.add(piece)
+        return piece
 
     def usage(self) -> dict[str, Any]:
         """Tokens in and out; a prompt counts once, however many choices it has."""

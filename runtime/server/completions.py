@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -13,16 +13,17 @@ from graphwright.runtime.errors import RequestError
 from graphwright.runtime.sampling_params import SamplingParams
 from graphwright.runtime.server.answers import Answer
 from graphwright.runtime.server.body import Body, read_body
+from graphwright.runtime.server.echo import Echo
 from graphwright.runtime.server.engine_thread import EngineThread
 from graphwright.runtime.server.errors import ApiError
 from graphwright.runtime.server.job import Job, Work
 from graphwright.runtime.server.log_probabilities import take_chat_logprobs, take_text_logprobs
 from graphwright.runtime.server.model import Model
-from graphwright.runtime.server.prompts import take_messages, take_prompts, to_ids
+from graphwright.runtime.server.prompts import take_messages, take_prompts, to_ids, to_text
 from graphwright.runtime.server.responses import EventStream, event, json_answer, unless_gone
 from graphwright.runtime.server.sampling import choice_params, take_sampling
 from graphwright.runtime.server.shapes import ChatShape, Shape, TextShape
-from graphwright.runtime.server.structured import Structure, take_structure
+from graphwright.runtime.server.structured import Structure, take_structure, with_grammar
 from graphwright.runtime.server.tools import Tools, take_tools
 
 __all__ = ["Completions"]
@@ -40,6 +41,7 @@ class _Ask:
     usage: bool
     token_ids: bool
     structure: Structure | None
+    echo: bool = False
 
     @property
     def every_token(self) -> bool:
@@ -59,11 +61,13 @@ class Completions:
         self._model.take_name(body)
         prompts = take_prompts(body)
         most = self._model.default_max_tokens(_DEFAULT_TEXT_TOKENS)
-        ask = self._ask(body, most, take_text_logprobs(body))
+        echo = body.take("echo", bool, False)
+        ask = self._ask(body, most, take_text_logprobs(body), echo=echo)
         await self._check(body, ask, len(prompts))
         tokenizer = self._model.tokenizer
-        ids = await run_in_threadpool(lambda: [to_ids(each, tokenizer) for each in prompts])
-        return await self._answer(request, TextShape(tokenizer), ids, ask)
+        found = await run_in_threadpool(lambda: [to_ids(each, tokenizer) for each in prompts])
+        texts = [to_text(each, tokenizer) for each in prompts] if echo else ()
+        return await self._answer(request, TextShape(tokenizer), found, ask, texts)
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
@@ -86,6 +90,7 @@ class Completions:
         default_max_tokens: int | None,
         logprobs: int | None,
         tools: Tools | None = None,
+        echo: bool = False,
     ) -> _Ask:
         choices = body.take("n", int, 1)
         if choices < 1:
@@ -103,12 +108,12 @@ class Completions:
         if self._model.tokenizer is None and not token_ids:
             raise ApiError(400, "the model has no tokenizer and makes no text: set "
                            "'return_token_ids'.", param="return_token_ids")  # fmt: skip
-        params = take_sampling(body, default_max_tokens, logprobs)
-        self._model.check_biases(params)
+        params = take_sampling(body, default_max_tokens, logprobs, scores_prompt=echo)
+        self._model.check_ids(params)
         structure = take_structure(body, None if tools is None else tools.structure())
         if structure is not None:
-            params = replace(params, grammar=structure[1])
-        return _Ask(params, choices, stream, usage, token_ids, structure)
+            params = with_grammar(params, structure)
+        return _Ask(params, choices, stream, usage, token_ids, structure, echo)
 
     async def _check(self, body: Body, ask: _Ask, prompts: int) -> None:
         """What can be said before the engine sees it, of a body that has been read."""
@@ -125,14 +130,19 @@ class Completions:
             await run_in_threadpool(self._model.check_grammar, ask.structure)
 
     async def _answer(
-        self, request: Request, shape: Shape, prompts: list[list[int]], ask: _Ask
-    ) -> Response:
+        self, request: Request, shape: Shape, prompts: list[list[int]], ask: _Ask,
+        texts: Sequence[str] = (),
+    ) -> Response:  # fmt: skip
         work = [
             Work(ids, choice_params(ask.params, choice))
             for ids in prompts
             for choice in range(ask.choices)
         ]
-        answer = Answer(shape, self._model.name, sum(map(len, prompts)), len(work))
+        echoes: list[Echo | None] = [None] * len(work)
+        for number, text in enumerate(texts):
+            told = [Echo(text, ask.params.logprobs is not None)] * ask.choices
+            echoes[number * ask.choices : (number + 1) * ask.choices] = told
+        answer = Answer(shape, self._model.name, sum(map(len, prompts)), echoes)
         job = self._thread.submit(work, ask.stream)
 
         def close() -> None:
@@ -163,7 +173,7 @@ class Completions:
 async def _listen(job: Job, answer: Answer) -> None:
     async for pieces in job.pieces():
         for number, piece in pieces:
-            answer.said[number].add(piece)
+            answer.add(number, piece)
 
 
 def _cached(job: Job, ask: _Ask) -> int:
@@ -184,8 +194,8 @@ async def _events(job: Job, answer: Answer, ask: _Ask, opens: bool) -> AsyncIter
     async for pieces in job.pieces():
         chunks = []
         for number, piece in pieces:
-            answer.said[number].add(piece)
-            chunk = answer.chunk(number, piece, ask.token_ids, ask.every_token)
+            told = answer.add(number, piece)
+            chunk = answer.chunk(number, told, ask.token_ids, ask.every_token)
             if chunk is not None:
                 chunks.append(encode(chunk))
         if chunks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,7 +68,8 @@ def text_logprobs(found: Sequence[TokenLogprobs], tokenizer: Tokenizer | None) -
     """As a choice of a completion has them: four lists, an item a token.
 
     A token that is no text by itself is written `bytes:` with those above 127 as \\xNN. The token
-    that was generated is always among its top_logprobs; of two with the same text the likelier one.
+    itself is always among its top_logprobs; of two with the same text the likelier one. The first
+    token of all has no probability: null.
     """
 
     def name(token: int) -> str:
@@ -77,15 +79,20 @@ def text_logprobs(found: Sequence[TokenLogprobs], tokenizer: Tokenizer | None) -
         text = printable(content)
         return text if text.encode() == content else f"bytes:{text}"
 
-    top = []
+    top: list[dict[str, float] | None] = []
     for each in found:
+        if math.isnan(each.logprob):
+            top.append(None)
+            continue
         best = {name(each.token_id): max(each.logprob, _LEAST)}
         for token, logprob in reversed(each.top):
             best[name(token)] = max(logprob, _LEAST)
         top.append(dict(sorted(best.items(), key=lambda item: -item[1])))
     return {
         "tokens": [name(each.token_id) for each in found],
-        "token_logprobs": [max(each.logprob, _LEAST) for each in found],
+        "token_logprobs": [
+            None if math.isnan(each.logprob) else max(each.logprob, _LEAST) for each in found
+        ],
         "top_logprobs": top,
         "text_offset": [each.text_offset for each in found],
     }

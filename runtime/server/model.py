@@ -71,13 +71,15 @@ class Model:
 
         return encode
 
-    def check_biases(self, params: SamplingParams) -> None:
-        """Raises ApiError 400 for a bias of a token that does not exist."""
-        wrong = [each for each, _ in params.biases if each >= self.vocab_size]
-        if wrong:
-            raise ApiError(400, f"'logit_bias' has the token id {wrong[0]}; this model's ids are "
-                           f"0 to {self.vocab_size - 1}.",
-                           param="logit_bias", code="invalid_value")  # fmt: skip
+    def check_ids(self, params: SamplingParams) -> None:
+        """Raises ApiError 400 for a bias or a stop of a token that does not exist."""
+        biases = [each for each, _ in params.biases]
+        for name, ids in (("logit_bias", biases), ("stop_token_ids", params.stop_token_ids)):
+            wrong = [each for each in ids if each >= self.vocab_size]
+            if wrong:
+                raise ApiError(400, f"'{name}' has the token id {wrong[0]}; this model's ids are "
+                               f"0 to {self.vocab_size - 1}.",
+                               param=name, code="invalid_value")  # fmt: skip
 
     def check_grammar(self, structure: Structure) -> None:
         """Raises ApiError 400 for what answers cannot keep to. For any thread; it takes a while."""

@@ -11,7 +11,7 @@ from graphwright.runtime.server.body import Body
 from graphwright.runtime.server.errors import ApiError
 from graphwright.runtime.tokenizer import Tokenizer
 
-__all__ = ["ChatPrompt", "is_ids", "take_messages", "take_prompts", "to_ids"]
+__all__ = ["ChatPrompt", "is_ids", "take_messages", "take_prompts", "to_ids", "to_text"]
 
 _NO_TOKENIZER = "the model has no tokenizer: give 'prompt' as token ids."
 
@@ -49,6 +49,13 @@ def to_ids(prompt: str | list[int], tokenizer: Tokenizer | None) -> list[int]:
         return tokenizer.encode(prompt) if prompt else []
     except RequestError as error:
         raise ApiError(400, str(error), param="prompt") from error
+
+
+def to_text(prompt: str | list[int], tokenizer: Tokenizer | None) -> str:
+    """The text of a prompt; of ids without a tokenizer none."""
+    if isinstance(prompt, str):
+        return prompt
+    return "" if tokenizer is None else tokenizer.decode(prompt)
 
 
 class ChatPrompt:

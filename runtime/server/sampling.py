@@ -21,26 +21,31 @@ _NUMBERS = {
     "presence_penalty": float,
     "frequency_penalty": float,
     "seed": int,
+    "min_tokens": int,
 }
 
 
 def take_sampling(
-    body: Body, default_max_tokens: int | None, logprobs: int | None
+    body: Body, default_max_tokens: int | None, logprobs: int | None, scores_prompt: bool = False
 ) -> SamplingParams:
     """SamplingParams of a body; what it does not name is left to the model's generation_config.
 
     default_max_tokens: when the body names none. logprobs: how many the body asks for.
+    scores_prompt: for the prompt, too; then it may be all that is wanted.
     Raises ApiError 400 that names the parameter.
     """
     asked: dict[str, Any] = {name: body.take(name, kind) for name, kind in _NUMBERS.items()}
     asked["ignore_eos"] = body.take("ignore_eos", bool, False)
     asked["stop"] = _take_stop(body)
+    asked["stop_token_ids"] = tuple(body.take("stop_token_ids", list, []))
     asked["logit_bias"] = _take_logit_bias(body)
     most = _take_max_tokens(body)
     asked["max_tokens"] = default_max_tokens if most is None else most
+    if scores_prompt and (logprobs is not None or (most is not None and most < 1)):
+        asked["prompt_logprobs"] = logprobs or 0
     for name, value in asked.items():
         try:
-            SamplingParams(**{name: value})
+            SamplingParams(**{"prompt_logprobs": asked.get("prompt_logprobs"), name: value})
         except RequestError as error:
             raise ApiError(400, str(error), param=name, code="invalid_value") from error
     return SamplingParams(**asked, logprobs=logprobs)

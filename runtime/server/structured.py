@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.grammar import Grammar
+from graphwright.runtime.sampling_params import SamplingParams
 from graphwright.runtime.server.body import Body
 from graphwright.runtime.server.errors import ApiError
 
-__all__ = ["Structure", "take_structure"]
+__all__ = ["Structure", "take_structure", "with_grammar"]
 
 Structure = tuple[str, Grammar]  # with the parameter that asked for it
 
@@ -42,6 +44,14 @@ def take_structure(body: Body, other: Structure | None = None) -> Structure | No
         raise ApiError(400, f"'{first}' and '{second}' both say what the answer must be; give one "
                        "of them.", param=second, code="invalid_value")  # fmt: skip
     return asked[0] if asked else None
+
+
+def with_grammar(params: SamplingParams, structure: Structure) -> SamplingParams:
+    """How to choose the tokens of such an answer. Raises ApiError 400 where that cannot be."""
+    try:
+        return replace(params, grammar=structure[1])
+    except RequestError as error:
+        raise ApiError(400, str(error), param="min_tokens", code="invalid_value") from error
 
 
 def _take(body: Body, name: str, prefix: str = "") -> Grammar | None:

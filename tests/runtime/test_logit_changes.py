@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_model import VOCAB, toy_engine, toy_logits
-from transformers import RepetitionPenaltyLogitsProcessor, SequenceBiasLogitsProcessor
+from toy_model import VOCAB, ToyLibrary, toy_engine, toy_logits, word_tokenizer, write_toy
+from transformers import (
+    MinNewTokensLengthLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+)
 
+from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import RequestError
+from graphwright.runtime.grammar import Grammar
 from graphwright.runtime.logit_changes import LogitChanges
 from graphwright.runtime.sampler import Sampler
 from graphwright.runtime.sampling_params import SamplingParams
@@ -48,6 +55,51 @@ def test_the_formula_of_the_api(
     before = logits.copy()
     assert np.allclose(some.apply(logits), expected, atol=1e-4)
     assert (logits == before).all(), "the model's own stay"
+
+
+def test_no_end_before_there_are_enough_tokens(tmp_path: Path) -> None:
+    """As transformers' processor for a least number of new tokens has it."""
+    params = SamplingParams(temperature=0, min_tokens=3).resolve({})
+    some, ends = LogitChanges(params, SIZE, ends=[2, 5]), torch.tensor([2, 5])
+    assert not some.empty
+    processor = MinNewTokensLengthLogitsProcessor(4, 3, ends)
+    ids = torch.tensor([[1, 1, 1, 1]])
+    for logits in np.random.default_rng(1).standard_normal((5, SIZE)).astype(np.float32):
+        expected = processor(ids, torch.from_numpy(logits)[None])[0].numpy()
+        assert (some.apply(logits) == expected).all()
+        some.accept(0)
+        ids = torch.cat([ids, torch.tensor([[0]])], 1)
+    assert LogitChanges(params, SIZE).empty, "nothing ends it but its length"
+
+
+def test_stop_texts_count_from_the_least_number_of_tokens_on(tmp_path: Path) -> None:
+    path = write_toy(tmp_path / "toy.gw", tokenizer=word_tokenizer(),
+                     generation_config={"min_new_tokens": 4, "eos_token_id": [1]})  # fmt: skip
+    engine = Engine(path, library=ToyLibrary())
+    assert engine.tokenizer is not None
+    plain = SamplingParams(temperature=0, max_tokens=12, min_tokens=0, ignore_eos=True)
+    (free,) = engine.generate(["ab"], plain)
+    second, fifth = free.text[1], free.text[4]
+    assert all(len(engine.tokenizer.decode([each])) == 1 for each in free.token_ids[:5])
+    assert fifth not in free.text[:4]
+    (found,) = engine.generate(["ab"], replace(plain, stop=(second, fifth)))
+    assert found.text == free.text[:1]
+    (found,) = engine.generate(["ab"], replace(plain, stop=(second, fifth), min_tokens=None))
+    assert found.text == free.text[:4], "the model's own least number holds"
+
+
+def test_ids_that_end_an_answer(tmp_path: Path) -> None:
+    engine, _ = toy_engine(tmp_path)
+    plain = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    (free,) = engine.generate([[5, 6]], plain)
+    stop = free.token_ids[5]
+    (found,) = engine.generate([[5, 6]], replace(plain, stop_token_ids=[stop]))
+    at = free.token_ids.index(stop)
+    assert (found.token_ids, found.finish_reason) == (free.token_ids[: at + 1], "stop")
+    with pytest.raises(RequestError, match=f"stop_token_ids has the token id {VOCAB}; .* 0 to"):
+        engine.generate([[5, 6]], replace(plain, stop_token_ids=[VOCAB]))
+    with pytest.raises(RequestError, match="min_tokens cannot be kept where a grammar"):
+        SamplingParams(min_tokens=2, grammar=Grammar.regex("a+"))
 
 
 def test_a_bias_is_that_of_transformers_behind_the_repetition_penalty() -> None:

@@ -49,6 +49,19 @@ def test_logits_are_those_of_the_eager_model(engine: Engine) -> None:
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
+def test_log_probabilities_of_prompts_are_those_of_the_eager_model(engine: Engine) -> None:
+    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, prompt_logprobs=2)
+    for prompt, output in zip(prompts(), engine.generate(prompts(), params), strict=True):
+        with torch.no_grad():
+            logits = tiny_model("llama")(torch.tensor([prompt]), use_cache=False).logits[0]
+        rows = torch.log_softmax(logits.double(), -1)
+        assert output.prompt_logprobs is not None and len(output.prompt_logprobs) == len(prompt)
+        for place, found in enumerate(output.prompt_logprobs[1:], 1):
+            assert found.logprob == pytest.approx(float(rows[place - 1, prompt[place]]), abs=1e-4)
+            best = rows[place - 1].topk(2).values.tolist()
+            assert [each for _, each in found.top] == pytest.approx(best, abs=1e-4)
+
+
 def test_a_ragged_batch_gives_what_each_prompt_gives_alone(engine: Engine) -> None:
     together = engine.generate(prompts(), GREEDY, return_logits=True)
     for prompt, output in zip(prompts(), together, strict=True):

@@ -75,7 +75,13 @@ def error_of(answer: httpx2.Response, status: int) -> dict[str, Any]:
         ({"prompt": "a", "logprobs": -1}, "logprobs", "from 0 to 5, not -1"),
         ({"prompt": "a", "logprobs": True}, "logprobs", "must be a whole number, not True"),
         ({"prompt": "a", "top_logprobs": 1}, "top_logprobs", "unknown"),
-        ({"prompt": "a", "echo": True}, "echo", "not supported"),
+        ({"prompt": "a", "echo": 1}, "echo", "true or false, not 1"),
+        ({"prompt": "a", "echo": True, "max_tokens": -1}, "max_tokens", "0 or more, not -1"),
+        ({"prompt": "a", "min_tokens": -1}, "min_tokens", "0 or more, not -1"),
+        ({"prompt": "a", "min_tokens": 2, "guided_regex": "ab"}, "min_tokens", "a grammar says"),
+        ({"prompt": "a", "stop_token_ids": 3}, "stop_token_ids", "must be a list, not 3"),
+        ({"prompt": "a", "stop_token_ids": ["a"]}, "stop_token_ids", "a whole number, not 'a'"),
+        ({"prompt": "a", "stop_token_ids": [VOCAB]}, "stop_token_ids", f"0 to {VOCAB - 1}"),
         ({"prompt": "a", "suffix": "b"}, "suffix", "not supported"),
         ({"prompt": "a", "best_of": 2}, "best_of", "not supported"),
         ({"prompt": "a", "logit_bias": {"5": 101}}, "logit_bias",
@@ -183,7 +189,7 @@ def test_a_prompt_longer_than_the_context_has_a_code_of_its_own(toy: Served) -> 
 
 def test_streams_are_refused_before_they_begin(toy: Served) -> None:
     error_of(toy.post(TEXT, prompt=[VOCAB], stream=True), 400)
-    error_of(toy.post(TEXT, prompt="a", stream=True, echo=True), 400)
+    error_of(toy.post(TEXT, prompt="a", stream=True, suffix="b"), 400)
 
 
 @pytest.mark.parametrize(
