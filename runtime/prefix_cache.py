@@ -45,6 +45,14 @@ class PrefixCache:
             table.adopt(block, prefix)
         return table.known * self._block_size
 
+    def shared(self, tokens: Sequence[int], later: Sequence[int]) -> int:
+        """Positions that `later` could adopt of a sequence of these tokens."""
+        size, most = self._block_size, min(len(tokens), len(later) - 1)
+        count = 0
+        while count + size <= most and tokens[count : count + size] == later[count : count + size]:
+            count += size
+        return count
+
     def keep(self, table: BlockTable, tokens: Sequence[int], computed: int) -> None:
         """Remembers the blocks of a table that are full: of the positions before `computed` whose
         tokens are known. A block that another one already stands for is not remembered.

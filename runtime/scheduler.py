@@ -92,7 +92,8 @@ class Scheduler:
 
     Decoding sequences come first, one token each; the rest of the budget prefills, oldest first.
     `pool` has blocks for `max_sequences` sequences of `max_blocks` blocks each. prefixes: where
-    sequences look for what an earlier one has computed. reach: blocks out of it are given back
+    sequences look for what an earlier one has computed; those that begin alike and come together
+    wait for the first of them to have computed it. reach: blocks out of it are given back
     (Plan.pool_of says how many suffice then); None: they stay. apart: no sequence's results depend
     on the others: a step takes one chunk of one prompt, or tokens of sequences that decode, by the
     entry `decode`; the two in turns.
@@ -179,13 +180,31 @@ class Scheduler:
     def _admit(self) -> None:
         for sequence in self._running:
             self._keep(sequence)
+        later = []
         while self._waiting and len(self._running) < self._max_sequences:
             sequence = self._waiting.popleft()
+            if self._is_being_read(sequence):
+                later.append(sequence)
+                continue
             sequence.table = BlockTable(self._pool, self._block_size, self._max_blocks)
             if self._prefixes is not None and not sequence.every_row:
                 sequence.reused = self._prefixes.adopt(sequence.table, sequence.tokens)
                 sequence.computed = sequence.reused
             self._running.append(sequence)
+        self._waiting.extendleft(reversed(later))
+
+    def _is_being_read(self, sequence: Sequence) -> bool:
+        """Does another sequence compute so much of what this one begins with just now that it had
+        better wait for that? A quarter of a step's tokens takes about as long as a step more.
+        """
+        if self._prefixes is None or sequence.every_row:
+            return False
+        worth = max(self._block_size, self._prefill.max_tokens // 4)
+        return any(
+            self._prefixes.shared(other.tokens, sequence.tokens) - other.computed >= worth
+            for other in self._running
+            if other.computed < other.prompt_length
+        )
 
     def _keep(self, sequence: Sequence) -> None:
         if self._prefixes is not None and sequence.table is not None:

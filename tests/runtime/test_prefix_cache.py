@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,79 @@ def test_running_requests_share_and_the_shared_outlives_its_first_holder(engine:
     assert second.generated == toy_greedy([*FIRST, 5], 9)
     assert third.generated == toy_greedy([*FIRST, 6], 9)
     assert engine._pool.free == engine._pool.blocks
+
+
+def computed(engine: Engine) -> int:
+    library = engine.library
+    assert isinstance(library, ToyLibrary)
+    return sum(tokens for _, tokens, *_ in library.steps)
+
+
+def test_prompts_that_come_together_are_computed_once(tmp_path: Path) -> None:
+    """Also where one of them needs several steps, and others come between."""
+    long = [5 + i for i in range(7 * BLOCK)]
+    prompts = [[*long, 1], [*long, 2, 3], [90, 91], [*long, 4], long, [*long[: 4 * BLOCK], 9]]
+    together, apart = (
+        Engine(write_toy(tmp_path / "toy.gw"), library=ToyLibrary(), max_sequences=4,
+               prefix_cache=cached)
+        for cached in (True, False)
+    )  # fmt: skip
+    params = greedy(3)
+    expected = [toy_greedy(prompt, 3) for prompt in prompts]
+    for engine in (together, apart):
+        assert [each.token_ids for each in engine.generate(prompts, params)] == expected
+    says = 2 * len(prompts)  # tokens that are computed after the prompts
+    assert computed(apart) == sum(map(len, prompts)) + says
+    # long once, the last block of it once more, and what is behind
+    assert computed(together) == len(long) + BLOCK + (1 + 2 + 2 + 1 + 1) + says
+    assert together._pool.free == together._pool.blocks
+
+
+def test_who_waits_goes_on_when_the_other_is_cancelled(tmp_path: Path) -> None:
+    long = [5 + i for i in range(6 * BLOCK)]
+    engine = Engine(
+        write_toy(tmp_path / "toy.gw"), library=ToyLibrary(), max_sequences=3, prefix_cache=True
+    )
+    first = engine.submit([*long, 1], greedy())
+    second, third = (engine.submit([*long, each], greedy()) for each in (2, 3))
+    engine.step()
+    assert first.sequence.computed == 10 and second.sequence.table is None
+    engine.cancel(first)
+    while not (second.finished and third.finished):
+        engine.step()
+    assert second.sequence.reused == 2 * BLOCK, "what the first one has computed by then"
+    assert third.sequence.reused == 6 * BLOCK
+    assert [second.generated, third.generated] == [toy_greedy([*long, n], 2) for n in (2, 3)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 40), st.lists(st.integers(0, 1), min_size=1, max_size=8),
+                  st.integers(0, 3)), min_size=1, max_size=8),
+    st.integers(1, 4),
+)  # fmt: skip
+def test_all_say_what_they_say_alone(
+    asked: list[tuple[int, list[int], int]], sequences: int
+) -> None:
+    """Each with some of a common beginning, tokens behind it, and steps before it comes."""
+    common = [5 + i for i in range(40)]
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine(
+            write_toy(Path(folder) / "toy.gw"), library=ToyLibrary(), max_sequences=sequences,
+            prefix_cache=True,
+        )  # fmt: skip
+        requests = []
+        for count, more, steps in asked:
+            for _ in range(steps):
+                engine.step()
+            prompt = [*common[:count], *more]
+            requests.append((prompt, engine.submit(prompt, greedy(3))))
+        while engine.step():
+            pass
+        for prompt, request in requests:
+            assert request.finished and request.generated == toy_greedy(prompt, 3)
+        assert engine._pool.free == engine._pool.blocks
 
 
 def test_what_was_free_the_longest_is_forgotten_first_from_its_end(tmp_path: Path) -> None:
