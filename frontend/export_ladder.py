@@ -23,14 +23,16 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 from graphwright.frontend.gradient_modes import without_idle_switches
 from graphwright.frontend.in_place_writes import CannotRewriteError, is_write, without_writes
 from graphwright.frontend.layer_markers import is_marker
+from graphwright.frontend.length_constants import (
+    constants_differ,
+    floats_of_the_length,
+    literals,
+)
 from graphwright.frontend.length_guards import (
     AnotherPathError,
     all_hold,
     branches_of_the_model,
     check_shorter,
-    constants_differ,
-    floats_of_the_length,
-    literals,
     longest_traced,
 )
 from graphwright.frontend.node_lines import lines_of_the_model

@@ -1,14 +1,11 @@
-"""What torch.export decided for the example's length alone: branches, and numbers made constants.
+"""What torch.export decided for the example's length alone: branches of the model's code.
 
 An export with a dynamic length still holds such decisions: guards that are no plain bound of the
-length are kept beside the graph, and a float computed from the length silently becomes the number
-that it was for the example.
+length are kept beside the graph. Numbers computed from the length are in length_constants.py.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -18,20 +15,22 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import fx
 from torch.export import ExportedProgram
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import uninteresting_files
-from torch.utils._sympy.interp import sympy_interp
-from torch.utils._sympy.printers import PythonPrinter
-from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+from graphwright.frontend.length_conditions import (
+    broken_at,
+    first_broken,
+    holds,
+    in_words,
+    is_plain_bound,
+)
 
 __all__ = ["AnotherPathError", "Branches", "all_hold", "branches_of_the_model", "check_shorter",
-           "constants_differ", "floats_of_the_length", "literals", "longest_traced"]  # fmt: skip
+           "longest_traced"]  # fmt: skip
 
 aten = torch.ops.aten
-_EVERY = 200  # all lengths up to this are looked at,
-_LONGEST = 2**15  # and those around powers of two up to this
 
 Place = Callable[[Iterable[traceback.FrameSummary]], str]
 Branches = dict[Any, traceback.FrameSummary]
@@ -89,12 +88,12 @@ def longest_traced(
     when the way is tied to that length. What torch decides for one length only, as that a slice
     is then the whole, is about memory and no other way.
     """
-    found = [(_first_broken(condition.expression, least, most), condition)
+    found = [(first_broken(condition.expression, least, most), condition)
              for condition in _conditions(exported, branches, place)]  # fmt: skip
     for length, condition in sorted(found, key=lambda item: -item[0]):
         if length == 0 or (most is not None and length > most):
             continue
-        only = length == most or _holds(condition.expression, length + 1)
+        only = length == most or holds(condition.expression, length + 1)
         if condition.inside_torch and (only or condition.about_memory):
             continue
         if length <= 4 * example:
@@ -119,9 +118,9 @@ def check_shorter(
             first = 1 if wanted > 2 else 2  # the graph is run for every length
         elif condition.inside_torch:
             continue
-        broken = _broken(condition.expression, first, least)
+        broken = broken_at(condition.expression, first, least)
         if broken:
-            found.append((broken[-1], condition, _shorter(broken, first)))
+            found.append((broken[-1], condition, in_words(broken, first)))
     if found:
         length, condition, which = max(found, key=lambda item: (not item[1].inside_torch, item[0]))
         where = condition.where or condition.text
@@ -130,77 +129,23 @@ def check_shorter(
 
 def all_hold(branches: Branches, length: int) -> bool:
     """Does the model's code go the same way for `length` tokens, as far as it was traced?"""
-    return all(len(c.free_symbols) == 1 and _holds(c, length) for c in branches)
+    return all(len(c.free_symbols) == 1 and holds(c, length) for c in branches)
 
 
 def _check_branch(condition: Any, where: str, least: int, length: int) -> None:
     """Raises AnotherPathError when a branch of the model, traced with `length` tokens, goes another
     way for `least` tokens or more that are no more than four times as many."""
-    longer = _first_broken(condition, length, 4 * length)
+    longer = first_broken(condition, length, 4 * length)
     if longer:
         raise AnotherPathError(_another_path(longer, where), longer, own=True)
-    shorter = _broken(condition, least, length)
+    shorter = broken_at(condition, least, length)
     if shorter:
-        which = _shorter(shorter, least)
+        which = in_words(shorter, least)
         raise AnotherPathError(_another_path(which, where), shorter[-1], own=True)
-
-
-def _broken(condition: Any, first: int, end: int) -> list[int]:
-    """The lengths from `first` up to `end`, without it, for which `condition` does not hold."""
-    return [n for n in range(first, end) if not _holds(condition, n)]
-
-
-def _shorter(broken: list[int], first: int) -> str:
-    """In words: one of `broken`, or all of them when they are the first ones."""
-    whole = len(broken) == broken[-1] + 1 - first
-    return "fewer than " * whole + str(broken[-1] + whole)
 
 
 def _another_path(length: int | str, where: str) -> str:
     return f"its code takes another path for {length} tokens{where}"
-
-
-def _first_broken(condition: Any, least: int, most: int | None) -> int:
-    """The first length for which `condition` does not hold; 0 when it always does."""
-    good = least
-    for length in _lengths(least, most):
-        if not _holds(condition, length):
-            return next(n for n in range(good, length + 1) if not _holds(condition, n))
-        good = length
-    return 0
-
-
-def _is_plain_bound(condition: Any) -> bool:
-    """Is it a length, nothing else, that is at most a number?"""
-    sides: tuple[Any, ...] = getattr(condition, "args", ())
-    if getattr(condition, "rel_op", "") in (">", ">="):
-        sides = sides[::-1]
-    elif getattr(condition, "rel_op", "") not in ("<", "<="):
-        return False
-    return bool(sides[0].is_Symbol and sides[1].is_number)
-
-
-def _holds(condition: Any, length: int) -> bool:
-    try:
-        return bool(_function(condition)(length))
-    except ZeroDivisionError:
-        return False
-
-
-@functools.lru_cache(maxsize=4096)
-def _function(condition: Any) -> Callable[[int], Any]:
-    """`condition` of a length, as Python code: a loop over tokens leaves thousands of conditions,
-    each of which is asked for some hundred lengths."""
-    (symbol,) = condition.free_symbols
-    code = PythonPrinter().doprint(condition)
-    try:
-        function: Callable[[int], Any] = eval(f"lambda {symbol}: {code}", {"math": math})
-        function(_LONGEST)
-    except (SyntaxError, NameError, AttributeError, TypeError):  # a function torch does not print
-        return lambda length: sympy_interp(PythonReferenceAnalysis, {symbol: length}, condition)
-    except ArithmeticError:
-        pass
-    return function
 
 
 def _conditions(
@@ -236,12 +181,6 @@ def _environment(exported: ExportedProgram) -> tuple[Any, set[Any]]:
     return value.fake_mode.shape_env, value.shape[0].node.expr.free_symbols
 
 
-def _lengths(least: int, most: int | None) -> Iterator[int]:
-    most = min(most or _LONGEST, _LONGEST)
-    near = {2**k + d for k in range(20) for d in (-1, 0, 1)}
-    return iter(sorted(n for n in near.union(range(_EVERY)) if least <= n <= most))
-
-
 @contextmanager
 def branches_of_the_model(place: Place, least: int, length: int) -> Iterator[Branches]:
     """While open, collects the branches that code outside torch takes on sizes.
@@ -265,7 +204,7 @@ def branches_of_the_model(place: Place, least: int, length: int) -> Iterator[Bra
         summary = traceback.FrameSummary(code.co_filename, frame.f_lineno, code.co_name)
         if getattr(asked, "free_symbols", None) and place([summary]):
             condition = asked if value else ~asked
-            known = condition in found or _is_plain_bound(condition)
+            known = condition in found or is_plain_bound(condition)
             if not known and len(condition.free_symbols) == 1:
                 _check_branch(condition, place([summary]), least, length)
             found.setdefault(condition, summary)
@@ -273,47 +212,3 @@ def branches_of_the_model(place: Place, least: int, length: int) -> Iterator[Bra
 
     with mock.patch.object(SymNode, "guard_bool", watch):
         yield found
-
-
-@contextmanager
-def floats_of_the_length() -> Iterator[set[float]]:
-    """While open, collects the floats that were asked for of expressions of a size."""
-    found: set[float] = set()
-    original = SymNode.guard_float
-
-    def watch(self: Any, file: str, line: int) -> float:
-        value = float(original(self, file, line))
-        if self.expr.free_symbols:
-            found.add(value)
-        return value
-
-    with mock.patch.object(SymNode, "guard_float", watch):
-        yield found
-
-
-def constants_differ(first: ExportedProgram, second: ExportedProgram) -> tuple[fx.Node, Any] | None:
-    """The first node that holds another number in `second`, a trace of another length, with that
-    number; None when the two are the same graph."""
-    for one, two in zip(first.graph.nodes, second.graph.nodes, strict=False):
-        for left, right in zip(_literals(one), _literals(two), strict=False):
-            if left != right:
-                return one, right
-        if one.target != two.target and one.op == "call_function":
-            return one, two.target
-    return None
-
-
-def literals(exported: ExportedProgram) -> set[float]:
-    """The floats in the graph."""
-    return {x for node in exported.graph.nodes for x in _literals(node) if isinstance(x, float)}
-
-
-def _literals(node: fx.Node) -> list[Any]:
-    if node.op != "call_function":
-        return []
-    found: list[Any] = []
-    fx.node.map_aggregate(
-        (node.args, node.kwargs),
-        lambda x: found.append(x) if isinstance(x, (int, float)) else None,
-    )
-    return found

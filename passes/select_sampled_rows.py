@@ -14,7 +14,7 @@ from graphwright.ir.layout import row_axis, size_of
 from graphwright.passes.base import Pass, Stage
 from graphwright.passes.insert_kv_cache import InsertKvCache
 from graphwright.passes.token_axis import find_token_axes
-from graphwright.passes.token_rules import TokenAxes
+from graphwright.passes.token_rule import TokenAxes
 
 __all__ = ["SelectSampledRows"]
 

@@ -21,7 +21,8 @@ from graphwright.ir.source import source_line
 from graphwright.ir.verifier import allowed_at
 from graphwright.passes.content_free import is_shape_only
 from graphwright.passes.token_mixers import explain
-from graphwright.passes.token_rules import MixesTokensError, TokenAxes, token_rule
+from graphwright.passes.token_rule import MixesTokensError, TokenAxes
+from graphwright.passes.token_rules import token_rule
 
 __all__ = ["TokenAxisError", "find_token_axes", "refuse_unknown_ops"]
 

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from graphwright.ir import PassError, Program
 from graphwright.ir.source import source_line
 from graphwright.passes.content_free import concrete_shape
-from graphwright.passes.token_rules import TokenAxes
+from graphwright.passes.token_rule import TokenAxes
 
 __all__ = ["confirm_token_axes"]
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import fx
 
-from graphwright.passes.token_rules import (
+from graphwright.passes.token_rule import (
     MixesTokensError,
     TokenAxes,
     TokenRule,
     along,
     reduction,
-    token_rule,
 )
+from graphwright.passes.token_rules import token_rule
 
 __all__ = ["explain"]
 

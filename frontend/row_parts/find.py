@@ -16,14 +16,16 @@ import networkx as nx
 import torch
 from torch import fx
 
+from graphwright.frontend.row_parts.form_rules import (
+    form_after,
+    forms_before,
+)
 from graphwright.frontend.row_parts.forms import (
     LAYOUT,
     PRODUCTS,
     VIEWS,
     Form,
     NoFormError,
-    form_after,
-    forms_before,
     rows_input,
     tensor_of,
 )

@@ -24,17 +24,19 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from graphwright.frontend.row_parts.find import Found, RowPart
+from graphwright.frontend.row_parts.form_rules import (
+    cat_parts,
+    forms_before,
+    turn_order,
+)
 from graphwright.frontend.row_parts.forms import (
     LAYOUT,
     PRODUCTS,
     REDUCTIONS,
     TURNS,
     Form,
-    cat_parts,
-    forms_before,
     rows_input,
     tensor_of,
-    turn_order,
 )
 from graphwright.ir.inference import Inference
 from graphwright.ir.program import ModelInfo, Program, lazy_module

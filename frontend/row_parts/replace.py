@@ -12,7 +12,13 @@ import torch
 from torch import fx
 
 from graphwright.frontend.row_parts.find import RowPart
-from graphwright.frontend.row_parts.forms import LAYOUT, VIEWS, cat_parts
+from graphwright.frontend.row_parts.form_rules import (
+    cat_parts,
+)
+from graphwright.frontend.row_parts.forms import (
+    LAYOUT,
+    VIEWS,
+)
 from graphwright.ir.layout import size_of
 
 __all__ = ["PartCall", "part_module", "replace_parts"]

@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphwright.frontend.row_parts.forms import Form, NoFormError, form_after
+from graphwright.frontend.row_parts.form_rules import (
+    form_after,
+)
+from graphwright.frontend.row_parts.forms import (
+    Form,
+    NoFormError,
+)
 from graphwright.ir.layout import size_of
 from graphwright.ir.levels import POINTWISE
 

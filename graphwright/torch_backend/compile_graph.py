@@ -14,7 +14,10 @@ from functorch.compile import make_boxed_func
 from torch import fx
 
 from graphwright.frontend.row_parts.find import Found, RowPart, find_row_parts
-from graphwright.frontend.row_parts.forms import PRODUCTS, NoFormError
+from graphwright.frontend.row_parts.forms import (
+    PRODUCTS,
+    NoFormError,
+)
 from graphwright.frontend.row_parts.program import RowSpace, part_program
 from graphwright.frontend.row_parts.replace import PartCall, part_module, replace_parts
 from graphwright.ir.errors import GraphwrightError, PassError

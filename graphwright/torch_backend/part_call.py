@@ -11,7 +11,9 @@ import torch
 from torch import fx
 
 from graphwright.frontend.row_parts.find import RowPart
-from graphwright.frontend.row_parts.forms import Form
+from graphwright.frontend.row_parts.forms import (
+    Form,
+)
 from graphwright.torch_backend.packed_weights import PackedWeights, packed
 from graphwright.torch_backend.part_code import DECODE_ROWS, PartCode
 from graphwright.torch_backend.part_frame import PartFrame, PartLayout

@@ -11,7 +11,10 @@ import torch
 from torch import fx
 
 from graphwright.frontend.row_parts.find import RowPart
-from graphwright.frontend.row_parts.forms import Form, NoFormError
+from graphwright.frontend.row_parts.forms import (
+    Form,
+    NoFormError,
+)
 from graphwright.ir.layout import size_of
 from graphwright.runtime.memory import ALIGNMENT
 

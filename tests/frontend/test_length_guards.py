@@ -15,8 +15,9 @@ from torch.utils._sympy.functions import CeilToInt, FloorDiv, IntTrueDiv, Max, M
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
-from graphwright.frontend import export_ladder, length_guards
+from graphwright.frontend import export_ladder
 from graphwright.frontend.capture import capture_module
+from graphwright.frontend.length_conditions import holds
 from graphwright.frontend.stateless import StatelessForward
 from graphwright.ir.errors import FrontendError
 
@@ -235,4 +236,4 @@ def test_conditions_as_code_say_what_they_say_to_torch() -> None:
                 want = sympy_interp(PythonReferenceAnalysis, {symbol: length}, condition)
             except ZeroDivisionError:
                 want = False
-            assert length_guards._holds(condition, length) == bool(want), (condition, length)
+            assert holds(condition, length) == bool(want), (condition, length)

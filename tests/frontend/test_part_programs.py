@@ -17,7 +17,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from graphwright.frontend.row_parts.find import Found, RowPart, find_row_parts
-from graphwright.frontend.row_parts.forms import PRODUCTS, Form
+from graphwright.frontend.row_parts.forms import (
+    PRODUCTS,
+    Form,
+)
 from graphwright.frontend.row_parts.program import part_program
 from graphwright.frontend.row_parts.replace import PartCall, part_module, replace_parts
 from graphwright.ir.interpreter import Interpreter

@@ -16,12 +16,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.utils import _pytree as pytree
 
-from graphwright.frontend.row_parts.forms import (
-    Form,
-    NoFormError,
+from graphwright.frontend.row_parts.form_rules import (
     cat_parts,
     form_after,
     forms_before,
+)
+from graphwright.frontend.row_parts.forms import (
+    Form,
+    NoFormError,
     rows_input,
 )
 

@@ -15,7 +15,10 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._guards import TracingContext
 
 from graphwright.frontend.row_parts.find import Found, RowPart, find_row_parts
-from graphwright.frontend.row_parts.forms import PRODUCTS, Form
+from graphwright.frontend.row_parts.forms import (
+    PRODUCTS,
+    Form,
+)
 from graphwright.frontend.row_parts.program import part_program
 from graphwright.ir.printer import format_graph
 
