@@ -98,10 +98,14 @@ def _chosen(
 def _gather(program: Program, node: fx.Node) -> fx.Node | None:
     """gather(x, -1, index)  →  Σ over the places of x where a place is the index, else 0.
 
-    Reading x by its own gw.top_k gives the values of that.
+    Reading x by its own gw.top_k gives the values of that, reading a constant whose entries are all
+    equal that entry.
     """
     x, dim, index = (_argument(node, i, name) for i, name in enumerate(("self", "dim", "index")))
-    value = x.meta["val"]
+    value, weight = x.meta["val"], program.weight_of(x)
+    if isinstance(weight, ConstantTensor) and weight.tensor.unique().numel() == 1:
+        entry = weight.tensor.flatten()[0].item()
+        return program.call(node, aten.full_like.default, index, entry, dtype=value.dtype)
     if not _is_last(value, dim) or not _same_rows(value, index.meta["val"]):
         return None
     pair = index.args[0] if index.target is operator.getitem else None

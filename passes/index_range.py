@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ __all__ = ["index_range"]
 aten, gw = torch.ops.aten, torch.ops.gw
 Range = tuple[int, int]
 _READ_BYTES = 1 << 24  # of a table of indices whose values are looked at
+_LIMIT = 1 << 31  # past which int32 numbers wrap around
+_WHOLE = (torch.int32, torch.int64, torch.bool)
 _MOVES = frozenset(
     {
         aten.reshape.default, aten.permute.default, aten.unsqueeze.default, aten.squeeze.dim,
@@ -26,32 +29,44 @@ _MOVES = frozenset(
 )  # fmt: skip
 
 
-def index_range(program: Program, node: Any) -> Range | None:
+def index_range(
+    program: Program, node: Any, known: Mapping[fx.Node, Range] | None = None
+) -> Range | None:
     """(least, most) that the values of `node` can be; None when that is not known.
 
     The least and the most need not occur. Places chosen by gw.top_k lie on the axis it chose from.
+    known: ranges of nodes, floating-point ones of whole numbers too, that are taken as given.
     """
-    if isinstance(node, int):
-        return node, node
-    if not isinstance(node, fx.Node):
-        return None
-    weight = program.weight_of(node)
-    if weight is not None:
-        return _of_values(weight.load()) if weight.nbytes <= _READ_BYTES else None
-    if node.target is operator.getitem:
-        return _of_choice(*node.args)
-    if node.target in _MOVES:
-        return index_range(program, node.args[0])
-    if node.target is aten._to_copy.default:
-        source: Any = node.args[0]
-        whole = source.meta["val"].dtype in (torch.int32, torch.int64)
-        return index_range(program, source) if whole and _is_whole(node) else None
-    rule = _RULES.get(node.target)
-    return rule(program, node) if rule is not None else None
+    return _Ranges(program, known or {}).of(node)
 
 
-def _is_whole(node: fx.Node) -> bool:
-    return node.meta["val"].dtype in (torch.int32, torch.int64)
+@dataclass(frozen=True)
+class _Ranges:
+    program: Program
+    known: Mapping[fx.Node, Range]
+
+    def of(self, node: Any) -> Range | None:
+        if isinstance(node, int):
+            return int(node), int(node)
+        if not isinstance(node, fx.Node) or node in self.known:
+            return self.known.get(node)
+        weight = self.program.weight_of(node)
+        if weight is not None:
+            return _of_values(weight.load()) if weight.nbytes <= _READ_BYTES else None
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.dtype is torch.bool:
+            return 0, 1
+        if node.target is operator.getitem:
+            return _of_choice(*node.args)
+        if node.target in _MOVES:
+            return self.of(node.args[0])
+        if node.target is aten._to_copy.default:
+            source: Any = node.args[0]
+            whole = source in self.known or source.meta["val"].dtype in _WHOLE
+            return self.of(source) if whole and node.meta["val"].dtype in _WHOLE[:2] else None
+        rule = _RULES.get(node.target)
+        found = rule(self, node) if rule is not None else None
+        return found if found and max(map(abs, found)) < _LIMIT else None
 
 
 def _of_values(values: torch.Tensor) -> Range | None:
@@ -66,22 +81,22 @@ def _of_choice(choice: Any, number: Any) -> Range | None:
     return 0, int(choice.args[0].meta["val"].shape[-1]) - 1
 
 
-def _union(program: Program, *nodes: Any) -> Range | None:
-    ranges = [index_range(program, node) for node in nodes]
-    known = [found for found in ranges if found is not None]
-    if len(known) < len(ranges):
+def _union(ranges: _Ranges, *nodes: Any) -> Range | None:
+    found = [ranges.of(node) for node in nodes]
+    known = [each for each in found if each is not None]
+    if len(known) < len(found):
         return None
     return min(low for low, _ in known), max(high for _, high in known)
 
 
-def _clamped(program: Program, node: fx.Node) -> Range | None:
+def _clamped(ranges: _Ranges, node: fx.Node) -> Range | None:
     given: Any = [*node.args[1:3], None, None]
     low, high = (node.kwargs.get(name, given[i]) for i, name in enumerate(("min", "max")))
     if any(isinstance(limit, (fx.Node, float)) for limit in (low, high)):
         return None
     if low is not None and high is not None:
         return min(low, high), high
-    inner = index_range(program, node.args[0])
+    inner = ranges.of(node.args[0])
     if inner is None:
         return None
     least, most = inner
@@ -90,28 +105,39 @@ def _clamped(program: Program, node: fx.Node) -> Range | None:
     return min(least, high), min(most, high)
 
 
-def _shifted(program: Program, node: fx.Node) -> Range | None:
-    inner, shift = index_range(program, node.args[0]), node.args[1]
-    if inner is None or not isinstance(shift, int) or node.kwargs:
+def _sum(ranges: _Ranges, node: fx.Node) -> Range | None:
+    one, two = ranges.of(node.args[0]), ranges.of(node.args[1])
+    if one is None or two is None or node.kwargs:
         return None
-    sign = -1 if node.target is aten.sub.Tensor else 1
-    return inner[0] + sign * shift, inner[1] + sign * shift
+    if node.target is aten.sub.Tensor:
+        two = -two[1], -two[0]
+    return one[0] + two[0], one[1] + two[1]
 
 
-def _remainder(program: Program, node: fx.Node) -> Range | None:
+def _product(ranges: _Ranges, node: fx.Node) -> Range | None:
+    one, two = ranges.of(node.args[0]), ranges.of(node.args[1])
+    if one is None or two is None:
+        return None
+    corners = [a * b for a in one for b in two]
+    return min(corners), max(corners)
+
+
+def _remainder(ranges: _Ranges, node: fx.Node) -> Range | None:
     divisor = node.args[1]
     return (0, divisor - 1) if isinstance(divisor, int) and divisor > 0 else None
 
 
-_RULES: dict[Any, Callable[[Program, fx.Node], Range | None]] = {
-    aten.cat.default: lambda program, node: _union(program, *node.args[0]),  # type: ignore[misc]
-    aten.stack.default: lambda program, node: _union(program, *node.args[0]),  # type: ignore[misc]
-    aten.where.self: lambda program, node: _union(program, *node.args[1:3]),
-    aten.where.ScalarOther: lambda program, node: _union(program, *node.args[1:3]),
-    aten.where.ScalarSelf: lambda program, node: _union(program, *node.args[1:3]),
-    aten.masked_fill.Scalar: lambda program, node: _union(program, node.args[0], node.args[2]),
+_RULES: dict[Any, Callable[[_Ranges, fx.Node], Range | None]] = {
+    aten.cat.default: lambda ranges, node: _union(ranges, *node.args[0]),  # type: ignore[misc]
+    aten.stack.default: lambda ranges, node: _union(ranges, *node.args[0]),  # type: ignore[misc]
+    aten.where.self: lambda ranges, node: _union(ranges, *node.args[1:3]),
+    aten.where.ScalarOther: lambda ranges, node: _union(ranges, *node.args[1:3]),
+    aten.where.ScalarSelf: lambda ranges, node: _union(ranges, *node.args[1:3]),
+    aten.where.Scalar: lambda ranges, node: _union(ranges, *node.args[1:3]),
+    aten.masked_fill.Scalar: lambda ranges, node: _union(ranges, node.args[0], node.args[2]),
     aten.clamp.default: _clamped,
-    aten.add.Tensor: _shifted,
-    aten.sub.Tensor: _shifted,
+    aten.add.Tensor: _sum,
+    aten.sub.Tensor: _sum,
+    aten.mul.Tensor: _product,
     aten.remainder.Scalar: _remainder,
 }

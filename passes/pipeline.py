@@ -30,6 +30,7 @@ from graphwright.passes.quantize_weights import QuantizeWeights
 from graphwright.passes.recipe import Recipe
 from graphwright.passes.recognize_attention import RecognizeAttention
 from graphwright.passes.recognize_causal_conv import RecognizeCausalConv
+from graphwright.passes.recognize_counts import RecognizeCounts
 from graphwright.passes.recognize_experts import RecognizeExperts
 from graphwright.passes.recognize_rope import RecognizeRope
 from graphwright.passes.reorder_projections import ReorderProjections
@@ -91,6 +92,7 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Pass, ...]:
         EliminateCommonSubexpressions(),
         RecognizeExperts(),
         MarkLargest(),
+        RecognizeCounts(),
         RewritePositions(),
         # attention: from one sequence to a ragged batch over a cache
         # Rotations first: what is left between them and the core is then only head repetition.

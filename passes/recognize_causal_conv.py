@@ -15,6 +15,7 @@ from graphwright.passes.base import Pass, Stage
 from graphwright.passes.layout_chains import collapse_chains
 from graphwright.passes.recognize_attention import RecognizeAttention
 from graphwright.passes.token_convs import TokenConv, find_shift, find_token_conv, is_conv
+from graphwright.passes.token_rows import from_rows, to_rows
 from graphwright.passes.token_windows import NoWindowError, Window
 
 __all__ = ["RecognizeCausalConv"]
@@ -61,10 +62,10 @@ class RecognizeCausalConv(Pass):
 
 def _rewrite_conv(program: Program, found: TokenConv) -> None:
     node = found.node
-    x = _rows(program, node, found.window, -1)
+    x = to_rows(program, node, found.window.build(program, node), -1)
     y = _by_channel(program, found, x) if found.depthwise else _by_matrix(program, found, x)
     y.meta["stack_trace"] = node.meta.get("stack_trace")
-    result = _back(program, node, y, node.meta["val"], -1)
+    result = from_rows(program, node, y, node.meta["val"], -1)
     program.replace(node, result)
     for each in found.cut.nodes:
         if each in found.cut.slices:
@@ -124,7 +125,7 @@ def _rewrite_shift(program: Program, node: fx.Node, window: Window) -> None:
     if window.left == 0:
         program.replace(node, window.build(program, node))
         return
-    x = _rows(program, node, window, axis)
+    x = to_rows(program, node, window.build(program, node), axis)
     lags = (window.left,)
     kernel = _spread(torch.ones(int(x.meta["val"].shape[1]), 1), lags, _length(lags))
     weight = ConstantTensor.of(kernel.to(value.dtype), f"a shift by {window.left} tokens")
@@ -132,7 +133,7 @@ def _rewrite_shift(program: Program, node: fx.Node, window: Window) -> None:
         node, gw.conv_along_tokens.default, x, program.add_weight("shift", weight), None
     )
     y.meta["stack_trace"] = node.meta.get("stack_trace")
-    program.replace(node, _back(program, node, y, value, axis))
+    program.replace(node, from_rows(program, node, y, value, axis))
 
 
 def _length(lags: Sequence[int]) -> int:
@@ -145,31 +146,3 @@ def _spread(kernel: torch.Tensor, lags: Sequence[int], length: int) -> torch.Ten
     result = kernel.new_zeros(kernel.shape[0], length)
     result[:, [length - 1 - lag for lag in lags]] = kernel
     return result
-
-
-def _rows(program: Program, before: fx.Node, window: Window, axis: int) -> fx.Node:
-    """The base of `window` as [T, C], the other axes in their order."""
-    node = window.build(program, before)
-    rank = node.meta["val"].dim()
-    axis %= rank
-    if axis:
-        order = [axis, *(i for i in range(rank) if i != axis)]
-        node = program.call(before, aten.permute.default, node, order)
-    sizes = [int(size) for size in node.meta["val"].shape[1:]]
-    count = torch.Size(sizes).numel()
-    return node if sizes == [count] else program.call(
-        before, aten.reshape.default, node, [-1, count]
-    )  # fmt: skip
-
-
-def _back(program: Program, before: fx.Node, y: fx.Node, like: torch.Tensor, axis: int) -> fx.Node:
-    """y [T, C] in the layout of `like`, whose tokens lie along `axis`."""
-    axis %= like.dim()
-    sizes = [int(size) for i, size in enumerate(like.shape) if i != axis]
-    node = y
-    if len(sizes) != 1:
-        node = program.call(before, aten.reshape.default, node, [-1, *sizes])
-    if not axis:
-        return node
-    order = [*range(1, axis + 1), 0, *range(axis + 1, like.dim())]
-    return program.call(before, aten.permute.default, node, order)

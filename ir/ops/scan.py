@@ -23,6 +23,11 @@ def _meta(
     return rows[0].new_empty((rows[0].shape[0], size), dtype=torch.float32)
 
 
+def _running_sum(state: Any, x: Any) -> Any:
+    new = aten.add.Tensor(state, x)
+    return new, new
+
+
 def _decayed_sum(state: Any, x: Any, decay: Any) -> Any:
     """s = decay * s + x for each channel; y = s."""
     new = aten.add.Tensor(aten.mul.Tensor(state, decay), x)
@@ -79,6 +84,7 @@ def _cases(tokens: int) -> Iterator[tuple[str, list[torch.Tensor], list[torch.Te
             ScanStep.of(run, states, [each[:1] for each in rows], weights).text(),
         )
 
+    yield case("count", _running_sum, [ScanState((1,))], [(row(1) > 0).float()])
     yield case("channels", _decayed_sum, [ScanState((37,))], [row(37), row(37).sigmoid()])
     heads = [row(3, 8), row(3, 8), row(3, 20)]
     yield case(

@@ -76,6 +76,23 @@ def positions_counted_by_ones(m: Any, ids: Tensor) -> Any:
     return torch.ones_like(ids).cumsum(1) - 1
 
 
+@sound("places")
+def positions_that_skip_padding(m: Any, ids: Tensor) -> Any:
+    return ((ids != 0).long().cumsum(1) - 1).clamp(min=0)
+
+
+@sound("places")
+def positions_that_start_anew_at_nothing(m: Any, ids: Tensor) -> Any:
+    mask = (ids > 7).int()
+    return (mask.cumsum(1).type_as(mask) * mask).long() + 3
+
+
+@sound("stream")
+def scaled_by_a_count_of_tokens(m: Any, h: Tensor, ids: Tensor) -> Any:
+    seen = torch.where(ids % 3 == 1, 1, 0).float().cumsum(1)
+    return h / (1 + seen[..., None])
+
+
 @sound("attend")
 def attention_over_heads(m: Any, q: Tensor, k: Tensor, v: Tensor, h: Tensor, ids: Tensor) -> Any:
     y = F.scaled_dot_product_attention(q, k, v, is_causal=True)

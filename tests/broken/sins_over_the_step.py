@@ -148,8 +148,23 @@ def positions_flipped(m: Any, ids: Tensor) -> Any:
 
 
 @broken("places", "aten.cumsum", "works along the token axis")
-def positions_that_skip_padding(m: Any, ids: Tensor) -> Any:
-    return ((ids != 0).long().cumsum(1) - 1).clamp(min=0)
+def positions_from_a_sum_of_ids(m: Any, ids: Tensor) -> Any:
+    return ids.cumsum(1) % CONTEXT
+
+
+@broken("places", "aten.flip", "works along the token axis")
+def positions_from_a_count_of_later_tokens(m: Any, ids: Tensor) -> Any:
+    return ((ids != 0).long().flip(1).cumsum(1).flip(1) - 1).clamp(min=0)
+
+
+@broken("places", "looks up 64 rows", "follows from a count of tokens", "may be -1 to 0")
+def positions_before_the_first(m: Any, ids: Tensor) -> Any:
+    return (ids != 0).long().cumsum(1) - 1
+
+
+@broken("places", "looks up 64 rows", "follows from a count of tokens", "is not known")
+def positions_from_a_count_in_pairs(m: Any, ids: Tensor) -> Any:
+    return (ids != 0).long().cumsum(1) // 2
 
 
 @broken("places", "aten.sort", "works along the token axis")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import build_program, fire, random_inputs, rows
+from graphs import build_program, check_pass, fire, random_inputs, rows
 
 from graphwright.ir import Level, Program, format_graph
 from graphwright.ir.interpreter import run_program
@@ -83,6 +83,17 @@ def test_a_gather_by_the_choice_itself_is_its_values() -> None:
 return %getitem_1
 """
     )
+
+
+def test_a_gather_from_equal_entries_is_the_entry() -> None:
+    same = torch.full((6, 8), 3)
+    program = build_program(
+        lambda tokens, i, table: aten.gather.default(table, 1, i),
+        tokens=rows(dtype=torch.int64, batch=False), i=rows(2, dtype=torch.int64, batch=False),
+        table=same,
+    )  # fmt: skip
+    check_pass(program, CanonicalizeOps(), 1)
+    assert "aten.full_like(%i, 3, dtype=int64)" in format_graph(program)
 
 
 def test_a_gather_compares_places() -> None:

@@ -251,7 +251,9 @@ UNBOUNDED = {
         lambda ids: aten.masked_fill.Scalar(ids, aten.gt.Scalar(ids, 3), EXPERTS),
         "may be 0 to 8",
     ),
-    "multiplied": (lambda ids: mul(ids, 2), "may be any numbers"),
+    "multiplied": (lambda ids: mul(ids, 2), "may be 0 to 14"),
+    "multiplied by a negative": (lambda ids: mul(ids, -1), "may be -7 to 0"),
+    "halved": (lambda ids: aten.div.Tensor_mode(ids, 2, rounding_mode="floor"), "any numbers"),
 }
 
 
