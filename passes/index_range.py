@@ -19,6 +19,7 @@ Range = tuple[int, int]
 _READ_BYTES = 1 << 24  # of a table of indices whose values are looked at
 _LIMIT = 1 << 31  # past which int32 numbers wrap around
 _WHOLE = (torch.int32, torch.int64, torch.bool)
+_WHERES = (aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar)
 _MOVES = frozenset(
     {
         aten.reshape.default, aten.permute.default, aten.unsqueeze.default, aten.squeeze.dim,
@@ -89,6 +90,37 @@ def _union(ranges: _Ranges, *nodes: Any) -> Range | None:
     return min(low for low, _ in known), max(high for _, high in known)
 
 
+def _chosen(ranges: _Ranges, condition: Any, one: Any, other: Any) -> Range | None:
+    """where(condition, one, other). What the condition compares with a number is taken only where
+    it is on the one side of it."""
+    parts = []
+    for value, op in ((one, condition.target), (other, _OPPOSITE.get(condition.target))):
+        bounds = ranges.of(value)
+        if bounds is None:
+            return None
+        number = condition.args[1] if op in _KEPT else None
+        if isinstance(number, int) and condition.args[0] is value:
+            bounds = _KEPT[op](*bounds, number)
+        if bounds[0] <= bounds[1]:  # else it is never taken
+            parts.append(bounds)
+    return (min(low for low, _ in parts), max(high for _, high in parts)) if parts else None
+
+
+_OPPOSITE: dict[Any, Any] = {
+    aten.eq.Scalar: aten.ne.Scalar, aten.ne.Scalar: aten.eq.Scalar,
+    aten.lt.Scalar: aten.ge.Scalar, aten.ge.Scalar: aten.lt.Scalar,
+    aten.gt.Scalar: aten.le.Scalar, aten.le.Scalar: aten.gt.Scalar,
+}  # fmt: skip
+_KEPT: dict[Any, Callable[[int, int, int], Range]] = {  # of low to high, what is <op> a number
+    aten.eq.Scalar: lambda low, high, n: (max(low, n), min(high, n)),
+    aten.ne.Scalar: lambda low, high, n: (low + (low == n), high - (high == n)),
+    aten.lt.Scalar: lambda low, high, n: (low, min(high, n - 1)),
+    aten.le.Scalar: lambda low, high, n: (low, min(high, n)),
+    aten.gt.Scalar: lambda low, high, n: (max(low, n + 1), high),
+    aten.ge.Scalar: lambda low, high, n: (max(low, n), high),
+}
+
+
 def _clamped(ranges: _Ranges, node: fx.Node) -> Range | None:
     given: Any = [*node.args[1:3], None, None]
     low, high = (node.kwargs.get(name, given[i]) for i, name in enumerate(("min", "max")))
@@ -130,11 +162,10 @@ def _remainder(ranges: _Ranges, node: fx.Node) -> Range | None:
 _RULES: dict[Any, Callable[[_Ranges, fx.Node], Range | None]] = {
     aten.cat.default: lambda ranges, node: _union(ranges, *node.args[0]),  # type: ignore[misc]
     aten.stack.default: lambda ranges, node: _union(ranges, *node.args[0]),  # type: ignore[misc]
-    aten.where.self: lambda ranges, node: _union(ranges, *node.args[1:3]),
-    aten.where.ScalarOther: lambda ranges, node: _union(ranges, *node.args[1:3]),
-    aten.where.ScalarSelf: lambda ranges, node: _union(ranges, *node.args[1:3]),
-    aten.where.Scalar: lambda ranges, node: _union(ranges, *node.args[1:3]),
-    aten.masked_fill.Scalar: lambda ranges, node: _union(ranges, node.args[0], node.args[2]),
+    **dict.fromkeys(_WHERES, lambda ranges, node: _chosen(ranges, *node.args[:3])),
+    aten.masked_fill.Scalar: lambda ranges, node: _chosen(
+        ranges, *(node.args[place] for place in (1, 2, 0))
+    ),
     aten.clamp.default: _clamped,
     aten.add.Tensor: _sum,
     aten.sub.Tensor: _sum,

@@ -12,6 +12,7 @@ from torch import fx
 from graphwright.ir import ConstantTensor, Expression, Program, Weight
 from graphwright.ir.layout import size_of
 from graphwright.passes.base import Pass, Stage
+from graphwright.passes.chained_convs import separate_chained_convs
 from graphwright.passes.layout_chains import collapse_chains
 from graphwright.passes.recognize_attention import RecognizeAttention
 from graphwright.passes.token_convs import TokenConv, find_shift, find_token_conv, is_conv
@@ -26,6 +27,7 @@ aten, gw = torch.ops.aten, torch.ops.gw
 @dataclass(frozen=True)
 class RecognizeCausalConv(Pass):
     """conv1d over padded tokens, cut to their number  →  gw.conv_along_tokens over [T, C].
+    One whose padding serves a second one behind it, too, gets its own; its bias moves there.
     One that mixes channels becomes a linear, for each group, over the rows that a token sees.
     x[t - n], by padding, joining with zeros and cutting  →  gw.conv_along_tokens.
 
@@ -38,7 +40,7 @@ class RecognizeCausalConv(Pass):
     optional: ClassVar = False  # the states cannot go in without it
 
     def run(self, program: Program) -> int:
-        rewrites = 0
+        rewrites = separate_chained_convs(program)
         # From the last to the first: shifts of shifts add up, and then the inner one is dead.
         for node in reversed(list(program.graph.nodes)):
             if node._erased:

@@ -12,7 +12,10 @@ from graphwright.ir import Program, Weight
 from graphwright.ir.layout import size_of
 from graphwright.passes.token_windows import Cut, NoWindowError, Window, find_cut, trace_window
 
-__all__ = ["LONGEST", "TokenConv", "find_shift", "find_token_conv", "is_conv"]
+__all__ = [
+    "LONGEST", "TokenConv", "conv_arguments", "find_shift", "find_token_conv",
+    "first_number", "is_conv",
+]  # fmt: skip
 
 aten = torch.ops.aten
 _CONVS = {aten.conv1d.default, aten.conv1d.padding, aten.convolution.default}
@@ -48,7 +51,7 @@ def is_conv(node: fx.Node) -> bool:
 
 def find_token_conv(program: Program, node: fx.Node) -> TokenConv:
     """The causal convolution that `node` is. Raises NoWindowError with the reason if it is none."""
-    given = _arguments(node)
+    given = conv_arguments(node)
     x, kernel = given["input"], program.weight_of(given["weight"])
     name, rank = f"the convolution '{node.name}'", x.meta["val"].dim()
     if kernel is None:
@@ -57,7 +60,7 @@ def find_token_conv(program: Program, node: fx.Node) -> TokenConv:
         raise NoWindowError(f"{name} has a kernel {kernel.shape} over an input of rank {rank}")
     if given.get("transposed"):
         raise NoWindowError(f"{name} is transposed")
-    stride, dilation = _number(given["stride"], 1), _number(given["dilation"], 1)
+    stride, dilation = first_number(given["stride"], 1), first_number(given["dilation"], 1)
     groups, taps = int(given["groups"]), kernel.shape[2]
     if stride != 1:
         raise NoWindowError(f"{name} has stride {stride}: it gives no row for each token")
@@ -108,7 +111,7 @@ def find_shift(program: Program, node: fx.Node) -> Window | None:
     return window
 
 
-def _arguments(node: fx.Node) -> dict[str, Any]:
+def conv_arguments(node: fx.Node) -> dict[str, Any]:
     """The arguments of an aten op by name, with the schema's defaults."""
     assert isinstance(node.target, torch._ops.OpOverload)
     parameters = node.target._schema.arguments
@@ -117,7 +120,7 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
     return {**given, **node.kwargs}
 
 
-def _number(values: Any, default: int) -> int:
+def first_number(values: Any, default: int) -> int:
     values = values if isinstance(values, (list, tuple)) else [values]
     return int(values[0]) if values else default
 
@@ -125,5 +128,5 @@ def _number(values: Any, default: int) -> int:
 def _padded(window: Window, padding: Any, reach: int) -> Window:
     if padding == "same":
         return window.padded(reach // 2, reach - reach // 2)
-    both = 0 if padding == "valid" else _number(padding, 0)
+    both = 0 if padding == "valid" else first_number(padding, 0)
     return window.padded(both, both)

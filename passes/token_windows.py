@@ -136,6 +136,8 @@ def _is_zero(program: Program, node: fx.Node, axis: int) -> bool:
     if node.target is aten.expand.default:
         source: Any = node.args[0]
         return source.meta["val"].dim() == value.dim() and _is_zero(program, source, axis)
+    if node.target is aten.linear.default and node.args[2:] in ((), (None,)) and not node.kwargs:
+        return axis != value.dim() - 1 and _is_zero(program, node.args[0], axis)  # type: ignore[arg-type]
     if node.target not in _ZEROS:
         return False
     fill: Any = node.args[_FILL[node.target]] if node.target in _FILL else 0

@@ -61,6 +61,21 @@ def shift_by_padding(m: Any, h: Tensor, ids: Tensor) -> Any:
     return h + F.pad(h, (0, 0, 1, 0))[:, :-1]
 
 
+@sound(
+    "stream",
+    first=lambda: nn.Conv1d(WIDTH, WIDTH, 2, groups=WIDTH),
+    second=lambda: nn.Conv1d(WIDTH, WIDTH, 3, groups=4),
+)
+def two_convolutions_over_one_padding(m: Any, h: Tensor, ids: Tensor) -> Any:
+    return h + m.second(m.first(F.pad(h.transpose(1, 2), (3, 0)))).transpose(1, 2)
+
+
+@sound("stream", shifted=lambda: nn.Linear(WIDTH, WIDTH, bias=False))
+def shift_of_a_projection(m: Any, h: Tensor, ids: Tensor) -> Any:
+    before = m.shifted(h.new_zeros(1, 1, WIDTH))
+    return h + torch.cat([before, m.shifted(h)[:, :-1]], 1)
+
+
 @sound("stream", scale=lambda: nn.Parameter(torch.zeros(CONTEXT, WIDTH)))
 def rows_of_a_table(m: Any, h: Tensor, ids: Tensor) -> Any:
     return h + m.scale[: h.shape[1]]

@@ -124,6 +124,22 @@ def convolution_with_a_stride(m: Any, h: Tensor, ids: Tensor) -> Any:
     return h + y.mean(1, keepdim=True)
 
 
+@broken(
+    "stream", "conv1d", "uses all T + 2 elements",
+    first=lambda: nn.Conv1d(WIDTH, WIDTH, 2, groups=WIDTH),
+    second=lambda: nn.Conv1d(WIDTH, WIDTH, 3),
+)  # fmt: skip
+def convolutions_over_one_padding_and_a_bias_between(m: Any, h: Tensor, ids: Tensor) -> Any:
+    y = F.gelu(m.first(F.pad(h.transpose(1, 2), (3, 0))))
+    return h + m.second(y).transpose(1, 2)
+
+
+@broken("stream", "aten.slice", "takes some of the tokens", shifted=lambda: nn.Linear(WIDTH, WIDTH))
+def shift_of_a_projection_with_a_bias(m: Any, h: Tensor, ids: Tensor) -> Any:
+    before = m.shifted(h.new_zeros(1, 1, WIDTH))
+    return h + torch.cat([before, m.shifted(h)[:, :-1]], 1)
+
+
 @broken("stream", "aten._fft", "works along the token axis")
 def fourier_mixing(m: Any, h: Tensor, ids: Tensor) -> Any:
     return h + torch.fft.fft(h, dim=1).real

@@ -233,6 +233,14 @@ def test_near_misses(function: Callable[..., Any], reason: str | None) -> None:
     assert any(reason in miss for miss in misses) if reason else not misses
 
 
+def masked(ids: Any, compare: Any, number: int, other: int) -> Any:
+    return aten.masked_fill.Scalar(ids, compare(ids, number), other)
+
+
+def kept(ids: Any, compare: Any, number: int, other: int) -> Any:
+    return aten.where.ScalarOther(compare(ids, number), ids, other)
+
+
 BOUNDED = {
     "moved": lambda ids: aten.clone.default(aten.permute.default(ids, [0, 1])),
     "clamped": lambda ids: aten.clamp.default(aten.add.Tensor(ids, 5), None, EXPERTS - 1),
@@ -243,6 +251,11 @@ BOUNDED = {
     "joined": lambda ids: aten.cat.default([aten.slice.Tensor(ids, 1, 0, 2),
                                             aten.slice.Tensor(ids, 1, 2, 3)], 1),
     "masked": lambda ids: aten.masked_fill.Scalar(ids, aten.gt.Scalar(ids, 3), 0),
+    "one beyond masked": lambda ids: masked(aten.add.Tensor(ids, 1), aten.eq.Scalar, EXPERTS, 0),
+    "all beyond masked": lambda ids: masked(aten.add.Tensor(ids, 9), aten.ge.Scalar, EXPERTS, 3),
+    "kept": lambda ids: kept(aten.sub.Tensor(ids, 2), aten.ge.Scalar, 0, 3),
+    "kept above": lambda ids: kept(aten.sub.Tensor(ids, 2), aten.gt.Scalar, -1, 3),
+    "unlike": lambda ids: kept(aten.add.Tensor(ids, 1), aten.ne.Scalar, EXPERTS, 3),
 }  # fmt: skip
 UNBOUNDED = {
     "shifted": (lambda ids: aten.add.Tensor(ids, 1), "may be 1 to 8"),
@@ -251,6 +264,15 @@ UNBOUNDED = {
         lambda ids: aten.masked_fill.Scalar(ids, aten.gt.Scalar(ids, 3), EXPERTS),
         "may be 0 to 8",
     ),
+    "another one masked": (
+        lambda ids: masked(aten.add.Tensor(ids, 1), aten.eq.Scalar, 4, 0),
+        "may be 0 to 8",
+    ),
+    "masked by another": (
+        lambda ids: aten.masked_fill.Scalar(aten.add.Tensor(ids, 1), aten.eq.Scalar(ids, 8), 0),
+        "may be 0 to 8",
+    ),
+    "kept below": (lambda ids: kept(ids, aten.lt.Scalar, 3, EXPERTS), "may be 0 to 8"),
     "multiplied": (lambda ids: mul(ids, 2), "may be 0 to 14"),
     "multiplied by a negative": (lambda ids: mul(ids, -1), "may be -7 to 0"),
     "halved": (lambda ids: aten.div.Tensor_mode(ids, 2, rounding_mode="floor"), "any numbers"),
