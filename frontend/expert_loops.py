@@ -9,6 +9,8 @@ A loop such as
 cannot be traced: how many tokens an expert gets depends on values. But each slot of a token belongs
 to one expert, and the body is the same for all. So the first expert's turn takes all slots, in
 which every matrix of an expert is that of the slot's own expert; the other turns find nothing.
+Where some experts lack a weight that others have, as those that pass on what they get, these are
+two groups, and each has such a turn.
 Whether a block really is such a loop is not decided here: see `experts.py`.
 """
 
@@ -38,15 +40,21 @@ _HANDLERS = {**SELECTIONS, **PRODUCTS}
 
 
 class ExpertLoop(TorchFunctionMode):
-    """While open, a loop over `count` experts selects all slots in its first turn.
+    """While open, a loop over experts selects all slots in the first turn of each group.
 
-    weights: the lists of tensors, one of each expert, that stand for each other; stacks: tensors
-    [count, ...] that hold all experts' weights.
+    Arguments as those of ExpertSlots.
     """
 
-    def __init__(self, count: int, weights: Iterable[list[Tensor]], stacks: Iterable[Tensor]):
+    def __init__(
+        self, counts: frozenset[int], weights: Iterable[list[Tensor]], stacks: Iterable[Tensor]
+    ):
         super().__init__()
-        self._slots = ExpertSlots(count, weights, stacks)
+        self._slots = ExpertSlots(counts, weights, stacks)
+
+    @property
+    def count(self) -> int:
+        """How many experts there are. Raises CannotRouteError while that is not known."""
+        return self._slots.count
 
     @property
     def ids(self) -> Tensor | None:
@@ -87,4 +95,4 @@ class ExpertLoop(TorchFunctionMode):
             return arg
         if arg.dim() != 1 or self._slots.ids is None:
             raise CannotRouteError("an expert's matrix is used element by element")
-        return matrix.stacked()[self._slots.ids.reshape(-1)]
+        return matrix.stacked()[self._slots.own.reshape(-1)]

@@ -76,7 +76,7 @@ def _product(slots: ExpertSlots, x: Any, weight: Any, bias: Any, *, transposed: 
         raise CannotRouteError("an expert's product has a bias that is not its own")
     y = torch.ops.gw.routed_linear(
         x.reshape(-1, slots.of_each_token, x.shape[1]),
-        slots.ids.reshape(-1, slots.of_each_token),
+        slots.own.reshape(-1, slots.of_each_token),
         stacked,
         None if offset is None else offset.stacked(),
     )

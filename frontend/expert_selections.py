@@ -17,6 +17,7 @@ from graphwright.frontend.expert_slots import (
     Matrix,
     Place,
     Rows,
+    Stack,
 )
 
 __all__ = ["SELECTIONS", "Handler"]
@@ -34,7 +35,7 @@ def _where(slots: ExpertSlots, func: Any, args: Any, kwargs: Any) -> Any:
         places = slots.places(choice)
         as_tuple = func in _WHERES or kwargs.get("as_tuple", False)
         return places if as_tuple else torch.stack(places, -1)
-    if args[0].dim() == 1 and args[0].shape[0] in (slots.count, slots.count + 1):
+    if args[0].dim() == 1 and slots.settle(args[0].shape[0]):
         hits = Hits(Hit(expert) for expert in range(slots.count))
         return (hits,) if func in _WHERES or kwargs.get("as_tuple", False) else hits
     return NotImplemented
@@ -42,15 +43,16 @@ def _where(slots: ExpertSlots, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _one_hot(slots: ExpertSlots, func: Any, args: Any, kwargs: Any) -> Any:
     ids = args[0]
-    axes = (*range(ids.dim()), "e")
-    return slots.mark(func(*args, **kwargs), Choice(ids, axes))
+    result = func(*args, **kwargs)
+    slots.settle(result.shape[-1])
+    return slots.mark(result, Choice(ids, (*range(ids.dim()), "e")))
 
 
 def _equal(slots: ExpertSlots, func: Any, args: Any, kwargs: Any) -> Any:
     ids, expert = args[:2]
     if not isinstance(ids, Tensor) or not isinstance(expert, int) or isinstance(expert, bool):
         return NotImplemented
-    if ids.dtype not in (torch.int64, torch.int32) or not 0 <= expert < slots.count:
+    if ids.dtype not in (torch.int64, torch.int32) or not 0 <= expert < max(slots.counts):
         return NotImplemented
     return slots.mark(func(ids, int(expert)), Choice(ids, tuple(range(ids.dim())), int(expert)))
 
@@ -74,6 +76,18 @@ def _moved(slots: ExpertSlots, func: Any, args: Any, kwargs: Any) -> Any:
     return slots.mark(result, replace(tag, turned=turned))
 
 
+def _viewed(slots: ExpertSlots, func: Any, args: Any, kwargs: Any) -> Any:
+    """A weight [experts · rows, K] as [experts, rows, K]; a choice in its own shape."""
+    result = func(*args, **kwargs)
+    tag = slots.tag(args[0])
+    if isinstance(tag, Choice) and result.shape == args[0].shape:
+        return slots.mark(result, tag)
+    if not slots.is_weight(args[0]) or args[0].dim() != 2 or result.dim() != 3:
+        return result
+    whole = result.shape[0] in slots.counts and result.shape[2] == args[0].shape[1]
+    return slots.mark(result, Stack()) if whole else result
+
+
 def _converted(slots: ExpertSlots, func: Any, args: Any, kwargs: Any) -> Any:
     tag = slots.tag(args[0])
     if not isinstance(tag, (Choice, Matrix)):
@@ -92,7 +106,7 @@ def _get(slots: ExpertSlots, func: Any, args: Any, kwargs: Any) -> Any:
     x, key = args
     keys = key if isinstance(key, tuple) else (key,)
     tag = slots.tag(x)
-    if id(x) in slots.stacks and isinstance(keys[0], int) and len(keys) == 1:
+    if slots.is_stack(x) and isinstance(keys[0], int) and len(keys) == 1:
         return slots.mark(func(x, int(keys[0])), Matrix(lambda: x))
     if isinstance(tag, Choice) and tag.expert is None:
         return _mask_of(slots, func, x, keys, tag)
@@ -147,6 +161,8 @@ def _set(slots: ExpertSlots, func: Any, args: Any, kwargs: Any) -> Any:
     keys = key if isinstance(key, tuple) else (key,)
     tags = [slots.tag(k) for k in keys]
     first = next((t for t in tags if t is not None), None)
+    if isinstance(first, (Place, Choice)) and not slots.is_one_group:
+        raise CannotRouteError("experts of several kinds write their results in place")
     if isinstance(first, Place):
         if first.empty:
             return None
@@ -174,6 +190,18 @@ SELECTIONS: dict[Any, Handler] = {
     **dict.fromkeys((*_PERMUTES, torch.transpose, Tensor.transpose, torch.t, Tensor.t), _moved),
     Tensor.T.__get__: _moved,  # type: ignore[attr-defined]
     **dict.fromkeys((Tensor.to, Tensor.bool, Tensor.int, Tensor.long, Tensor.float), _converted),
+    **dict.fromkeys(
+        (
+            Tensor.view,
+            Tensor.reshape,
+            torch.reshape,
+            Tensor.unflatten,
+            torch.unflatten,
+            Tensor.squeeze,
+            torch.squeeze,
+        ),
+        _viewed,
+    ),
     **dict.fromkeys((torch.any, Tensor.any), _is_any),
     Tensor.__getitem__: _get,
     Tensor.__setitem__: _set,

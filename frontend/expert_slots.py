@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ __all__ = [
     "Matrix",
     "Place",
     "Rows",
+    "Stack",
     "name_of",
 ]
 
@@ -65,6 +67,11 @@ class Matrix:
     turned: bool = False
 
 
+@dataclass(frozen=True)
+class Stack:
+    """A view of a weight with one part for each expert."""
+
+
 class Hit(int):
     """The number of an expert, also where a tensor with one element was expected."""
 
@@ -91,26 +98,48 @@ class Hits(list[Hit]):
 
 
 class ExpertSlots:
-    """What a loop over `count` experts selects: all slots in its first turn, then none.
+    """What a loop over experts selects: all slots in the first turn of a group, then none.
 
-    weights: the lists of tensors, one of each expert, that stand for each other; stacks: tensors
-    [count, ...] that hold all experts' weights.
+    counts: how many experts there may be; which it is shows where the loop looks for those that
+    were hit. weights: the lists of tensors, one of each expert, that stand for each other; stacks:
+    tensors [experts, ...] that hold all experts' weights. Experts that have none of some weight are
+    a group of their own: what the loop does in their turn is something else.
     """
 
-    def __init__(self, count: int, weights: Iterable[list[Tensor]], stacks: Iterable[Tensor]):
-        self.count = count
+    def __init__(
+        self, counts: frozenset[int], weights: Iterable[list[Tensor]], stacks: Iterable[Tensor]
+    ):
+        self.counts = counts
         self.ids: Tensor | None = None
         self.visited: set[int] = set()
-        self._first: int | None = None
-        self.stacks = {id(tensor) for tensor in stacks}
+        self._firsts: dict[range, int] = {}  # of each group, whose turn took its slots
+        self._group = range(0)
+        self._stacks = {id(tensor): tensor for tensor in stacks}
         self._tags: dict[int, tuple[Tensor, Any]] = {}
         for group in weights:
             matrix = Matrix(lambda group=group: torch.stack(group))  # type: ignore[misc]
             for tensor in group:
                 self.mark(tensor, matrix)
 
+    @property
+    def count(self) -> int:
+        """How many experts there are. Raises CannotRouteError while that is not known."""
+        if len(self.counts) > 1:
+            raise CannotRouteError(f"it may have any of {sorted(self.counts)} experts")
+        return next(iter(self.counts))
+
+    def settle(self, places: int) -> bool:
+        """Is `places` the number of experts, or one more? Then their number is known."""
+        for count in (places, places - 1):
+            if count in self.counts:
+                self.counts = frozenset([count])
+                return True
+        return False
+
     def check_complete(self) -> None:
         """Raises CannotRouteError unless every expert had its turn."""
+        if len(self.counts) > 1:
+            self.settle(max(self.visited) + 1)
         missing = sorted(set(range(self.count)) - self.visited)
         if missing:
             raise CannotRouteError(f"expert {missing[0]} of {self.count} never has its turn")
@@ -124,21 +153,54 @@ class ExpertSlots:
         """What is known of a tensor; None for anything else."""
         return self._tags.get(id(value), (None, None))[1] if isinstance(value, Tensor) else None
 
+    def is_weight(self, value: Any) -> bool:
+        """Is `value` one of the weights that experts may have their parts of?"""
+        return id(value) in self._stacks
+
+    def is_stack(self, value: Any) -> bool:
+        """Is `value` a weight, or a view of one, with one part for each expert?"""
+        if isinstance(self.tag(value), Stack):
+            return True
+        return self.is_weight(value) and (value.dim() == 3 or value.shape[0] in self.counts)
+
+    @property
+    def groups(self) -> list[range]:
+        """The experts whose turns do the same, with weights of their own."""
+        lengths = {len(each) for each in self._stacks.values() if each.dim() == 3}
+        ends = sorted({0, self.count} | {n for n in lengths if 1 < n < self.count})
+        return [range(first, last) for first, last in pairwise(ends)]
+
     def select(self, mask: Choice) -> bool:
-        """Does this mask's turn take all slots (the first one does), or none?"""
+        """Does this mask's turn take all slots (the first one of its group does), or none?"""
         assert mask.expert is not None
         self.visited.add(mask.expert)
-        if self._first is None:
-            self._first, self.ids = mask.expert, mask.ids
+        if self.ids is None:
+            self.ids = mask.ids
         if mask.ids is not self.ids:
             raise CannotRouteError("its experts are selected by more than one routing")
-        return mask.expert == self._first
+        if len(self.counts) > 1:
+            self._group = range(max(self.counts))
+        else:
+            self._group = next(group for group in self.groups if mask.expert in group)
+        return self._firsts.setdefault(self._group, mask.expert) == mask.expert
 
     @property
     def of_each_token(self) -> int:
         """How many experts each token has."""
         assert self.ids is not None
         return int(self.ids.shape[-1]) if self.ids.dim() > 1 else 1
+
+    @property
+    def is_one_group(self) -> bool:
+        """Do the turns of all experts do the same?"""
+        return len(self.counts) > 1 or len(self.groups) == 1
+
+    @property
+    def own(self) -> Tensor:
+        """The expert of each slot, as ids are; any of the group whose turn it is for a slot of
+        another group."""
+        assert self.ids is not None
+        return self.ids if self.is_one_group else self.ids.clamp(self._group[0], self._group[-1])
 
     def places(self, mask: Choice) -> tuple[Tensor, ...]:
         """What `torch.where(mask)` returns: an index along each axis of the mask."""
@@ -161,7 +223,13 @@ class ExpertSlots:
         return self.mark(wide.reshape(-1, *inner), Rows(x))
 
     def add_up(self, rows: Tensor, like: Tensor) -> Tensor:
-        """Σ over the slots of each token: rows [P, ...] -> the shape of `like`."""
+        """Σ over the slots of each token, of the group whose turn it is: rows [P, ...] -> the shape
+        of `like`."""
+        if not self.is_one_group:
+            assert self.ids is not None
+            flat = self.ids.reshape(-1, *[1] * (rows.dim() - 1))
+            within = (flat >= self._group[0]) & (flat <= self._group[-1])
+            rows = torch.where(within, rows, 0.0)
         parts = rows.reshape(-1, self.of_each_token, *rows.shape[1:])
         return parts.sum(1).reshape(like.shape).to(like.dtype)
 

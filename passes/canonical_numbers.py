@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -179,6 +180,23 @@ def _reduce(program: Program, node: fx.Node) -> fx.Node | None:
     return new
 
 
+def _norm(program: Program, node: fx.Node) -> fx.Node | None:
+    """A norm of another order than 2  →  Σ|x|, the largest or the least |x|, or (Σ|x|^p)^(1/p)."""
+    given: list[Any] = [*node.args, *(None, 2, None, False)[len(node.args) :]]
+    x, order, dims, keepdim = given[:4]
+    if order in (0, 2) or not dims or node.kwargs.get("dtype") or len(given) > 4:
+        return None
+    size = program.call(node, aten.abs.default, x)
+    if abs(order) == math.inf:
+        target = aten.amax.default if order > 0 else aten.amin.default
+        return same_value(program, node, target, size, dims, keepdim)
+    if order == 1:
+        return same_value(program, node, aten.sum.dim_IntList, size, dims, keepdim)
+    powers = program.call(node, aten.pow.Tensor_Scalar, size, order)
+    total = program.call(node, aten.sum.dim_IntList, powers, dims, keepdim)
+    return same_value(program, node, aten.pow.Tensor_Scalar, total, 1 / order)
+
+
 def _identity(program: Program, node: fx.Node) -> fx.Node | None:
     """eye(n)  →  a weight with its values."""
     size, value = node.args[0], node.meta["val"]
@@ -215,6 +233,7 @@ NUMBER_RULES: dict[Any, Rule] = {
     aten.amax.default: _reduce,
     aten.amin.default: _reduce,
     aten.var.correction: _reduce,
+    aten.linalg_vector_norm.default: _norm,
     aten.eye.default: _identity,
     aten.eye.m: _identity,
 }

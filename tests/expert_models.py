@@ -133,8 +133,70 @@ class Matrices(Loop):
         return y
 
 
+class Parts(nn.Module):
+    """Experts as rows of two matrices [experts * inner, width]; given those of one, a product."""
+
+    def __init__(self, width: int, experts: int) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(experts * 24, width) * width**-0.5)
+        self.down = nn.Parameter(torch.randn(experts * 24, width) * 24**-0.5)
+
+    def forward(self, x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+        return functional.silu(x.matmul(up.T)).matmul(down)
+
+
+class TakenApart(Loop):
+    """Weights that a module below holds, taken apart in each turn; a mask with one class more."""
+
+    def __init__(self, width: int = 32, experts: int = 4, chosen: int = 2) -> None:
+        super().__init__(width, experts, chosen)
+        del self.experts
+        self.parts = Parts(width, experts)
+
+    def mix(self, x: torch.Tensor) -> torch.Tensor:
+        weights, chosen = self.router(x).softmax(-1).topk(self.chosen)
+        weights = weights / torch.norm(weights, p=1, dim=-1, keepdim=True)
+        mask = functional.one_hot(chosen, self.count + 1).permute(2, 1, 0)
+        y = torch.zeros_like(x)
+        for number in torch.greater(mask.sum(dim=(-1, -2)), 0).nonzero():
+            number = number[0]
+            slot, token = torch.where(mask[number])
+            up = self.parts.up.view(-1, 24, x.shape[1])[number]
+            down = self.parts.down.view(-1, 24, x.shape[1])[number]
+            part = self.parts(x[token], up, down).view(-1, x.shape[1])
+            y.index_add_(0, token, part * weights[token, slot, None])
+        return y
+
+
+class PassedOn(Loop):
+    """Beside experts with matrices two that return what they get; a weight has rows for all."""
+
+    def __init__(self, width: int = 32, experts: int = 4, chosen: int = 3) -> None:
+        super().__init__(width, experts + 2, chosen)
+        del self.experts
+        self.real = experts
+        self.up = nn.Parameter(torch.randn(experts + 2, 24, width) * width**-0.5)
+        self.down = nn.Parameter(torch.randn(experts, width, 24) * 24**-0.5)
+
+    def mix(self, x: torch.Tensor) -> torch.Tensor:
+        weights, chosen = self.router(x).softmax(-1).topk(self.chosen)
+        mask = functional.one_hot(chosen, self.count).permute(2, 1, 0)
+        y = torch.zeros_like(x)
+        for found in torch.greater(mask.sum(dim=(-1, -2)), 0).nonzero(as_tuple=False):
+            number = int(found.item())
+            slot, token = torch.where(mask[number].squeeze(0))
+            if token.numel() == 0:
+                continue
+            part = x[token]
+            if number < self.real:
+                part = functional.silu(functional.linear(part, self.up[number]))
+                part = functional.linear(part, self.down[number])
+            y.index_add_(0, token, part * weights[token, slot, None])
+        return y
+
+
 LOOPS: tuple[type[Loop], ...] = (
-    MaskOfEach, OnlyThoseHit, PlusEquals, FlatMask, OneExpert, Matrices,
+    MaskOfEach, OnlyThoseHit, PlusEquals, FlatMask, OneExpert, Matrices, TakenApart, PassedOn,
 )  # fmt: skip
 
 

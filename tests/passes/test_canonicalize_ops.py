@@ -120,6 +120,27 @@ SPELLINGS: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
         ["aten.neg(%x)", "aten.add.Tensor(%neg_1, 1.0)"],
     ),
     "reduced axis": (lambda x: aten.mean.dim(x, [3], True), ["aten.mean.dim(%x, [-1], True)"]),
+    "norm of order 1": (
+        lambda x: aten.linalg_vector_norm.default(x, 1.0, [-1], True),
+        ["aten.abs(%x)", "aten.sum.dim_IntList(%abs_1, [-1], True)"],
+    ),
+    "norm of order infinity": (
+        lambda x: aten.linalg_vector_norm.default(x, float("inf"), [2]),
+        ["aten.abs(%x)", "aten.amax(%abs_1, [2], False)"],
+    ),
+    "norm of the least": (
+        lambda x: aten.linalg_vector_norm.default(x, float("-inf"), [2]),
+        ["aten.abs(%x)", "aten.amin(%abs_1, [2], False)"],
+    ),
+    "norm of another order": (
+        lambda x: aten.linalg_vector_norm.default(x, 4.0, [-1]),
+        [
+            "aten.abs(%x)",
+            "aten.pow.Tensor_Scalar(%abs_1, 4)",
+            "aten.sum.dim_IntList(%pow_1, [-1], False)",
+            "aten.pow.Tensor_Scalar(%sum_1, 0.25)",
+        ],
+    ),
     "max along an axis": (
         lambda x: aten.max.dim(x, 2, True)[0],
         ["aten.amax(%x, [2], True)"],
