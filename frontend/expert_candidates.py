@@ -122,17 +122,27 @@ def _of_own_parts(name: str, module: nn.Module) -> ExpertBlock | None:
 
 
 def _of_parts_below(name: str, module: nn.Module) -> ExpertBlock | None:
-    """A module that searches who was chosen, and holds weights that fall into as many parts, how
-    deep ever. How many parts: what the weights, or a number that it keeps, say."""
-    names = _names(type(module))
-    if not _is_called(module) or not any(search <= names for search in _SEARCHES):
-        return None
+    """A module that searches who was chosen, or in which rows are sorted by that, and that holds
+    weights which fall into as many parts, how deep ever. How many parts: what the weights, or a
+    number that it keeps, say."""
     weights = {k: p.shape for k, p in module.named_parameters() if p.dim() in (2, 3)}
-    numbers = {v for v in vars(module).values() if type(v) is int and v > 1}
     counts = {shape[0] for shape in weights.values() if len(shape) == 3 and shape[0] > 1}
-    flat = {shape[0] for shape in weights.values() if len(shape) == 2}
-    counts |= {n for n in numbers if any(size % n == 0 and size > n for size in flat)}
-    return ExpertBlock(name, module, [], list(weights), frozenset(counts)) if counts else None
+    own = _names(type(module))
+    if any(search <= own for search in _SEARCHES):
+        numbers = {v for v in vars(module).values() if type(v) is int and v > 1}
+        flat = {shape[0] for shape in weights.values() if len(shape) == 2}
+        counts |= {n for n in numbers if any(size % n == 0 and size > n for size in flat)}
+    elif not counts or not _sorts(module):
+        return None
+    if not counts or not _is_called(module):
+        return None
+    return ExpertBlock(name, module, [], list(weights), frozenset(counts))
+
+
+def _sorts(module: nn.Module) -> bool:
+    """Does the code of `module` and its parts sort rows, and make numbers of values?"""
+    names = set().union(*map(_names, {type(part) for part in module.modules()}))
+    return bool(names & {"sort", "argsort"}) and bool(names & {"tolist", "numpy"})
 
 
 def _is_called(module: nn.Module) -> bool:

@@ -22,9 +22,11 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from graphwright.frontend.expert_marks import CannotRouteError, Matrix, name_of
+from graphwright.frontend.expert_orders import ORDERS
 from graphwright.frontend.expert_products import PRODUCTS
 from graphwright.frontend.expert_selections import SELECTIONS
-from graphwright.frontend.expert_slots import CannotRouteError, ExpertSlots, Matrix, name_of
+from graphwright.frontend.expert_slots import ExpertSlots
 
 __all__ = ["CannotRouteError", "ExpertLoop"]
 
@@ -36,7 +38,7 @@ _POINTWISE = frozenset(
         Tensor.div, Tensor.__truediv__,
     }
 )  # fmt: skip
-_HANDLERS = {**SELECTIONS, **PRODUCTS}
+_HANDLERS = {**SELECTIONS, **PRODUCTS, **ORDERS}
 
 
 class ExpertLoop(TorchFunctionMode):

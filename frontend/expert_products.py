@@ -8,15 +8,10 @@ from typing import Any
 import torch
 
 import graphwright.ir.ops  # noqa: F401  (declares gw.routed_linear)
+from graphwright.frontend.expert_marks import CannotRouteError, Matrix, Place, Rows, name_of
+from graphwright.frontend.expert_orders import add_ordered
 from graphwright.frontend.expert_selections import Handler
-from graphwright.frontend.expert_slots import (
-    CannotRouteError,
-    ExpertSlots,
-    Matrix,
-    Place,
-    Rows,
-    name_of,
-)
+from graphwright.frontend.expert_slots import ExpertSlots
 
 __all__ = ["PRODUCTS"]
 
@@ -37,6 +32,9 @@ def _index_add(slots: ExpertSlots, func: Any, args: Any, kwargs: Any) -> Any:
     names = ("self", "dim", "index", "source")
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     x, index, rows = given["self"], given["index"], given["source"]
+    added = add_ordered(slots, x, index, rows) if given["dim"] == 0 else NotImplemented
+    if added is not NotImplemented:
+        return _plus(func, x, added * given.get("alpha", 1))
     place = slots.tag(index)
     if not isinstance(place, Place):
         return NotImplemented
@@ -45,7 +43,10 @@ def _index_add(slots: ExpertSlots, func: Any, args: Any, kwargs: Any) -> Any:
     assert slots.ids is not None
     if given["dim"] != 0 or place.axis != 0 or slots.ids.dim() > 2:
         raise CannotRouteError("it adds up along something else than tokens")
-    total = slots.add_up(rows, x) * given.get("alpha", 1)
+    return _plus(func, x, slots.add_up(rows, x) * given.get("alpha", 1))
+
+
+def _plus(func: Any, x: Tensor, total: Tensor) -> Tensor:
     return x.add_(total) if name_of(func).endswith("_") else x + total
 
 

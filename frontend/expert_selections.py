@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from graphwright.frontend.expert_slots import (
+from graphwright.frontend.expert_marks import (
     CannotRouteError,
     Choice,
-    ExpertSlots,
     Hit,
     Hits,
     Matrix,
@@ -19,6 +18,8 @@ from graphwright.frontend.expert_slots import (
     Rows,
     Stack,
 )
+from graphwright.frontend.expert_orders import read_ordered, write_ordered
+from graphwright.frontend.expert_slots import ExpertSlots
 
 __all__ = ["SELECTIONS", "Handler"]
 
@@ -108,6 +109,8 @@ def _get(slots: ExpertSlots, func: Any, args: Any, kwargs: Any) -> Any:
     tag = slots.tag(x)
     if slots.is_stack(x) and isinstance(keys[0], int) and len(keys) == 1:
         return slots.mark(func(x, int(keys[0])), Matrix(lambda: x))
+    if len(keys) == 1 and (ordered := read_ordered(slots, x, keys[0])) is not NotImplemented:
+        return ordered
     if isinstance(tag, Choice) and tag.expert is None:
         return _mask_of(slots, func, x, keys, tag)
     first = next((slots.tag(k) for k in keys if slots.tag(k) is not None), None)
@@ -159,6 +162,8 @@ def _get_places(slots: ExpertSlots, x: Tensor, keys: tuple[Any, ...]) -> Any:
 def _set(slots: ExpertSlots, func: Any, args: Any, kwargs: Any) -> Any:
     x, key, value = args
     keys = key if isinstance(key, tuple) else (key,)
+    if len(keys) == 1 and write_ordered(slots, x, keys[0], value) is not NotImplemented:
+        return None
     tags = [slots.tag(k) for k in keys]
     first = next((t for t in tags if t is not None), None)
     if isinstance(first, (Place, Choice)) and not slots.is_one_group:

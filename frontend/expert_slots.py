@@ -1,100 +1,25 @@
-"""Slots of tokens in a loop over experts: each is one expert's, and the first turn takes all.
-
-What is known of a tensor while the loop runs is its mark: that it says where an expert was chosen,
-which places a mask selects, whose rows it holds, or that it is an expert's weight.
-"""
+"""Slots of tokens in a loop over experts: each is one expert's, and the first turn takes all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
 import torch
 
-__all__ = [
-    "CannotRouteError",
-    "Choice",
-    "ExpertSlots",
-    "Hit",
-    "Hits",
-    "Matrix",
-    "Place",
-    "Rows",
-    "Stack",
-    "name_of",
-]
+from graphwright.frontend.expert_marks import (
+    CannotRouteError,
+    Choice,
+    Matrix,
+    Place,
+    Rows,
+    Stack,
+)
+
+__all__ = ["ExpertSlots"]
 
 Tensor = torch.Tensor
-
-
-class CannotRouteError(Exception):
-    """Why a block is no loop over experts of the known kind: the end of a sentence."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A tensor that says where `ids` is an expert: `axes` names its axes, ids' own by number and
-    "e" for experts. Without that axis it is the mask of one `expert`."""
-
-    ids: Tensor
-    axes: tuple[int | str, ...]
-    expert: int | None = None
-
-
-@dataclass(frozen=True)
-class Place:
-    """Places that a mask selects along one axis of ids; none if `empty`."""
-
-    axis: int
-    empty: bool
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of `source` for all slots, to which `added` was added."""
-
-    source: Tensor
-    added: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A weight of one expert, standing for that of each slot's own; transposed if `turned`."""
-
-    stacked: Callable[[], Tensor]
-    turned: bool = False
-
-
-@dataclass(frozen=True)
-class Stack:
-    """A view of a weight with one part for each expert."""
-
-
-class Hit(int):
-    """The number of an expert, also where a tensor with one element was expected."""
-
-    def item(self) -> int:
-        return int(self)
-
-    def squeeze(self, *_: int) -> Hit:
-        return self
-
-    def __getitem__(self, _: Any) -> Hit:
-        return self
-
-
-class Hits(list[Hit]):
-    """The numbers of all experts, also where a tensor of them was expected."""
-
-    def tolist(self) -> list[int]:
-        return [int(hit) for hit in self]
-
-    def _same(self, *_: int) -> Hits:
-        return self
-
-    flatten = squeeze = view = reshape = _same
 
 
 class ExpertSlots:
@@ -111,7 +36,9 @@ class ExpertSlots:
     ):
         self.counts = counts
         self.ids: Tensor | None = None
+        self.chosen: Tensor | None = None  # by the last choice among as many experts
         self.visited: set[int] = set()
+        self._ordered = False
         self._firsts: dict[range, int] = {}  # of each group, whose turn took its slots
         self._group = range(0)
         self._stacks = {id(tensor): tensor for tensor in stacks}
@@ -138,11 +65,19 @@ class ExpertSlots:
 
     def check_complete(self) -> None:
         """Raises CannotRouteError unless every expert had its turn."""
+        if self._ordered:
+            return
         if len(self.counts) > 1:
             self.settle(max(self.visited) + 1)
         missing = sorted(set(range(self.count)) - self.visited)
         if missing:
             raise CannotRouteError(f"expert {missing[0]} of {self.count} never has its turn")
+
+    def order(self, ids: Tensor) -> None:
+        """All slots, [P], are taken in the order of their experts, and so every expert's are."""
+        if self.ids is not None and self.ids is not ids:
+            raise CannotRouteError("its experts are selected by more than one routing")
+        self.ids, self._ordered = ids, True
 
     def mark(self, tensor: Tensor, tag: Any) -> Tensor:
         """`tensor`, of which `tag` is known from now on."""
@@ -232,8 +167,3 @@ class ExpertSlots:
             rows = torch.where(within, rows, 0.0)
         parts = rows.reshape(-1, self.of_each_token, *rows.shape[1:])
         return parts.sum(1).reshape(like.shape).to(like.dtype)
-
-
-def name_of(func: Any) -> str:
-    """What a function is called in a message."""
-    return str(getattr(func, "__name__", func))

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["LOOPS", "ExpertDecoder", "Loop"]
+__all__ = ["LOOPS", "Expert", "ExpertDecoder", "Loop"]
 
 
 class Expert(nn.Module):
@@ -195,11 +195,6 @@ class PassedOn(Loop):
         return y
 
 
-LOOPS: tuple[type[Loop], ...] = (
-    MaskOfEach, OnlyThoseHit, PlusEquals, FlatMask, OneExpert, Matrices, TakenApart, PassedOn,
-)  # fmt: skip
-
-
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -243,3 +238,8 @@ class ExpertDecoder(nn.Module):
             x = layer(x)
         logits: torch.Tensor = self.head(x)
         return logits
+
+
+LOOPS: tuple[type[Loop], ...] = (
+    MaskOfEach, OnlyThoseHit, PlusEquals, FlatMask, OneExpert, Matrices, TakenApart, PassedOn,
+)  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from expert_models import LOOPS, ExpertDecoder, Loop, MaskOfEach, Matrices, PassedOn
+from sorted_experts import SORTED, SlicedByCounts
 from torch import nn
 from torch.nn import functional
 
@@ -38,7 +39,7 @@ def logits(program: Program, tokens: torch.Tensor) -> torch.Tensor:
     return result
 
 
-@pytest.mark.parametrize("block", LOOPS, ids=lambda block: block.__name__)
+@pytest.mark.parametrize("block", (*LOOPS, *SORTED), ids=lambda block: block.__name__)
 def test_loops_are_traced_as_products_by_routed_experts(block: type[Loop]) -> None:
     model = ExpertDecoder(block)
     program = capture_module(model)
@@ -178,9 +179,51 @@ class PassedOnInPlace(PassedOn):
         return y
 
 
+class ByPlace(SlicedByCounts):
+    """What a slot counts depends on its place among all."""
+
+    def mix(self, x: torch.Tensor) -> torch.Tensor:
+        _, chosen = torch.topk(self.router(x), self.chosen)
+        hits = chosen.new_zeros((x.shape[0], self.count)).scatter_(1, chosen, 1)
+        order = chosen.view(-1).argsort()
+        rows = x[order // self.chosen].split(hits.sum(0).tolist())
+        parts = [expert(part) for expert, part in zip(self.experts, rows, strict=True)]
+        places = torch.arange(order.shape[0]) / 16
+        y = torch.zeros(order.shape[0], x.shape[1])
+        y[order] = torch.cat(parts) * places[:, None].cos()
+        return y.view(*chosen.shape, -1).sum(1)
+
+
+class Shuffled(SlicedByCounts):
+    """Results stay in the order of experts."""
+
+    def mix(self, x: torch.Tensor) -> torch.Tensor:
+        _, chosen = torch.topk(self.router(x), self.chosen)
+        hits = chosen.new_zeros((x.shape[0], self.count)).scatter_(1, chosen, 1)
+        order = chosen.view(-1).argsort()
+        rows = x[order // self.chosen].split(hits.sum(0).tolist())
+        parts = [expert(part) for expert, part in zip(self.experts, rows, strict=True)]
+        return torch.cat(parts).view(*chosen.shape, -1).sum(1)
+
+
+class OfOthers(SlicedByCounts):
+    """The order of the slots takes rows of something else."""
+
+    def mix(self, x: torch.Tensor) -> torch.Tensor:
+        _, chosen = torch.topk(self.router(x), self.chosen)
+        hits = chosen.new_zeros((x.shape[0], self.count)).scatter_(1, chosen, 1)
+        order = chosen.view(-1).argsort()
+        rows = torch.cat([x, x, x])[order].split(hits.sum(0).tolist())
+        parts = [expert(part) for expert, part in zip(self.experts, rows, strict=True)]
+        return torch.cat(parts).view(*chosen.shape, -1).sum(1)
+
+
 @pytest.mark.parametrize(
     ("block", "reason"),
     (
+        (ByPlace, "run once for all slots it gives other values"),
+        (Shuffled, "run once for all slots it gives other values"),
+        (OfOthers, "the order of its slots by expert is used for something else"),
         (PassedOnTwice, "run once for all slots it gives other values"),
         (PassedOnInPlace, "experts of several kinds write their results in place"),
         (Numbered, "run once for all slots it gives other values"),
