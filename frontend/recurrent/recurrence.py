@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from graphwright.frontend.recurrent.check_steps import check_steps
+from graphwright.frontend.recurrent.check_steps import check_steps, with_limits
 from graphwright.frontend.recurrent.decoding_run import decoding_run
 from graphwright.frontend.recurrent.held_tensors import Path
 from graphwright.frontend.recurrent.module_calls import Call
@@ -58,7 +58,7 @@ def find_recurrence(forward: StatelessForward) -> Recurrence | None:
     run = decoding_run(forward)
     if run is None:
         return None
-    return Recurrence(find_stepped(forward.model, run), run.sequence)
+    return Recurrence(with_limits(find_stepped(forward.model, run), run.sequence), run.sequence)
 
 
 def _paths(units: list[SteppedModule]) -> set[Path]:

@@ -11,7 +11,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -22,6 +22,7 @@ from torch import nn
 from graphwright.frontend.recurrent.call_arguments import by_name, token_axes
 from graphwright.frontend.recurrent.decoding_run import BATCH
 from graphwright.frontend.recurrent.held_tensors import Path, held_tensors, with_tensors
+from graphwright.frontend.recurrent.limits import Limit, Limited
 from graphwright.frontend.recurrent.module_calls import Call
 from graphwright.frontend.recurrent.state_markers import READ, WRITE
 from graphwright.ir.errors import FrontendError
@@ -40,7 +41,7 @@ class SteppedModule:
     prompt, token: its call for a prompt, and for the token after it. caches, attributes:
     what holds states, by the model's argument, or by module and attribute. states: by their paths,
     the tensors that it carries, as the prompt of BATCH sequences left them. initial: what each is
-    before the first token.
+    before the first token. limits: of a token's values, which only the code for a sequence has.
     """
 
     path: str
@@ -51,6 +52,7 @@ class SteppedModule:
     attributes: Mapping[tuple[str, str], Any]
     states: Mapping[Path, torch.Tensor]
     initial: Mapping[Path, float]
+    limits: tuple[Limit, ...] = ()
 
     def call(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What `original`, the module's forward, returns for a sequence: tokens side by side."""
@@ -97,7 +99,8 @@ class SteppedModule:
             parameters = self._signature(original).parameters.values()
             first = [arguments.pop(p.name) for p in parameters
                      if p.kind is p.POSITIONAL_ONLY and p.name in arguments]  # fmt: skip
-            result = original(self.module, *first, **arguments)
+            with Limited(self.limits) if self.limits else nullcontext():
+                result = original(self.module, *first, **arguments)
             return result, self._new_states(caches)
 
     def _signature(self, original: Any) -> inspect.Signature:
