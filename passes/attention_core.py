@@ -13,8 +13,9 @@ from torch import fx
 
 from graphwright.ir import Program
 from graphwright.ir.layout import size_of
+from graphwright.passes.attention_operands import AttentionCore, NoCoreError
 from graphwright.passes.mask_recognition import MaskTerm
-from graphwright.passes.softmax_walk import AttentionCore, NoCoreError, SoftmaxWalk
+from graphwright.passes.softmax_walk import SoftmaxWalk
 
 __all__ = ["AttentionCore", "NoCoreError", "find_core", "is_core_root"]
 

@@ -18,9 +18,12 @@ from graphwright.ir import Mask, PassError, Program
 from graphwright.ir.source import source_line
 from graphwright.passes.content_free import is_shape_only
 from graphwright.passes.mask_evaluation import FULL_LENGTH, RowEvaluator
+from graphwright.passes.mask_fit import fit_mask, fit_slopes
 
-__all__ = ["MaskTerm", "RecognizedMask", "recognize_mask"]
+__all__ = ["HIDING", "MaskTerm", "RecognizedMask", "recognize_mask"]
 
+HIDING = -1e4
+"""Scores that are all filled with a number up to this are hidden: exp gives zero beside others."""
 _HIDDEN = -1e30  # a bias below this hides a key: -inf, or the lowest value of the model's dtype
 _SMALL = 64
 _CONFIRM = (1, 2, 3, 7, 33, 65)
@@ -30,7 +33,8 @@ _LARGEST = 2**17  # positions looked at however long the context is said to be
 
 @dataclass(frozen=True)
 class MaskTerm:
-    """Part of a mask: `add` node * factor to the scores, `keep` where true, `hide` where true."""
+    """Part of a mask: `add` node * factor to the scores, `keep` where true, `hide` where true;
+    `times` node, which is 0 or 1. Terms are in order, those next to the softmax first."""
 
     kind: str
     node: fx.Node
@@ -77,13 +81,13 @@ def recognize_mask(
         longest = min(longest, FULL_LENGTH)
     rows = torch.arange(_SMALL)
     bias = _evaluate(program, terms, _SMALL, rows)
-    fitted = _fit(bias, rows, constants)
+    fitted = fit_mask(bias, rows, constants)
     if fitted == Mask() and longest > _SMALL:
         rows = _sample_rows(longest, constants)
-        fitted = _fit(_evaluate(program, terms, longest, rows), rows, constants)
+        fitted = fit_mask(_evaluate(program, terms, longest, rows), rows, constants)
     if fitted is None:
         raise PassError(_unknown(names, terms, program))
-    slopes = _slopes(bias, torch.arange(_SMALL), fitted)
+    slopes = fit_slopes(bias, torch.arange(_SMALL), fitted)
     shifted = False
     for length, rows in _confirmations(constants, longest):
         bias = _evaluate(program, terms, length, rows)
@@ -113,10 +117,27 @@ def _evaluate(
             value = value.flatten(0, -3)
         if term.kind == "add":
             total = total + value.double() * term.factor
+        elif term.kind == "times":
+            total = _without_zeros(total, value, term)
         else:
             keep = value.bool() if term.kind == "keep" else ~value.bool()
             total = total.masked_fill(~keep, float("-inf"))
     return total.masked_fill(total < _HIDDEN, float("-inf")).expand(-1, len(rows), length)
+
+
+def _without_zeros(total: torch.Tensor, value: torch.Tensor, term: MaskTerm) -> torch.Tensor:
+    """`total` where scores are multiplied by 0 or 1 before it is added: scores that become zero are
+    no more than what is added, and must be hidden by it."""
+    zero = (value == 0).expand(torch.broadcast_shapes(value.shape, total.shape))
+    where = f"'{term.node.name}'{source_line(term.node)}"
+    if not bool((zero | (value == 1)).all()):
+        raise PassError(f"{where} multiplies scores by other numbers than 0 and 1.")
+    if not bool((total <= HIDING).expand(zero.shape)[zero].all()):
+        raise PassError(
+            f"{where} multiplies scores by zero, and what is added to them does not hide these "
+            f"keys: it would have to be {HIDING:g} or less."
+        )
+    return total.masked_fill(zero, float("-inf"))
 
 
 def _by_rows(program: Program, terms: Sequence[MaskTerm]) -> bool:
@@ -163,58 +184,6 @@ def _ancestors(terms: Sequence[MaskTerm]) -> set[fx.Node]:
             skipped = node.args[0] if is_shape_only(node) else None
             stack += [source for source in node.all_input_nodes if source is not skipped]
     return seen
-
-
-# ---- fitting
-
-
-def _fit(bias: torch.Tensor, rows: torch.Tensor, constants: Sequence[int]) -> Mask | None:
-    """The mask of the algebra that shows exactly the same keys in these rows, if there is one."""
-    visible = ~bias.isinf()
-    if not torch.equal(visible, visible[:1].expand_as(visible)):
-        return None
-    seen = visible[0]
-    keys = torch.arange(seen.shape[1])
-    for candidate in _candidates(seen, rows, constants):
-        if torch.equal(candidate.visible(rows[:, None], keys[None, :]), seen):
-            return candidate
-    return None
-
-
-def _candidates(seen: torch.Tensor, rows: torch.Tensor, constants: Sequence[int]) -> Iterator[Mask]:
-    """Masks suggested by the rows: spans of the last rows, borders where a chunk begins."""
-    yield Mask()
-    spans: set[int] = set()
-    starts: set[int] = set(constants)
-    prefixes: set[int] = set()
-    for row, query in zip(seen, rows.tolist(), strict=True):
-        hidden = (~row[: query + 1]).nonzero()[:, 0]
-        if len(hidden):
-            spans.add(query - int(hidden[-1]))
-            starts.add(int(hidden[-1]) + 1)
-            prefixes.add(int(hidden[0]))
-    windows = sorted(spans)[-2:]
-    chunks = sorted(start for start in starts if start > 0)
-    for window in windows:
-        yield Mask(window=window)
-        for first in sorted(prefixes - {0})[:4]:
-            yield Mask(window=window, first=first)
-    for chunk in chunks:
-        yield Mask(chunk=chunk)
-        for window in windows:
-            yield Mask(window=window, chunk=chunk)
-
-
-def _slopes(bias: torch.Tensor, rows: torch.Tensor, mask: Mask) -> torch.Tensor | None:
-    """Slope of each head over key - query, float64 [heads]; None when nothing is added."""
-    visible = ~bias.isinf()
-    row = len(rows) - 1
-    keys = visible[0, row].nonzero()[:, 0]
-    first, last = int(keys[0]), int(keys[-1])
-    if first == last:
-        return None
-    slopes = (bias[:, row, last] - bias[:, row, first]) / (last - first)
-    return slopes if bool(slopes.any()) else None
 
 
 def _confirm(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,10 +9,20 @@ from torch import fx
 
 from graphwright.ir import Program
 from graphwright.ir.layout import size_of
-from graphwright.passes.mask_recognition import MaskTerm
+from graphwright.passes.attention_operands import AttentionCore, NoCoreError
+from graphwright.passes.mask_recognition import HIDING, MaskTerm
+from graphwright.passes.score_shapes import (
+    drops_last_column,
+    is_nan,
+    is_row_maximum,
+    keeps_matrix,
+    number_of,
+    over_tokens,
+    same_shape,
+)
 from graphwright.passes.sink_scale import find_sink_scale
 
-__all__ = ["HIDING", "AttentionCore", "NoCoreError", "SoftmaxWalk", "number_of"]
+__all__ = ["SoftmaxWalk"]
 
 aten = torch.ops.aten
 _CASTS = {
@@ -25,37 +33,7 @@ _PRODUCTS = {aten.matmul.default, aten.bmm.default}
 _MARKS = torch.ops.gw.mark_largest.default  # hides keys, whatever products it compares
 _RESHAPES = {aten.reshape.default, aten.view.default, aten._unsafe_view.default}
 _CHOICES = {aten.where.self, aten.where.ScalarSelf}
-_FILLS: dict[Any, int] = {  # where the value stands among the arguments
-    aten.full.default: 1, aten.scalar_tensor.default: 0, aten.new_full.default: 2,
-}  # fmt: skip
-HIDING = -1e4  # a fill below this hides a key
 _FLOOR = -1e30  # no score that counts is below this
-
-
-class NoCoreError(Exception):
-    """Why something that looks like attention is none. The message is a miss reason."""
-
-
-@dataclass
-class AttentionCore:
-    """`result` [..., T, Dv] = softmax(scores) · v with scores from q · k.
-
-    q [..., T, D], v [..., T, Dv]; k is [..., T, D], or [..., D, T] when `k_transposed`. The axes in
-    front are heads (and a batch of one).
-    """
-
-    q: fx.Node
-    k: fx.Node
-    v: fx.Node
-    result: fx.Node
-    scale: float
-    k_transposed: bool = False
-    grouped: bool = False  # enable_gqa: k and v may have fewer heads
-    causal: bool = False
-    softcap: float = 0.0
-    sinks: fx.Node | None = None
-    rescaled: fx.Node | None = None  # the result times what the sinks take off
-    terms: list[MaskTerm] = field(default_factory=list)
 
 
 class SoftmaxWalk:
@@ -108,9 +86,9 @@ class SoftmaxWalk:
             self._factor *= float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type]
             self._core.q, self._core.k = self._unscaled(node.args[1]), self._unscaled(node.args[2])
             return None
-        if target in _CASTS or (target is aten.expand.default and _same_shape(first, node)):
+        if target in _CASTS or (target is aten.expand.default and same_shape(first, node)):
             return first  # type: ignore[no-any-return]
-        if target in _RESHAPES and _keeps_matrix(first, node):
+        if target in _RESHAPES and keeps_matrix(first, node):
             return first  # type: ignore[no-any-return]
         if target is aten.tanh.default:
             if self._core.softcap:
@@ -136,7 +114,7 @@ class SoftmaxWalk:
         """What queries or keys are before a number multiplies them: it belongs to the scale."""
         while node.target in (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar):
             factor = self._number(node.args[1])
-            if factor is None or not _same_shape(node.args[0], node):
+            if factor is None or not same_shape(node.args[0], node):
                 break
             divides = node.target in (aten.div.Tensor, aten.div.Scalar)
             self._factor *= 1 / factor if divides else factor
@@ -164,7 +142,7 @@ class SoftmaxWalk:
         left, right = node.args[:2]
         if not isinstance(right, fx.Node):
             return self._up_shift(node)
-        if _is_row_maximum(right, left) and self._core.sinks is None:
+        if is_row_maximum(right, left) and self._core.sinks is None:
             return left  # type: ignore[return-value]
         self._add(right, -self._factor * float(node.kwargs.get("alpha", 1)))  # type: ignore[arg-type]
         return left  # type: ignore[return-value]
@@ -198,14 +176,19 @@ class SoftmaxWalk:
 
     def _up_mul(self, node: fx.Node) -> fx.Node:
         divides = node.target in (aten.div.Tensor, aten.div.Scalar)
-        left, right = node.args[0], node.args[1]
+        left: Any = node.args[0]
+        right: Any = node.args[1]
         factor = self._number(right)
         if factor is None and not divides:
-            factor, left = self._number(left), right
-        if factor is None:
-            raise self._fail(node, "multiplies the scores by something that is no constant")
-        self._factor = self._factor / factor if divides else self._factor * factor
-        return left  # type: ignore[return-value]
+            factor, left, right = self._number(left), right, left
+        if factor is not None:
+            self._factor = self._factor / factor if divides else self._factor * factor
+            return left  # type: ignore[no-any-return]
+        for scores, marks in ((left, right), (right, left)):
+            if not divides and marks in self._free and over_tokens(marks):
+                self._core.terms.append(MaskTerm("times", marks))
+                return scores  # type: ignore[no-any-return]
+        raise self._fail(node, "multiplies the scores by something that is no constant")
 
     def _number(self, value: Any) -> float | None:
         return number_of(self._program, value)
@@ -261,12 +244,12 @@ class SoftmaxWalk:
             user = users[0]
             if user.target in _PRODUCTS and user.args[0] is node and user.args[1] is not node:
                 break
-            if not cut and _drops_last_column(user):
+            if not cut and drops_last_column(user):
                 cut = True
             elif not (
                 user.target in _CASTS
-                or (user.target is aten.expand.default and _same_shape(node, user))
-                or (user.target in _RESHAPES and _keeps_matrix(node, user))
+                or (user.target is aten.expand.default and same_shape(node, user))
+                or (user.target in _RESHAPES and keeps_matrix(node, user))
             ):
                 raise self._fail(user, f"({user.target}) stands between the softmax and the values")
             node = user
@@ -281,71 +264,6 @@ class SoftmaxWalk:
         for user in node.users:
             if user.target in _CHOICES and user.args[2] is node:
                 test, zero = user.args[:2]
-                if _is_nan(test, node) and self._number(zero) == 0 and len(node.users) == 2:
+                if is_nan(test, node) and self._number(zero) == 0 and len(node.users) == 2:
                     return user
         return node
-
-
-def number_of(program: Program, value: Any) -> float | None:
-    """`value` as a constant: a number, or a one-element weight or full."""
-    if isinstance(value, (int, float)):
-        return float(value)
-    if not isinstance(value, fx.Node):
-        return None
-    weight = program.weight_of(value)
-    if weight is not None and all(size == 1 for size in weight.shape):
-        return float(weight.load().item())
-    if value.target in _FILLS:
-        number: Any = value.args[_FILLS[value.target]]
-        shape: Any = value.meta["val"].shape
-        if isinstance(number, (int, float)) and all(size_of(s) == 1 for s in shape):
-            return float(number)
-    return None
-
-
-def _is_nan(test: Any, node: fx.Node) -> bool:
-    """Is it isnan(node), or node != node?"""
-    if not isinstance(test, fx.Node):
-        return False
-    if test.target is aten.isnan.default:
-        return test.args[0] is node
-    return test.target is aten.ne.Tensor and test.args == (node, node)
-
-
-def _same_shape(left: Any, right: fx.Node) -> bool:
-    shapes = [[size_of(s) for s in node.meta["val"].shape] for node in (left, right)]
-    return shapes[0] == shapes[1]
-
-
-def _keeps_matrix(left: Any, right: fx.Node) -> bool:
-    """Do both have the same last two axes, so that only heads are regrouped?"""
-    shapes = [[size_of(s) for s in node.meta["val"].shape][-2:] for node in (left, right)]
-    return shapes[0] == shapes[1] and len(shapes[0]) == 2
-
-
-def _is_row_maximum(node: fx.Node, scores: Any) -> bool:
-    """Is it max(scores, -1, keepdim), which the softmax takes off anyway?"""
-    maximum: Any = node
-    if node.target is operator.getitem and node.args[1] == 0:
-        maximum = node.args[0]
-    if maximum.target not in (aten.max.dim, aten.amax.default) or maximum.args[0] is not scores:
-        return False
-    args = [*maximum.args, *(None, None)]
-    dims = list(args[1]) if isinstance(args[1], (list, tuple)) else [args[1]]
-    rank = maximum.args[0].meta["val"].dim()
-    keeps = bool(args[2] or maximum.kwargs.get("keepdim"))
-    return dims in ([-1], [rank - 1]) and keeps
-
-
-def _drops_last_column(node: fx.Node) -> bool:
-    """x[..., :-1]"""
-    if node.target is not aten.slice.Tensor:
-        return False
-    source: Any = node.args[0]
-    before, after = source.meta["val"], node.meta["val"]
-    dim, start = (*node.args[1:3], None)[:2]
-    if dim not in (-1, after.dim() - 1) or start not in (None, 0):
-        return False
-    step_is_one = len(node.args) < 5 or node.args[4] == 1
-    dropped = size_of(before.shape[-1]) - size_of(after.shape[-1])
-    return bool(step_is_one and dropped == 1)

@@ -68,6 +68,13 @@ def keys_of_the_token_before(
     return F.scaled_dot_product_attention(q, k.roll(1, 2), v, is_causal=True)
 
 
+@broken("attend", "multiplies scores by zero", "does not hide these keys")
+def scores_multiplied_by_a_mask_alone(
+    m: Any, q: Tensor, k: Tensor, v: Tensor, h: Tensor, ids: Tensor
+) -> Any:
+    return (q @ k.transpose(-1, -2) * causal(q.shape[2]).float()).softmax(-1) @ v
+
+
 @broken("attend", "aten.cumsum", "works along the token axis")
 def values_summed_up(m: Any, q: Tensor, k: Tensor, v: Tensor, h: Tensor, ids: Tensor) -> Any:
     return F.scaled_dot_product_attention(q, k, v.cumsum(2), is_causal=True)
