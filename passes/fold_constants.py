@@ -15,6 +15,7 @@ from graphwright.ir.program import Program
 from graphwright.ir.weights import ConstantTensor, Expression, Weight
 from graphwright.passes.base import Exactness, Pass, Stage
 from graphwright.passes.canonicalize_ops import CanonicalizeOps
+from graphwright.passes.constant_conditions import settle_conditions
 from graphwright.passes.drop_no_ops import same_kind
 
 __all__ = ["FoldConstants"]
@@ -38,7 +39,7 @@ _TAKES_NUMBER: dict[Any, dict[int, Any]] = {
 @dataclass(frozen=True)
 class FoldConstants(Pass):
     """f(weights, constants) → a weight; a constant scalar operand → a number;
-    where(all true, a, b) → a; where(all false, a, b) → b.
+    where(all true, a, b) → a; where(all false, a, b) → b; rows taken or put by such conditions.
 
     A large result stays a lazy expression, and nothing of a checkpoint is ever read. Leaves: what
     depends on the number of tokens, random ops, results much larger than what they come from.
@@ -59,6 +60,7 @@ class FoldConstants(Pass):
                 program.replace(node, program.add_weight(_name(program, node), weight))
                 count += 1
         program.drop_dead()
+        count += settle_conditions(program)
         for node in list(program.graph.nodes):
             chosen = _chosen(program, node)
             if chosen is not None and self.allowed():
