@@ -15,18 +15,20 @@ __all__ = ["allocate_buffers", "describe", "load_weights", "planned_bytes"]
 
 
 def planned_bytes(
-    plan: Plan, max_sequences: int, blocks_each: int, rows: int | None = None
+    plan: Plan, max_sequences: int, blocks_each: int, rows: int | None = None, snapshots: int = 0
 ) -> dict[str, int]:
     """Bytes by what they are for, of an engine for so many sequences of so many blocks each.
 
-    rows: the most that it samples; default: the most that a step may.
+    rows: the most that it samples; default: the most that a step may. snapshots: of states, which
+    lie behind the blocks.
     """
     tokens = max(entry.max_tokens for entry in plan.entries.values())
     rows = rows or plan.rows
     return {
         "weights": plan.weights_bytes,
         "arena": plan.arena_bytes,
-        "kv": sum(plan.kv_bytes(max_sequences, plan.pool_of(max_sequences, blocks_each))),
+        "kv": sum(plan.kv_bytes(max_sequences, plan.pool_of(max_sequences, blocks_each)))
+        + snapshots * plan.snapshot_bytes,
         "logits": rows * plan.vocab_size * 4,
         "batch": 32 + 16 * tokens + 4 * (max_sequences + 1 + max_sequences * blocks_each + rows),
     }
@@ -46,7 +48,7 @@ def load_weights(artifact: Artifact, memory: Memory, mapped: bool) -> NDArray[np
 
 def allocate_buffers(
     plan: Plan, memory: Memory, weights: NDArray[np.uint8], max_sequences: int, blocks_each: int,
-    rows: int | None = None,
+    rows: int | None = None, snapshots: int = 0,
 ) -> StepBuffers:  # fmt: skip
     """What `planned_bytes` counts, but for the weights."""
     tokens = max(entry.max_tokens for entry in plan.entries.values())
@@ -62,7 +64,7 @@ def allocate_buffers(
         logits=memory.allocate("logits", rows * plan.vocab_size, np.float32).reshape(rows, -1),
         arena=memory.allocate("arena", plan.arena_bytes),
         weights=weights,
-        kv=memory.allocate("kv", slots + blocks)[slots:],
+        kv=memory.allocate("kv", slots + blocks + snapshots * plan.snapshot_bytes)[slots:],
     )
 
 

@@ -47,8 +47,9 @@ class Engine:
     read weights where the file is mapped; else, on CPUs, from a copy in memory of its own, which
     takes longer to load and may be faster to read. prefix_cache: use the keys and values of earlier
     prompts that begin alike (runtime/prefix_cache.py), which may round otherwise than computing
-    them again; models with states of one sequence cannot. speculate: 'lookup' guesses the next
-    tokens from what the text says elsewhere and checks several in one step, which may round
+    them again; of models with recurrent or rolling states, `snapshots` of those are kept for it
+    (runtime/sequence_states.py; default: four for each sequence). speculate: 'lookup' guesses the
+    next tokens from what the text says elsewhere and checks several in one step, which may round
     otherwise, too (runtime/speculation.py); 'draft:FILE' lets a smaller artifact with the same
     tokens guess, and tokens are drawn by another rule then (runtime/race.py), whatever it guesses;
     'lookup:3' and 'draft:FILE:3' guess at most three at a time. Only on CPUs, and not for models
@@ -72,6 +73,7 @@ class Engine:
         verify: bool = True,
         mmap: bool = True,
         prefix_cache: bool = False,
+        snapshots: int | None = None,
         speculate: str | None = None,
         batch_invariant: bool = False,
         library: StepLibrary | None = None,
@@ -90,8 +92,11 @@ class Engine:
         self.eos_ids = _eos_ids(self.generation_config, self.tokenizer)
         self.grammars = Grammars(self.tokenizer, self.plan.vocab_size, self.eos_ids)
         mapped = mmap or LAUNCHES in artifact
-        parts = ModelMemory(artifact, self.plan, max_sequences, self.context, mapped=mapped,
-                            prefix_cache=prefix_cache)  # fmt: skip
+        parts = ModelMemory(
+            artifact, self.plan, max_sequences, self.context, mapped=mapped,
+            prefix_cache=prefix_cache,
+            snapshots=_snapshots(self.plan, prefix_cache, snapshots, max_sequences),
+        )  # fmt: skip
         self.memory, self._buffers, self._pool = parts.memory, parts.buffers, parts.pool
         self._scheduler = Scheduler(
             self.plan.entries,
@@ -102,8 +107,11 @@ class Engine:
             parts.prefixes,
             self.plan.reach,
             batch_invariant,
+            parts.states,
         )
         self._library = library or _library_of(artifact, self.plan, self.threads, pinned)
+        if parts.states is not None and hasattr(self._library, "copy_caches"):
+            parts.states.memory.copy = self._library.copy_caches  # they lie in a memory of its own
         if batch_invariant:
             check_invariance(self.plan, self._library, parts.prefixes is not None, speculate)
         setup = DraftSetup(
@@ -276,6 +284,15 @@ class Engine:
                 f"longer context (the model's limit: {self.plan.max_context or 'none'})."
             )
         return ids
+
+
+def _snapshots(plan: Plan, prefix_cache: bool, asked: int | None, sequences: int) -> int:
+    if not prefix_cache and asked:
+        raise RequestError(
+            f"{asked} snapshots were asked for, and they are for prompts that begin alike: give "
+            "prefix_cache, too, or leave snapshots out."
+        )
+    return plan.snapshots_for(asked, sequences) if prefix_cache else 0
 
 
 def _library_of(artifact: Artifact, plan: Plan, threads: int, pinned: bool) -> StepLibrary:

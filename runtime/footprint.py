@@ -16,21 +16,24 @@ __all__ = ["Footprint", "as_draft", "draft_size"]
 @dataclass(frozen=True)
 class Footprint:
     """counter_bytes: of the region that kernels of a GPU count in; None: steps run on CPUs. draft:
-    of a draft model beside it, there.
+    of a draft model beside it, there. snapshots: of states; None: as many as an engine with a
+    prefix cache takes by itself.
     """
 
     plan: Plan
     counter_bytes: int | None = None
     draft: Plan | None = None
+    snapshots: int | None = 0
 
     def parts(self, sequences: int, context: int) -> dict[str, int]:
         """Bytes by what they are for, where the steps run, as an engine for so many sequences of so
         many tokens allocates them.
         """
         blocks = self.plan.blocks_of(context)
+        snapshots = self.plan.snapshots_for(self.snapshots, sequences)
         if self.counter_bytes is not None:
-            return device_bytes(self.plan, sequences, blocks, self.counter_bytes)
-        parts = planned_bytes(self.plan, sequences, blocks)
+            return device_bytes(self.plan, sequences, blocks, self.counter_bytes, snapshots)
+        parts = planned_bytes(self.plan, sequences, blocks, snapshots=snapshots)
         if self.draft is not None:
             parts["draft"] = sum(self.draft_parts(sequences, context).values())
         return parts

@@ -8,6 +8,8 @@ from graphwright.runtime.kv_cache import BlockPool
 from graphwright.runtime.memory import Memory
 from graphwright.runtime.plan import Plan
 from graphwright.runtime.prefix_cache import PrefixCache
+from graphwright.runtime.sequence_states import SequenceStates
+from graphwright.runtime.snapshot_memory import SnapshotMemory, copy_on_host
 
 __all__ = ["ModelMemory"]
 
@@ -17,21 +19,26 @@ class ModelMemory:
 
     rows: the most logits of a step, if fewer are wanted than the plan allows. mapped: weights are
     read where the file is mapped, else from a copy. prefix_cache: keep blocks for prompts that
-    begin alike, unless states belong to one sequence. blocks_each: of a sequence.
+    begin alike; where there are states, `snapshots` of those. blocks_each: of a sequence.
     Raises RequestError when there is no memory.
     """
 
     def __init__(
         self, artifact: Artifact, plan: Plan, sequences: int, context: int, *, mapped: bool,
-        prefix_cache: bool, rows: int | None = None,
+        prefix_cache: bool, rows: int | None = None, snapshots: int = 0,
     ) -> None:  # fmt: skip
         self.plan, self.context = plan, context
         self.blocks_each = plan.blocks_of(context)
-        size = sequences, self.blocks_each, rows
+        size = sequences, self.blocks_each, rows, snapshots
         self.memory = Memory(planned_bytes(plan, *size))
         weights = load_weights(artifact, self.memory, mapped)
         self.buffers = allocate_buffers(plan, self.memory, weights, *size)
-        shares = prefix_cache and plan.shares_blocks
         blocks = plan.pool_of(sequences, self.blocks_each)
-        self.pool = BlockPool(blocks, sequences if plan.slot_bytes else 0)
-        self.prefixes = PrefixCache(self.pool, plan.block_size) if shares else None
+        self.pool = BlockPool(blocks, sequences if plan.has_states else 0)
+        self.prefixes: PrefixCache | None = None
+        self.states: SequenceStates | None = None
+        if prefix_cache and (snapshots or not plan.has_states):
+            self.prefixes = PrefixCache(self.pool, plan.block_size, plan.has_states)
+        if self.prefixes is not None and snapshots:
+            kept = SnapshotMemory(plan, blocks, copy_on_host(self.buffers.kv))
+            self.states = SequenceStates(self.prefixes, kept, plan.block_size, snapshots)

@@ -8,9 +8,10 @@ from typing import Any
 from graphwright.runtime.errors import ArtifactError, RequestError
 from graphwright.runtime.memory import ALIGNMENT
 
-__all__ = ["DEFAULT_CONTEXT", "EntryPlan", "Plan", "Reach"]
+__all__ = ["DEFAULT_CONTEXT", "SNAPSHOTS_EACH", "EntryPlan", "Plan", "Reach"]
 
 DEFAULT_CONTEXT = 2048  # tokens of a sequence, at most, where nobody says
+SNAPSHOTS_EACH = 4  # snapshots of states for each sequence that may run, where nobody says
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Plan:
 
     alone_rows: tokens of a step up to which each thread needs an arena of its own. slot_bytes: of
     the recurrent states of one sequence. rolling: do its blocks hold states of one sequence, too?
-    reach: of all attention together; None: some of it reads all positions. float_products: weights
-    that are multiplied as floats; None: nobody said.
+    caches: do they hold keys and values? reach: of all attention together; None: some of it reads
+    all positions. float_products: weights that are multiplied as floats; None: nobody said.
     """
 
     entries: dict[str, EntryPlan]
@@ -53,16 +54,38 @@ class Plan:
     rolling: bool = False
     reach: Reach | None = None
     float_products: tuple[str, ...] | None = None
+    caches: bool = True
 
     @property
-    def shares_blocks(self) -> bool:
-        """May sequences that begin alike use the same blocks?"""
-        return not self.rolling and self.slot_bytes == 0
+    def has_states(self) -> bool:
+        """Are there rolling or recurrent states? The first block of a sequence is its own then."""
+        return self.rolling or self.slot_bytes > 0
 
     @property
     def goes_back(self) -> bool:
         """May positions that were computed be computed again, with other tokens?"""
-        return not self.rolling and self.slot_bytes == 0
+        return not self.has_states
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Of the states of one sequence at one position, with the blocks that cannot be shared: its
+        first one, where rolling states lie, and the last one, which it goes on to fill."""
+        size = self.slot_bytes + self.block_bytes * (2 if self.caches else 1)
+        return -(-size // ALIGNMENT) * ALIGNMENT
+
+    def snapshots_for(self, asked: int | None, sequences: int) -> int:
+        """`asked` snapshots of states, or as many as are taken where nobody asks; none where there
+        are no states. Raises RequestError."""
+        if asked is None:
+            return SNAPSHOTS_EACH * sequences if self.has_states else 0
+        if asked < 0:
+            raise RequestError(f"snapshots must be 0 or more, not {asked}.")
+        if asked and not self.has_states:
+            raise RequestError(
+                f"{asked} snapshots were asked for, but this model has neither recurrent nor "
+                "rolling states to keep: leave snapshots out."
+            )
+        return asked
 
     @property
     def rows(self) -> int:
@@ -151,6 +174,7 @@ class Plan:
                 bool(found["kv"].get("rolling")),
                 _reach(found["kv"].get("reach")),
                 tuple(found["float_products"]) if "float_products" in found else None,
+                bool(found["kv"].get("states") or found["kv"].get("indexes")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"the artifact's plan.json is incomplete: {error!r}.") from error

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from graphwright.runtime.kv_cache import BlockPool, BlockTable
 from graphwright.runtime.plan import EntryPlan, Reach
 from graphwright.runtime.prefix_cache import PrefixCache
+from graphwright.runtime.sequence_states import SequenceStates, Stops
 
 __all__ = ["Chunk", "Scheduler", "Sequence", "Step"]
 
@@ -20,7 +21,8 @@ class Sequence:
     were started are done.
 
     every_row: logits are wanted at every position of the prompt, not only at its last one. reused:
-    tokens of the prompt that need not be computed, as blocks of an earlier one are used.
+    tokens of the prompt that need not be computed, as blocks of an earlier one are used. stops:
+    where its states are kept, if they are.
     """
 
     tokens: list[int]
@@ -28,6 +30,7 @@ class Sequence:
     computed: int = 0
     reused: int = 0
     table: BlockTable | None = None
+    stops: Stops | None = None
     prompt_length: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -92,11 +95,11 @@ class Scheduler:
 
     Decoding sequences come first, one token each; the rest of the budget prefills, oldest first.
     `pool` has blocks for `max_sequences` sequences of `max_blocks` blocks each. prefixes: where
-    sequences look for what an earlier one has computed; those that begin alike and come together
-    wait for the first of them to have computed it. reach: blocks out of it are given back
-    (Plan.pool_of says how many suffice then); None: they stay. apart: no sequence's results depend
-    on the others: a step takes one chunk of one prompt, or tokens of sequences that decode, by the
-    entry `decode`; the two in turns.
+    sequences look for what an earlier one has computed, and states: for its states; those that
+    begin alike and come together wait for the first of them to have computed it. reach: blocks out
+    of it are given back (Plan.pool_of says how many suffice then); None: they stay. apart: no
+    sequence's results depend on the others: a step takes one chunk of one prompt, or tokens of
+    sequences that decode, by the entry `decode`; the two in turns.
     """
 
     def __init__(
@@ -109,13 +112,14 @@ class Scheduler:
         prefixes: PrefixCache | None = None,
         reach: Reach | None = None,
         apart: bool = False,
+        states: SequenceStates | None = None,
     ) -> None:
         self._decode, self._prefill = entries["decode"], entries["prefill"]
         self._pool = pool
         self._block_size = block_size
         self._max_blocks = max_blocks
         self._max_sequences = max_sequences
-        self._prefixes = prefixes
+        self._prefixes, self._states = prefixes, states
         self._reach = reach
         self._apart, self._prompt_is_next = apart, True
         self._waiting: deque[Sequence] = deque()
@@ -136,15 +140,20 @@ class Scheduler:
             self._running.remove(sequence)
             assert sequence.table is not None
             self._keep(sequence)
+            if self._states is not None and sequence.stops is not None:
+                self._states.ended(
+                    sequence.table, sequence.tokens, sequence.computed, sequence.stops
+                )
             sequence.table.release()
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
 
     def next_step(self) -> Step | None:
         """The next step; None when no sequence has a pending token. Takes the blocks it needs."""
-        if self._waiting and len(self._running) < self._max_sequences:
-            self._admit()
+        self._save_states()
+        admitted = self._admit()
         self._drop()
+        self._restore_states(admitted)
         if self._apart:
             return self._next_apart()
         tokens, rows = self._prefill.max_tokens, self._prefill.max_rows
@@ -177,10 +186,13 @@ class Scheduler:
             return None
         return self._step(chunks, sum(c.count for c in chunks), sum(c.rows for c in chunks))
 
-    def _admit(self) -> None:
-        for sequence in self._running:
-            self._keep(sequence)
-        later = []
+    def _admit(self) -> list[Sequence]:
+        """Those that come in now."""
+        admitted: list[Sequence] = []
+        later: list[Sequence] = []
+        if self._waiting and len(self._running) < self._max_sequences:
+            for sequence in self._running:
+                self._keep(sequence)
         while self._waiting and len(self._running) < self._max_sequences:
             sequence = self._waiting.popleft()
             if self._is_being_read(sequence):
@@ -188,10 +200,12 @@ class Scheduler:
                 continue
             sequence.table = BlockTable(self._pool, self._block_size, self._max_blocks)
             if self._prefixes is not None and not sequence.every_row:
-                sequence.reused = self._prefixes.adopt(sequence.table, sequence.tokens)
+                sequence.reused = self._adopt(self._prefixes, sequence.table, sequence)
                 sequence.computed = sequence.reused
             self._running.append(sequence)
+            admitted.append(sequence)
         self._waiting.extendleft(reversed(later))
+        return admitted
 
     def _is_being_read(self, sequence: Sequence) -> bool:
         """Does another sequence compute so much of what this one begins with just now that it had
@@ -200,11 +214,43 @@ class Scheduler:
         if self._prefixes is None or sequence.every_row:
             return False
         worth = max(self._block_size, self._prefill.max_tokens // 4)
-        return any(
-            self._prefixes.shared(other.tokens, sequence.tokens) - other.computed >= worth
-            for other in self._running
-            if other.computed < other.prompt_length
-        )
+        for other in self._running:
+            if other.computed < other.prompt_length:
+                shared = self._prefixes.shared(other.tokens, sequence.tokens)
+                if shared - other.computed >= worth and self._will_be_kept(other, shared):
+                    return True
+        return False
+
+    def _will_be_kept(self, sequence: Sequence, position: int) -> bool:
+        """Can others go on from there when a sequence has come to this position?"""
+        if self._states is None:
+            return True
+        if sequence.stops is None:
+            return False
+        self._states.want(sequence.stops, position)
+        return True
+
+    def _adopt(self, prefixes: PrefixCache, table: BlockTable, sequence: Sequence) -> int:
+        if self._states is None:
+            return prefixes.adopt(table, sequence.tokens)
+        sequence.stops = self._states.plan(sequence.tokens)
+        prefixes.adopt(table, sequence.tokens, sequence.stops.position)
+        return sequence.stops.position
+
+    def _save_states(self) -> None:
+        """Of sequences that are where their chunk was to end."""
+        for sequence in self._running if self._states is not None else ():
+            if sequence.stops is not None and sequence.stops.ahead:
+                assert self._states is not None and sequence.table is not None
+                self._states.reached(
+                    sequence.table, sequence.tokens, sequence.computed, sequence.stops
+                )
+
+    def _restore_states(self, admitted: list[Sequence]) -> None:
+        for sequence in admitted:
+            if sequence.stops is not None:
+                assert self._states is not None and sequence.table is not None
+                self._states.restore(sequence.table, sequence.stops)
 
     def _keep(self, sequence: Sequence) -> None:
         if self._prefixes is not None and sequence.table is not None:
@@ -252,6 +298,8 @@ class Scheduler:
 
     def _chunk(self, sequence: Sequence, tokens: int, rows: int) -> Chunk | None:
         count = min(sequence.pending, tokens)
+        if sequence.stops is not None:
+            count = sequence.stops.cut(sequence.computed, count)
         if sequence.every_row:
             count = min(count, rows)
         ends = count == sequence.pending

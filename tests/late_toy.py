@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ class LateToy(ToyLibrary):
         self.nan: set[int] = set()
         self.open: dict[int, tuple[Sequence[Draw], bool]] = {}  # what is wanted of each step
         self._number = 0
-        self._stream: deque[tuple[int, str, StepBuffers]] = deque()
+        self._stream: deque[tuple[int, Callable[[], object]]] = deque()
         self._chosen = np.zeros(0, np.int32)  # by the step in front
         self._found: dict[int, NDArray[np.int32] | None] = {}
         self._shown: list[NDArray[np.int32]] = []
@@ -56,19 +57,23 @@ class LateToy(ToyLibrary):
         kept = replace(buffers, **{name: getattr(buffers, name).copy() for name in inputs})
         for name in inputs[1:]:
             getattr(buffers, name)[:] = 10**6
-        self._stream.append((number, entry, kept))
+        self._stream.append((number, partial(self._compute, number, entry, kept)))
         self.said.append(("start", number))
         return number
 
     def finish(self, ticket: int) -> NDArray[np.int32] | None:
         self.said.append(("finish", ticket))
         while self._stream and self._stream[0][0] <= ticket:
-            self._compute(*self._stream.popleft())
+            self._stream.popleft()[1]()
         del self.open[ticket]
         found = self._found.pop(ticket)
         if found is not None:
             self._shown.append(found)
         return found
+
+    def put(self, work: Callable[[], object]) -> None:
+        """Something in the stream that is done as late as it may be: when the next step begins."""
+        self._stream.append((self._number, work))
 
     def _compute(self, number: int, entry: str, buffers: StepBuffers) -> None:
         tokens = buffers.tokens[: buffers.batch[0]]

@@ -63,6 +63,18 @@ class ToyLibrary:
         """Positions whose cache a token at `position` reads, in order."""
         return np.arange(position + 1)
 
+    def take(
+        self, kv: NDArray[np.uint8], table: NDArray[np.int32], token: int, position: int
+    ) -> list[int]:
+        """Puts a token into the cache, and says which ones it sees there, itself included."""
+        cache = kv.view(np.int64).reshape(-1, BLOCK, 2)
+        cache[table[position // BLOCK], position % BLOCK] = token, position
+        past = self.visible(position)
+        seen = cache[table[past // BLOCK], past % BLOCK]
+        assert (seen[:, 1] == past).all()
+        found: list[int] = seen[:, 0].tolist()
+        return found
+
     def run(
         self, entry: str, buffers: StepBuffers, draws: Sequence[Draw] = (), logits: bool = True
     ) -> NDArray[np.int32] | None:
@@ -74,19 +86,14 @@ class ToyLibrary:
         self.asked.append((tuple(draws), logits))
         assert len(draws) in (0, rows) and (self.takes_largest or not draws)
         assert self.draws or all(draw is LARGEST for draw in draws)
-        cache = buffers.kv.view(np.int64).reshape(-1, BLOCK, 2)
         starts = buffers.query_start[: sequences + 1]
         assert starts[0] == 0 and starts[-1] == tokens and (np.diff(starts) > 0).all()
         found = {}
         for b in range(sequences):
             table = buffers.block_table[b * stride : (b + 1) * stride]
             for t in range(starts[b], starts[b + 1]):
-                position = int(buffers.positions[t])
-                cache[table[position // BLOCK], position % BLOCK] = buffers.tokens[t], position
-                past = self.visible(position)
-                seen = cache[table[past // BLOCK], past % BLOCK]
-                assert (seen[:, 1] == past).all()
-                found[t] = self.logits_after(seen[:, 0].tolist())
+                token, position = int(buffers.tokens[t]), int(buffers.positions[t])
+                found[t] = self.logits_after(self.take(buffers.kv, table, token, position))
         buffers.logits[:] = np.nan  # what was not asked for must not be read
         sampled = [found[t] for t in buffers.sample_rows[:rows].tolist()]
         for row in range(rows if logits else 0):

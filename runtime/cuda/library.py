@@ -178,6 +178,12 @@ class CudaLibrary:
             self._driver.wait()
         return side
 
+    def copy_caches(self, target: int, source: int, size: int) -> None:
+        """Copies bytes within the caches, counted from block 0, behind the steps that were started
+        and in front of the next one."""
+        caches = self._regions["kv"]
+        self._driver.copy_within(caches + target, caches + source, size)
+
     def token_ids(self, tensor: Exporter) -> list[int]:
         """The numbers of an int32 or int64 tensor on the GPU. Raises RequestError."""
         return read_tensor(tensor, self._driver.read, self._driver.stream)

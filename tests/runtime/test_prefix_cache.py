@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -159,14 +158,6 @@ def test_all_rows_of_a_prompt_are_computed(engine: Engine) -> None:
     before = engine.logits([*FIRST, 1])
     assert (engine.logits([*FIRST, 1]) == before).all() and len(before) == len(FIRST) + 1
     assert reused(engine, [*FIRST, 1]) == 3 * BLOCK, "they are kept, though"
-
-
-@pytest.mark.parametrize("kv", [{"slot_bytes": 64}, {"rolling": ["conv"]}], ids=str)
-def test_states_of_one_sequence_are_not_shared(tmp_path: Path, kv: dict[str, Any]) -> None:
-    sizes = {"block_size": BLOCK, "block_bytes": BLOCK * 16, "states": []}
-    path = write_toy(tmp_path / "toy.gw", kv={**sizes, **kv})
-    engine = Engine(path, library=ToyLibrary(), max_sequences=2, prefix_cache=True)
-    assert [reused(engine, FIRST) for _ in range(2)] == [0, 0]
 
 
 def test_without_it_nothing_is_reused(tmp_path: Path) -> None:
