@@ -57,17 +57,18 @@ def _counter_bytes(artifact: Readable) -> int:
 
 def memory_needs(
     subject: Subject, sequences: int, context: int | None, memory: int | None = None,
-    draft: Subject | None = None,
+    draft: Subject | None = None, snapshots: int | None = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """All sizes in bytes, of an engine for so many sequences of so many tokens (None: as many as an
     engine takes by itself). memory: what there is for all of it. draft: a draft model beside it.
+    snapshots: of states, for prompts that begin alike; None: as many as `serve` takes by itself.
 
-    Raises ArtifactError for a plan that is incomplete, RequestError for sequences or a context that
-    the engine would refuse.
+    Raises ArtifactError for a plan that is incomplete, RequestError for sequences, a context or
+    snapshots that the engine would refuse.
     """
     plan = Plan.from_json(dict(subject.content))
     small = None if draft is None else Plan.from_json(dict(draft.content))
-    footprint = Footprint(plan, subject.counter_bytes, small)
+    footprint = Footprint(plan, subject.counter_bytes, small, snapshots)
     context = plan.context_for(context)
     parts = footprint.parts(plan.sequences_for(sequences), context)
     gpu = subject.counter_bytes is not None
@@ -82,7 +83,11 @@ def memory_needs(
         "vocab_size": plan.vocab_size,
         "rows": plan.rows,
         "weights": _weights(subject.content["weights"]),
-        "kv": _caches(plan, subject.content["kv"], context),
+        "kv": {
+            **_caches(plan, subject.content["kv"], context),
+            "snapshots": plan.snapshots_for(snapshots, sequences),
+            "snapshot_bytes": plan.snapshot_bytes if plan.has_states else 0,
+        },
         "arena": {
             name: {"max_tokens": entry.max_tokens, "bytes": entry.arena_bytes}
             for name, entry in plan.entries.items()

@@ -88,6 +88,11 @@ def _cache_lines(needs: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"  {each['count']} x recurrent state: {each['size']} numbers, float32, once a sequence"
         )
+    if kv["snapshots"]:
+        yield (
+            f"  {kv['snapshots']} x snapshot of a sequence's states, for prompts that begin alike: "
+            f"{size_text(kv['snapshot_bytes'])} each"
+        )
 
 
 def _heads(cache: Mapping[str, Any]) -> str:

@@ -289,8 +289,8 @@ class Engine:
 def _snapshots(plan: Plan, prefix_cache: bool, asked: int | None, sequences: int) -> int:
     if not prefix_cache and asked:
         raise RequestError(
-            f"{asked} snapshots were asked for, and they are for prompts that begin alike: give "
-            "prefix_cache, too, or leave snapshots out."
+            f"{asked} snapshots were asked for, and without a prefix cache there are none: leave "
+            "snapshots out, or ask for the cache (Engine: prefix_cache=True)."
         )
     return plan.snapshots_for(asked, sequences) if prefix_cache else 0
 

@@ -85,17 +85,27 @@ def test_an_engine_allocates_what_was_planned(
     request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
     checkpoint, artifact = checkpoint_of(name, tmp_path / "model"), tmp_path / "model.gw"
-    options = {"quant": quant, "kv_cache_dtype": cache}
-    graphwright.compile(checkpoint, check=False, chunk=64, **options).save(artifact)  # type: ignore[arg-type]
+    states = name in RECURRENT
+    graphwright.compile(checkpoint, check=False, chunk=64, quant=quant, kv_cache_dtype=cache).save(
+        artifact
+    )
     said = ["--quant", quant, "--kv-cache-dtype", cache, "--chunk", 64]
     for sequences, context in SIZES:
-        engine = graphwright.load(artifact, max_sequences=sequences, context=context, threads=1)
         size = ["--max-sequences", sequences, "--context", context]
-        found = plan(capsys, artifact, *size)
-        assert found["planned"] == engine.memory.allocated == engine.memory.planned
-        assert found["total_bytes"] == sum(engine.memory.allocated.values())
-        slots = engine.memory.allocated["kv"] - engine._buffers.kv.nbytes
-        assert slots == sequences * found["kv"]["slot_bytes"]
+        for more, options in (
+            (["--no-prefix-cache"], {}),
+            *([(["--snapshots", 5], {"prefix_cache": True, "snapshots": 5})] if states else ()),
+            ([], {"prefix_cache": True}),
+        ):
+            engine = graphwright.load(
+                artifact, max_sequences=sequences, context=context, threads=1, **options
+            )
+            found = plan(capsys, artifact, *size, *more)
+            assert found["planned"] == engine.memory.allocated == engine.memory.planned
+            assert found["total_bytes"] == sum(engine.memory.allocated.values())
+            slots = engine.memory.allocated["kv"] - engine._buffers.kv.nbytes
+            assert slots == sequences * found["kv"]["slot_bytes"]
+        assert found["kv"]["snapshots"] == (4 * sequences if states else 0)
     params = graphwright.SamplingParams(max_tokens=5, ignore_eos=True)
     engine.generate([[1, 2, 3], [4]], params)
     assert found["planned"] == engine.memory.allocated

@@ -15,6 +15,7 @@ __all__ = [
     "parse_ids",
     "parse_size",
     "sampling_options",
+    "snapshots_option",
     "speculate_option",
 ]
 
@@ -88,6 +89,11 @@ _ENGINE = (
 batch_invariant_option = click.option(
     "--batch-invariant", is_flag=True,
     help="Answers are bit for bit what they are alone, whatever else runs; for integer weights.",
+)  # fmt: skip
+snapshots_option = click.option(
+    "--snapshots", type=click.IntRange(0), metavar="N",
+    help="Of models with recurrent or convolution states: how many copies of those are kept for "
+    "prompts that begin alike (default: 4 for each sequence).",
 )  # fmt: skip
 speculate_option = click.option(
     "--speculate", metavar="lookup[:N]|draft:FILE[:N]",

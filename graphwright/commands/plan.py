@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphwright.commands.options import parse_size
+from graphwright.commands.options import parse_size, snapshots_option
 
 if TYPE_CHECKING:
     from graphwright.compile_options import Progress
@@ -47,6 +47,10 @@ _OF_MODELS = ("quant", "target", "chunk", "kv_cache_dtype", "dtype", "attention"
 @click.option("--context", type=int, help="Tokens a sequence may have (default: up to 2048).")
 @click.option("--max-sequences", default=8, show_default=True,
               help="Sequences that run together.")  # fmt: skip
+@click.option("--prefix-cache/--no-prefix-cache", default=True,
+              help="Count the snapshots of states that serve and chat take for prompts that begin "
+              "alike (default).")  # fmt: skip
+@snapshots_option
 @click.option("--memory", metavar="SIZE", callback=parse_size,
               help="What there is, such as 8GB: exit code 1 if it does not fit.")  # fmt: skip
 @click.option("--speculate", metavar="draft:FILE",
@@ -60,6 +64,8 @@ def command(
     model: str,
     context: int | None,
     max_sequences: int,
+    prefix_cache: bool,
+    snapshots: int | None,
     memory: int | None,
     speculate: str | None,
     as_json: bool,
@@ -74,6 +80,8 @@ def command(
     from graphwright.commands.model_argument import model_on_disk
     from graphwright.gguf_input import gguf_file
 
+    if snapshots is not None and not prefix_cache:
+        raise click.UsageError("without a prefix cache there are no snapshots: leave one of them.")
     name = model
     model = model_on_disk(model, _MODEL, code=options["trust_remote_code"], weights=False)
     path = Path(model)
@@ -88,7 +96,9 @@ def command(
     from graphwright.inspector.memory_needs_text import memory_needs_text
 
     draft = None if speculate is None else _draft_of(subject, speculate)
-    needs = memory_needs(subject, max_sequences, context, memory, draft)
+    needs = memory_needs(
+        subject, max_sequences, context, memory, draft, snapshots if prefix_cache else 0
+    )
     if as_json:
         click.echo(json.dumps({**needs, "notes": notes}))
     else:

@@ -9,7 +9,12 @@ from typing import Any
 import click
 
 from graphwright.commands.dependencies import require_serving
-from graphwright.commands.options import batch_invariant_option, engine_options, speculate_option
+from graphwright.commands.options import (
+    batch_invariant_option,
+    engine_options,
+    snapshots_option,
+    speculate_option,
+)
 
 __all__ = ["command"]
 
@@ -31,6 +36,7 @@ __all__ = ["command"]
 @click.option("--prefix-cache/--no-prefix-cache", default=None,
               help="Reuse what was computed of prompts that begin alike (default, but for "
               "--batch-invariant).")  # fmt: skip
+@snapshots_option
 @engine_options
 @speculate_option
 @batch_invariant_option
@@ -44,6 +50,7 @@ def command(
     queue: int,
     grace: int,
     prefix_cache: bool | None,
+    snapshots: int | None,
     options: dict[str, Any],
     speculate: str | None,
     batch_invariant: bool,
@@ -67,6 +74,7 @@ def command(
                 artifact,
                 max_sequences=max_sequences,
                 prefix_cache=not batch_invariant if prefix_cache is None else prefix_cache,
+                snapshots=snapshots,
                 speculate=speculate,
                 batch_invariant=batch_invariant,
                 **options,
