@@ -109,6 +109,23 @@ def test_a_snapshot_is_worth_nothing_without_its_blocks(tmp_path: Path) -> None:
     assert engine._pool.free == engine._pool.blocks
 
 
+def test_blocks_out_of_reach_make_room_for_what_is_copied(tmp_path: Path) -> None:
+    """A long beginning is shared whole for a moment, beside one whose step has just taken blocks;
+    the block that was begun needs one more."""
+    engine = state_engine(tmp_path, "window", max_sequences=2)
+    assert engine._pool.blocks == 13
+    _, text = said(engine, "window", [*LONG[:-1], 1, 2], 3)
+    requests = [engine.submit([*text, *range(40, 55)], greedy(3))]
+    engine.step()
+    requests.append(engine.submit([*text, 9], greedy(3)))
+    while not all(request.finished for request in requests):
+        engine.step()
+    for request in requests:
+        assert request.sequence.reused == len(text) - 1
+        prompt = request.sequence.tokens[: request.sequence.prompt_length]
+        assert request.generated == said_after("window", prompt, 3)
+
+
 def test_what_follows_another_beginning_is_another_text(tmp_path: Path) -> None:
     """Of the first block nothing is kept but its tokens."""
     engine = state_engine(tmp_path, "hybrid", max_sequences=3)
@@ -165,7 +182,9 @@ def test_memory_is_that_of_the_plan(tmp_path: Path, snapshots: int | None) -> No
 def test_wrong_numbers_are_sentences(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="snapshots must be 0 or more, not -1"):
         state_engine(tmp_path, "hybrid", snapshots=-1)
-    with pytest.raises(RequestError, match="3 snapshots were asked for, and they are for prompts"):
+    with pytest.raises(
+        RequestError, match="3 snapshots were asked for, and without a prefix cache"
+    ):
         state_engine(tmp_path, "hybrid", snapshots=3, prefix_cache=False)
     plain = write_toy(tmp_path / "plain.gw")
     with pytest.raises(RequestError, match="neither recurrent nor rolling states to keep"):

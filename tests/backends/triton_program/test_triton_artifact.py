@@ -28,10 +28,11 @@ from graphwright.passes.running import run_passes
 from graphwright.runtime.artifact import Artifact
 from graphwright.runtime.cuda.driver import Driver
 from graphwright.runtime.cuda.library import CudaLibrary
-from graphwright.runtime.cuda.program import LAUNCHES
+from graphwright.runtime.cuda.program import LAUNCHES, Program
 from graphwright.runtime.dlpack import DeviceTensor
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import ArtifactError, RequestError
+from graphwright.runtime.footprint import Footprint
 from graphwright.runtime.sampler import Sampler
 from graphwright.runtime.sampling_params import SamplingParams
 
@@ -155,6 +156,33 @@ def test_recurrent_states_lie_in_front_of_the_caches(tmp_path: Path) -> None:
     assert any(name.startswith("gpu/source/scan_") for name in artifact.names)
     driver = stand_in(checkpoint, artifact)
     check_against_eager(checkpoint, artifact, driver)
+    check_next_turns(checkpoint, artifact, driver)
+
+
+def check_next_turns(checkpoint: Path, artifact: Artifact, driver: FakeCuda) -> None:
+    """Each begins with the states that were copied when the text before it ended, in the order of
+    the stream; another text has used the only slot in between. Memory is that of the plan."""
+    counting = CountingDriver(driver)
+    engine = Engine(
+        artifact, context=64, max_sequences=1, prefix_cache=True, snapshots=3,
+        library=CudaLibrary(artifact, counting),
+    )  # fmt: skip
+    eager = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    params = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
+    text = random_tokens(19, seed=19).tolist()
+    for turn in range(3):
+        request = engine.submit(text, params)
+        while not request.finished:
+            engine.step()
+        want = continued_logits(eager, text, request.generated)
+        assert request.generated == want.argmax(-1).tolist()
+        assert request.sequence.reused == (len(text) - 15 if turn else 0)
+        text = [*text, *request.generated, *random_tokens(14, seed=turn).tolist()]
+        engine.generate([[turn + 1, 2]], params)
+    assert driver.calls.count("copy-within") >= 3 + 2
+    assert counting.taken == Footprint(
+        engine.plan, Program.read(artifact, 90).counter_bytes, snapshots=3
+    ).total(1, 64)
 
 
 class CountingDriver(Driver):
