@@ -67,11 +67,10 @@ class SequenceStates:
         known = [(0, 0), *((end, number) for end, number, _ in self._prefixes.known(tokens))]
         begin = self._snapshots.find(tokens, known)
         stops = Stops(begin, [])
-        stops.last = stops.position
+        last = stops.last = stops.position
         departs, _ = known[-1]
         tail = self._block_size // 2
         near_end = max(0, len(tokens) - tail) // self._block_size * self._block_size
-        last = stops.position
         for position in sorted((departs, near_end)):
             if position < len(tokens) and position - last >= _STEP_PAYS * self._block_size:
                 stops.ahead.append(position)
@@ -87,9 +86,14 @@ class SequenceStates:
     def restore(self, table: BlockTable, stops: Stops) -> None:
         """Gives a sequence the states that it begins with; its table has the blocks that it shares,
         and takes the others that it needs for that."""
-        if stops.begin is not None:
-            table.grow(stops.begin.position)
-            self.memory.restore(stops.begin.place, table, stops.begin.position)
+        if stops.begin is None:
+            return
+        position = stops.begin.position
+        assert max(1, table.known) == max(1, position // self._block_size), (
+            "its blocks are not there"
+        )
+        table.grow(position)
+        self.memory.restore(stops.begin.place, table, position)
 
     def reached(
         self, table: BlockTable, tokens: Sequence[int], computed: int, stops: Stops

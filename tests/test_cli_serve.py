@@ -126,6 +126,8 @@ def test_what_cannot_be_served(
         (["--port", "0", "--context", "65"], 1, "from 1 to 64 tokens, not 65"),
         (["--port", "0", "--api-key", ""], 2, "the API key is empty"),
         (["--port", "0", "--queue", "-1"], 2, "--queue"),
+        (["--port", "0", "--snapshots", "3"], 1, "neither recurrent nor rolling states to keep"),
+        (["--port", "0", "--snapshots", "-1"], 2, "--snapshots"),
     ):
         assert main(["serve", path, *arguments]) == code
         error = capsys.readouterr().err

@@ -14,7 +14,7 @@ import torch
 from recurrent_decoders import RECURRENT, recurrent_model
 from shared_data import shared_path
 from tiny_models import save_tiny, tiny_model
-from toy_model import write_toy
+from toy_model import PLAN, write_toy
 
 import graphwright
 from graphwright.__main__ import main
@@ -35,6 +35,8 @@ CASES = [
     ("qwen3_next", "w4g32", "int8"),
     pytest.param("recurrent_gemma", "f16", "auto", marks=pytest.mark.slow),
 ]
+CACHE: dict[str, Any] = {"heads": 1, "head_dim": 4, "value_dim": 4, "dtype": "int16"}
+RECURRENCE = {"name": "scan0", "size": 32, "offset": 0}
 SIZES = [(1, 1), (1, 17), (3, 100), (8, 256)]  # sequences, tokens of each
 
 
@@ -212,6 +214,27 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "80.01 MB do not hold 8 sequences of 64 tokens: 7.20 kB are missing" in out
 
 
+def test_snapshots_of_states_are_in_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of them is a slot and two blocks; more sequences take more, unless a number is given."""
+    kv = {**PLAN["kv"], "states": [CACHE], "slot_bytes": 128, "recurrent": [RECURRENCE]}
+    artifact = write_toy(tmp_path / "states.gw", kv=kv)
+    assert main(["plan", str(artifact), "--max-sequences", "2"]) == 0
+    line = "  8 x snapshot of a sequence's states, for prompts that begin alike: 256 B each"
+    assert line in capsys.readouterr().out.splitlines()
+    none = plan(capsys, artifact, "--max-sequences", 2, "--no-prefix-cache")
+    for more, count in (([], 8), (["--snapshots", 3], 3), (["--snapshots", 0], 0)):
+        found = plan(capsys, artifact, "--max-sequences", 2, *more)
+        assert found["total_bytes"] == none["total_bytes"] + 256 * count
+        assert found["kv"]["snapshots"] == count
+    needed = none["total_bytes"] + none["process_bytes"] + 8 * 256
+    fits = plan(capsys, artifact, "--max-sequences", 2, "--memory", f"{needed}B")["memory"]
+    assert (fits["left_bytes"], fits["most_sequences"]) == (0, 2)
+    assert main(["plan", str(artifact), "--memory", "1GB", "--no-prefix-cache"]) == 0
+    assert "x snapshot" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
@@ -221,6 +244,9 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("{gw}", "--memory", "0GB"), 2, "'0GB' is no size"),
         (("{gw}", "--context", "65"), 1, "the context must be from 1 to 64 tokens, not 65"),
         (("{gw}", "--context", "0"), 1, "the context must be from 1 to 64 tokens, not 0"),
+        (("{gw}", "--snapshots", "3"), 1, "3 snapshots were asked for, but this model has neither"),
+        (("{gw}", "--snapshots", "-1"), 2, "-1 is not in the range"),
+        (("{gw}", "--snapshots", "3", "--no-prefix-cache"), 2, "without a prefix cache there are"),
         (("{gw}", "--max-sequences", "11"), 1, "max_sequences must be from 1 to 10, not 11"),
         (("{file}",), 1, "is not a graphwright artifact"),
         (("{empty}",), 1, "has no config.json"),
