@@ -214,21 +214,21 @@ class Scheduler:
         if self._prefixes is None or sequence.every_row:
             return False
         worth = max(self._block_size, self._prefill.max_tokens // 4)
-        for other in self._running:
-            if other.computed < other.prompt_length:
-                shared = self._prefixes.shared(other.tokens, sequence.tokens)
-                if shared - other.computed >= worth and self._will_be_kept(other, shared):
-                    return True
-        return False
+        return any(
+            self._is_coming(other, self._prefixes.shared(other.tokens, sequence.tokens), worth)
+            for other in self._running
+            if other.computed < other.prompt_length
+        )
 
-    def _will_be_kept(self, sequence: Sequence, position: int) -> bool:
-        """Can others go on from there when a sequence has come to this position?"""
+    def _is_coming(self, sequence: Sequence, position: int, worth: int) -> bool:
+        """Will a sequence that reads its prompt leave `worth` positions more than it has left until
+        now, up to `position`, for others to go on from there?"""
         if self._states is None:
-            return True
-        if sequence.stops is None:
-            return False
-        self._states.want(sequence.stops, position)
-        return True
+            return position - sequence.computed >= worth
+        stops = sequence.stops
+        return stops is not None and self._states.is_coming(
+            stops, sequence.computed, position, worth
+        )
 
     def _adopt(self, prefixes: PrefixCache, table: BlockTable, sequence: Sequence) -> int:
         if self._states is None:

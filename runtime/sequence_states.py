@@ -77,11 +77,20 @@ class SequenceStates:
                 last = position
         return stops
 
-    def want(self, stops: Stops, position: int) -> None:
-        """Others wait for what a sequence has at `position`, which it has not reached: a snapshot
-        is taken there, unless one is wanted anyway that is about as good."""
-        if not any(0 <= position - each < _STEP_PAYS * self._block_size for each in stops.ahead):
+    def is_coming(self, stops: Stops, computed: int, position: int, worth: int) -> bool:
+        """Will there be a snapshot up to `position` of a sequence that has `computed` tokens, which
+        saves `worth` more than its last one? If that is wanted nowhere yet, it is at `position`.
+        """
+
+        def pays(stop: int) -> bool:
+            return computed < stop <= position and stop - stops.last >= worth
+
+        if any(pays(each) for each in stops.ahead):
+            return True
+        if pays(position):
             insort(stops.ahead, position)
+            return True
+        return False
 
     def restore(self, table: BlockTable, stops: Stops) -> None:
         """Gives a sequence the states that it begins with; its table has the blocks that it shares,

@@ -68,6 +68,30 @@ def test_instructions_are_known_from_the_third_prompt_on(tmp_path: Path, kind: s
     assert again == (len(LONG) if "window" in KINDS[kind] else near_end)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_instructions_of_prompts_that_come_together_are_computed_once(
+    tmp_path: Path, kind: str
+) -> None:
+    engine = state_engine(tmp_path, kind, max_sequences=4)
+    prompts = [[*LONG, first, *LONG[:7]] for first in (50, 51, 52)] + [[*LONG, 50, 1]]
+    requests = [engine.submit(prompt, greedy()) for prompt in prompts]
+    while engine.step():
+        pass
+    for prompt, request in zip(prompts, requests, strict=True):
+        assert request.generated == said_after(kind, prompt, 2)
+    assert [each.sequence.reused for each in requests] == [0] + [len(LONG)] * 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_choices_of_one_request_share_their_prompt(tmp_path: Path, kind: str) -> None:
+    prompt = [*LONG, 50, 51]
+    engine = state_engine(tmp_path, kind, max_sequences=3)
+    outputs = engine.generate([prompt] * 3, greedy(5))
+    assert [each.token_ids for each in outputs] == [said_after(kind, prompt, 5)] * 3
+    near_end = (len(prompt) - BLOCK // 2) // BLOCK * BLOCK
+    assert engine.statistics.prefill_tokens == len(prompt) + 2 * (len(prompt) - near_end)
+
+
 def test_what_a_template_adds_at_the_end_of_a_prompt_does_not_matter(tmp_path: Path) -> None:
     """As with models that think: of the answer only a part stays in the next prompt."""
     engine = state_engine(tmp_path, "hybrid", max_sequences=1)
