@@ -13,18 +13,33 @@ from graphwright.ir.layout import RowView, row_axis, row_view
 from graphwright.ir.memory import results
 from graphwright.ir.program import Program
 
-__all__ = ["INPUTS", "RowCount", "experts_of_rows", "one_id_a_row", "row_count", "rows_of"]
+__all__ = [
+    "ADAPTER_INPUTS",
+    "INPUTS",
+    "RowCount",
+    "experts_of_rows",
+    "one_id_a_row",
+    "row_count",
+    "rows_of",
+]
 
 RowCount: TypeAlias = Literal["T", "R"]  # a step's tokens, or its sampled rows
 
 # What the host says of a step, by element type.
 INPUTS = {
-    "batch": "int32",  # [8]: tokens T, sequences B, block-table stride M, sampled rows R, zeros
+    # [8]: tokens T, sequences B, block-table stride M, sampled rows R, has any an adapter?, zeros
+    "batch": "int32",
     "tokens": "int64",  # [T]
     "positions": "int64",  # [T]
     "query_start": "int32",  # [B + 1]
     "block_table": "int32",  # [B * M]
     "sample_rows": "int32",  # [R]
+}
+
+# And where sequences choose adapters.
+ADAPTER_INPUTS = {
+    "adapters": "int64",  # [T]: the number of each token's, or how many there are for none
+    "row_adapters": "int64",  # [R]: of each sampled row's
 }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from graphwright.frontend.beside_weights import beside_weights
 from graphwright.frontend.capture import capture_with_weights
 from graphwright.frontend.checkpoint_files import CheckpointFiles, checkpoint_name, read_json
 from graphwright.frontend.lora import LoraAdapter
@@ -36,6 +37,7 @@ def capture_checkpoint(
     trust_remote_code: bool = False,
     max_context: int | None = None,
     lora: Sequence[Path] = (),
+    adapters: Mapping[str, Path] | None = None,
 ) -> Program:
     """Loads the decoder saved in `directory` (config.json and safetensors) and traces it.
 
@@ -43,6 +45,7 @@ def capture_checkpoint(
     the program has been compiled. Quantized ones become floats when they are loaded (methods.py).
     trust_remote_code runs Python code that lies in the directory; max_context as for
     `capture_module`. lora: directories of adapters that are merged into the weights, in order.
+    adapters: of those that stay beside them, by the names that requests will choose them by.
 
     Raises FrontendError, one sentence, for anything missing, damaged or not supported.
     """
@@ -64,9 +67,12 @@ def capture_checkpoint(
 
         for each in lora:
             LoraAdapter(each).merge_into(model, source)
-        return capture_with_weights(
-            model, source, name=checkpoint_name(directory), max_context=max_context
+        adapted, told = beside_weights(model, source, adapters or {})
+        program = capture_with_weights(
+            model, adapted, name=checkpoint_name(directory), max_context=max_context
         )
+        program.adapters = told
+        return program
 
 
 def _names_by_tensor(model: nn.Module) -> dict[int, list[str]]:

@@ -7,7 +7,7 @@ directory that holds no weights at all will do.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphwright.frontend.beside_weights import beside_weights
 from graphwright.frontend.capture import capture_with_weights
 from graphwright.frontend.checkpoint import known_config
 from graphwright.frontend.checkpoint_files import CheckpointFiles, checkpoint_name
@@ -58,8 +59,9 @@ def has_weights(directory: Path) -> bool:
 
 
 def capture_declared(
-    directory: str | Path, *, trust_remote_code: bool = False, max_context: int | None = None
-) -> Program:
+    directory: str | Path, *, trust_remote_code: bool = False, max_context: int | None = None,
+    adapters: Mapping[str, Path] | None = None,
+) -> Program:  # fmt: skip
     """As `capture_checkpoint`, for a program whose parameters are DeclaredTensors.
 
     Files of weights, if there are any, must be whole by their headers. What config.json promises
@@ -82,13 +84,16 @@ def capture_declared(
                 return DeclaredTensor(tuple(tensor.shape), tensor.dtype, origin)
             return ConstantTensor.of(tensor.clone(), origin)
 
-        return capture_with_weights(
+        adapted, told = beside_weights(model, source, adapters or {}, has_values=False)
+        program = capture_with_weights(
             model,
-            source,
+            adapted,
             name=checkpoint_name(directory),
             max_context=max_context,
             has_values=False,
         )
+        program.adapters = told
+        return program
 
 
 def _build(directory: Path, trust_remote_code: bool) -> nn.Module:

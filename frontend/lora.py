@@ -1,4 +1,5 @@
-"""LoRA adapters as PEFT saves them, merged into the weights that they were trained for.
+"""LoRA adapters as PEFT saves them, merged into the weights that they were trained for, or read as
+they are (frontend/beside_weights.py).
 
 W becomes W + scale · B·A (Hu et al., arXiv 2106.09685), or with DoRA (Liu et al., arXiv 2402.09353)
 m · (W + scale · B·A) / ‖W + scale · B·A‖, row by row. Nothing is loaded here: each weight is an
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from torch import nn
 from graphwright.frontend.capture import Source
 from graphwright.frontend.checkpoint_files import checkpoint_name, read_json, stored_tensors
 from graphwright.frontend.recorded_tensors import RecordedTensor
+from graphwright.ir.adapters import LowRank
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.weights import Expression, Weight
 
-__all__ = ["LoraAdapter", "record_of"]
+__all__ = ["LoraAdapter", "adapter_hash", "record_of"]
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -60,8 +62,52 @@ class LoraAdapter:
         where `source` gives the weight of each as it is. Raises FrontendError, also if the model
         has no place for a part of the adapter.
         """
-        wanted = {*(f"{name}.weight" for name in self._modules), *self._whole}
         found = dict(model.named_parameters(remove_duplicate=False))
+        for name in self._weights_of(found):
+            merged = self._merge(name, source(name, found[name]))
+            owner, _, attribute = name.rpartition(".")
+            parameter = nn.Parameter(RecordedTensor(merged), requires_grad=False)
+            setattr(model.get_submodule(owner), attribute, parameter)
+
+    def low_rank(self, model: nn.Module, source: Source | None) -> dict[str, tuple[LowRank, bool]]:
+        """What it changes of the weights of `model`, by their names, and whether each is stored
+        [in, out]. source: gives those as they are; None: what was saved whole is taken for them.
+        Raises FrontendError, also for what is no low-rank change of a linear's weight.
+        """
+        found = dict(model.named_parameters(remove_duplicate=False))
+        changes = {}
+        for name in self._weights_of(found):
+            own = source(name, found[name]) if source and name in self._whole else None
+            if own is not None and not self._is_copy(name, own):
+                raise self._only_merged(f"replaces '{name}' as a whole")
+            module = self._modules.get(name.removesuffix(".weight"))
+            if module is None or not name.endswith(".weight"):
+                continue
+            if module.magnitude is not None:
+                raise self._only_merged("is one of DoRA, which scales the sum of both weights")
+            if module.embedding:
+                raise self._only_merged(f"changes the table '{name}'")
+            self._check_fits(name, module, found[name].shape)
+            a, b = module.factors["A"], module.factors["B"]
+            scale = self._scale(name.removesuffix(".weight"), a.shape[0])
+            changes[name] = LowRank(a, b, scale), self._turned
+        return changes
+
+    def _is_copy(self, name: str, weight: Weight) -> bool:
+        """Is what was saved whole the model's own? PEFT saves tables and heads along with factors
+        for them."""
+        stored = self._replaced(name, weight)
+        return torch.equal(stored.load(), weight.load())
+
+    def _only_merged(self, what: str) -> FrontendError:
+        return FrontendError(
+            f"the adapter {self.directory} {what}: it cannot stay beside the weights to be chosen "
+            "by requests; merge it with --lora, into a file of its own."
+        )
+
+    def _weights_of(self, found: Mapping[str, nn.Parameter]) -> list[str]:
+        """The names of the weights that it changes, each one that a model has, and has once."""
+        wanted = {*(f"{name}.weight" for name in self._modules), *self._whole}
         left = sorted(wanted - set(found))
         if left:
             raise FrontendError(
@@ -69,16 +115,11 @@ class LoraAdapter:
                 f"weights that this model does not have, the first is '{left[0]}': it was trained "
                 "for another one."
             )
-        for name in sorted(wanted):
+        for name in wanted:
             self._check_alone(name, found)
-            merged = self._merge(name, source(name, found[name]))
-            owner, _, attribute = name.rpartition(".")
-            setattr(
-                model.get_submodule(owner), attribute,
-                nn.Parameter(RecordedTensor(merged), requires_grad=False),
-            )  # fmt: skip
+        return sorted(wanted)
 
-    def _check_alone(self, name: str, found: dict[str, nn.Parameter]) -> None:
+    def _check_alone(self, name: str, found: Mapping[str, nn.Parameter]) -> None:
         for other, parameter in found.items():
             if other != name and parameter is found[name]:
                 raise FrontendError(
@@ -131,20 +172,25 @@ class LoraAdapter:
         return alpha / (rank**0.5 if self._root else rank)
 
     def _merged(self, name: str, module: _Module, weight: Weight) -> Weight:
+        self._check_fits(name, module, weight.shape)
         a, b = module.factors["A"], module.factors["B"]
         turned = module.embedding or self._turned
-        shape = (b.shape[0], a.shape[-1])
-        fits = len(a.shape) == len(b.shape) == len(weight.shape) == 2 and b.shape[1] == a.shape[0]
-        if not fits or (shape[::-1] if turned else shape) != weight.shape:
-            raise FrontendError(
-                f"the adapter {self.directory} changes '{name}' by {list(b.shape)} times "
-                f"{list(a.shape)}, and the model has {list(weight.shape)} there."
-            )
         scale = self._scale(name, a.shape[0])
         return Expression.of(
             _merge, weight, a, b, module.magnitude, scale=scale, turned=turned,
             by_column=self._turned,
         )  # fmt: skip
+
+    def _check_fits(self, name: str, module: _Module, weight: tuple[int, ...]) -> None:
+        a, b = module.factors["A"].shape, module.factors["B"].shape
+        turned = module.embedding or self._turned
+        shape = (b[0], a[-1])
+        fits = len(a) == len(b) == len(weight) == 2 and b[1] == a[0]
+        if not fits or (shape[::-1] if turned else shape) != tuple(weight):
+            raise FrontendError(
+                f"the adapter {self.directory} changes '{name}' by {list(b)} times {list(a)}, and "
+                f"the model has {list(weight)} there."
+            )
 
     def _replaced(self, name: str, weight: Weight) -> Weight:
         stored = self._whole[name]
@@ -159,13 +205,16 @@ class LoraAdapter:
 def record_of(adapters: Iterable[Path]) -> str:
     """What an artifact keeps of the adapters it was merged with: names and hashes. Raises
     FrontendError for a directory that is none."""
-    parts = []
-    for directory in adapters:
-        _read_config(directory)
-        with (directory / _WEIGHTS).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        parts.append(f"{checkpoint_name(directory)}, sha256 {digest}")
-    return "; ".join(parts)
+    return "; ".join(
+        f"{checkpoint_name(directory)}, sha256 {adapter_hash(directory)}" for directory in adapters
+    )
+
+
+def adapter_hash(directory: Path) -> str:
+    """The SHA-256 of an adapter's weights. Raises FrontendError for a directory that is none."""
+    _read_config(directory)
+    with (directory / _WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _merge(

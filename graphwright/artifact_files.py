@@ -37,7 +37,8 @@ def write_artifact(compiled: Compiled, path: Path, on_packed: Callable[[int, int
             on_packed(done, total)
 
     slots = built.plan["kv"].get("slot_bytes", 0) > 0
-    with ArtifactWriter(path, variants=variants, slots=slots) as writer:
+    adapters = "adapters" in built.plan
+    with ArtifactWriter(path, variants=variants, slots=slots, adapters=adapters) as writer:
         for variant, each in zip(variants, code, strict=True):
             for name, content in each.files(variant):
                 writer.add(name, content)

@@ -29,9 +29,9 @@ class CompileOptions:
     docs/tuning.md. attention: a restriction of what attention sees, such as ``window(1024) |
     first(4)`` (None: what the model shows it); docs/attention.md. calibration: which tokens integer
     weights were rounded by (None: to nearest); docs/quantization.md. lora: which adapters were
-    merged into the weights (None: none). max_kl, bits, max_size: with the recipe ``auto`` one of
-    them, what the choice of schemes keeps to: nats a token that may be lost, bits of a weight in
-    the mean, or bytes of all weights.
+    merged into the weights, adapters: which stay beside them (None: none). max_kl, bits, max_size:
+    with the recipe ``auto`` one of them, what the choice of schemes keeps to: nats a token that may
+    be lost, bits of a weight in the mean, or bytes of all weights.
     """
 
     quant: str = "f32"
@@ -44,6 +44,7 @@ class CompileOptions:
     tune: float | None = None
     calibration: str | None = None
     lora: str | None = None
+    adapters: str | None = None
     attention: str | None = None
     max_kl: float | None = None
     bits: float | None = None

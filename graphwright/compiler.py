@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphwright.adapter_arguments import adapters_of, named_adapters
 from graphwright.calibration_tokens import (
     CALIBRATION_TOKENS,
     CalibrationSource,
@@ -103,6 +104,7 @@ def compile(
     max_size: int | None = None,
     example_tokens: torch.Tensor | None = None,
     lora: str | Path | Sequence[str | Path] = (),
+    adapters: Mapping[str, str | Path] | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Compiled:
@@ -119,7 +121,8 @@ def compile(
     weight, or with all weights in `max_size` bytes, by tokens as `calibration` gives them, or by
     some that the model writes (docs/quantization.md).
     `lora`: adapters for a checkpoint, directories or names on the Hub, merged into its weights in
-    this order. The other options are those of `CompileOptions`.
+    this order. `adapters`: those that stay beside the weights, by the names that requests choose
+    them by (docs/adapters.md). The other options are those of `CompileOptions`.
     Raises FrontendError, PassError or BackendError: a model is compiled right or refused.
     """
     with without_collection():
@@ -136,9 +139,12 @@ def compile(
         quant, target, chunk, check, context, kv_cache_dtype, dtype, tune,
         attention=attention, max_kl=max_kl, bits=bits, max_size=max_size,
     )  # fmt: skip
-    adapters = _adapters(lora, model)
-    if adapters:
-        options = replace(options, lora=record_of(adapters))
+    merge, beside = adapters_of(lora, model), named_adapters(adapters or {}, model)
+    if merge:
+        options = replace(options, lora=record_of(merge))
+    if beside:
+        told = (f"{name}={record_of([directory])}" for name, directory in beside.items())
+        options = replace(options, adapters="; ".join(told))
     stages = Stages(progress or Progress())
     check_budget(tune)
     with without_collection():
@@ -146,7 +152,7 @@ def compile(
     with without_collection():
         calibrating = open_tokens(calibration, calibration_tokens, model, options)
     prepared = prepare(
-        lambda: _capture(model, example_tokens, trust_remote_code, context, adapters, notes),
+        lambda: _capture(model, example_tokens, trust_remote_code, context, merge, beside, notes),
         options, generator.decode_tokens, stages, calibrating, rounds=calibration is not None,
     )  # fmt: skip
     program = prepared.program
@@ -165,24 +171,13 @@ def compile(
     )  # fmt: skip
 
 
-def _adapters(lora: str | Path | Sequence[str | Path], model: object) -> list[Path]:
-    """Where the adapters for `model` lie. Raises FrontendError for a model that takes none."""
-    asked = [lora] if isinstance(lora, (str, Path)) else list(lora)
-    path = Path(model) if isinstance(model, (str, Path)) else None
-    if asked and (path is None or path.suffix == ".onnx" or gguf_file(path) is not None):
-        raise FrontendError(
-            "adapters are merged into the weights of a checkpoint directory, not into an ONNX or "
-            "GGUF file or a module."
-        )
-    return [local_model(each, code=False) for each in asked]
-
-
 def _capture(
     model: str | Path | torch.nn.Module,
     example_tokens: torch.Tensor | None,
     trust: bool,
     context: int | None,
-    adapters: Sequence[Path],
+    lora: Sequence[Path],
+    adapters: Mapping[str, Path],
     notes: list[str],
 ) -> tuple[Program, dict[str, bytes]]:
     from graphwright.frontend.capture import capture_module
@@ -197,7 +192,7 @@ def _capture(
             program, folder = capture_onnx_file(path, context), path.parent
         else:
             program = capture_checkpoint(
-                path, trust_remote_code=trust, max_context=context, lora=adapters
+                path, trust_remote_code=trust, max_context=context, lora=lora, adapters=adapters
             )
             folder = path
         found = [folder / name for name in _COPIED]

@@ -52,17 +52,25 @@ def golden_tokens(program: Program) -> dict[str, Any]:
     """One prefill of a fixed pseudo-random prompt through the reference.
 
     Returns {"prompt": ids, "greedy": the most likely next id after each position, "top": its logit,
-    "gap": its lead over the second}. A position whose gap is small need not agree elsewhere.
+    "gap": its lead over the second}, and the last three of each adapter by its name in "adapters",
+    where there are any. A position whose gap is small need not agree elsewhere.
     """
     length = min(GOLDEN_LENGTH, program.info.max_context or GOLDEN_LENGTH)
     vocab = program.info.vocab_size
     prompt = [(7919 * (i + 1) + 13) % vocab for i in range(length)]
-    cache = PagedCache(program, num_blocks=1)
-    inputs = cache.inputs([(cache.start(), torch.tensor(prompt))])
-    logits = run_program(program, inputs, _Ahead(program))
+    choices: list[int | None] = [None, *range(len(program.adapters))]
+    cache = PagedCache(program, num_blocks=len(choices))
+    batch = [(cache.start(), torch.tensor(prompt)) for _ in choices]
+    logits = run_program(program, cache.inputs(batch, adapters=choices), _Ahead(program))
+    base, *adapted = (_greedy(part) for part in logits.split(length))
+    names = [each.name for each in program.adapters]
+    extra = {"adapters": dict(zip(names, adapted, strict=True))} if names else {}
+    return {"prompt": prompt, **base, **extra}
+
+
+def _greedy(logits: torch.Tensor) -> dict[str, list[float]]:
     top = logits.topk(2, dim=-1)
     return {
-        "prompt": prompt,
         "greedy": top.indices[:, 0].tolist(),
         "top": [round(value, 5) for value in top.values[:, 0].tolist()],
         "gap": [round(value, 5) for value in (top.values[:, 0] - top.values[:, 1]).tolist()],

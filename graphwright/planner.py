@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphwright.adapter_arguments import named_adapters
 from graphwright.compile_options import CompileOptions, Progress
 from graphwright.gguf_input import capture_gguf_file, gguf_file
 from graphwright.ir.errors import PassError
@@ -33,6 +35,7 @@ def plan_model(
     model: str | Path | torch.nn.Module,
     options: CompileOptions,
     *,
+    adapters: Mapping[str, str | Path] | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> PlannedModel:
@@ -41,6 +44,7 @@ def plan_model(
 
     The same passes run and the same backend lays out memory, but no weight is loaded, nothing is
     compared by numbers, and no code is made: refusals that need any of that are `compile`'s.
+    adapters: as for `compile`.
     Raises FrontendError, PassError or BackendError.
     """
     with without_collection():
@@ -54,9 +58,10 @@ def plan_model(
         )
     with without_collection():
         generator = code_generator(options.target, options.dtype)
+    beside = named_adapters(adapters or {}, model)
     if isinstance(model, (str, Path)):
         model = local_model(model, code=trust_remote_code, weights=False)
-    capture, has_weights = _capture(model, options.context, trust_remote_code)
+    capture, has_weights = _capture(model, options.context, trust_remote_code, beside)
     stages = Stages(progress or Progress())
     prepared = prepare(capture, options, generator.decode_tokens, stages)
     with stages.stage("plan"), without_collection():
@@ -65,7 +70,7 @@ def plan_model(
 
 
 def _capture(
-    model: Path | torch.nn.Module, context: int | None, trust: bool
+    model: Path | torch.nn.Module, context: int | None, trust: bool, adapters: Mapping[str, Path]
 ) -> tuple[Capture, bool]:
     """How `model` is captured, and whether it has weights."""
     from graphwright.frontend.capture import capture_with_weights
@@ -90,5 +95,7 @@ def _capture(
     if model.suffix == ".onnx":
         return lambda: (capture_onnx_file(model, context, has_values=False), {}), True
     return lambda: (
-        capture_declared(model, trust_remote_code=trust, max_context=context), {}
+        capture_declared(
+            model, trust_remote_code=trust, max_context=context, adapters=adapters
+        ), {},
     ), has_weights(model)  # fmt: skip

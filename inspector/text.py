@@ -36,6 +36,22 @@ def _mb(size: float) -> str:
     return f"{size / 1e6:.2f} MB"
 
 
+def _adapters(plan: dict[str, Any]) -> list[str]:
+    """Of those that requests may choose: their bytes, and of each where it is from."""
+    found = plan.get("adapters")
+    if found is None:
+        return []
+    lines = [f"adapters     {len(found['entries'])}, {_mb(found['bytes'])} of the weights"]
+    for each in found["entries"]:
+        low, high = each["ranks"]
+        ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
+        lines.append(
+            f"             {each['name']}, of {each['source']}: {ranks}, {each['modules']} "
+            f"weights, sha256 {each['sha256']}"
+        )
+    return lines
+
+
 def summary(artifact: Readable) -> str:
     """What it is, for which machine, how large, what is inside."""
     manifest, plan = read_json(artifact, "manifest.json"), read_json(artifact, "plan.json")
@@ -58,6 +74,7 @@ def summary(artifact: Readable) -> str:
         *code,
         f"quant        {options.get('quant', '?')}{_chosen(artifact)}{rounded}",
         *([f"lora         {options['lora']}"] if options.get("lora") else []),
+        *_adapters(plan),
         *([f"attention    {options['attention']}"] if options.get("attention") else []),
         f"vocabulary   {plan['vocab_size']}",
         f"max context  {'not stated by the model' if context is None else context}",

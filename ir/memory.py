@@ -1,7 +1,8 @@
 """Where values lie: buffers in one arena; shared by the planner, its verifier and the backends.
 
 A *step* is a node that runs code: a gw op or a region. Its results are buffers, named after the
-node (`node.0`, `node.1` when there are several); row views and getitem have none of their own.
+node (`node.0`, `node.1` when there are several); row views and getitem have none of their own, and
+a step that works *in place* has that of what it adds to.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from graphwright.ir.int8_results import integer_reader
 from graphwright.ir.layout import RowView, is_view, row_axis, row_size, row_view
 
 __all__ = ["ALIGNMENT", "ATTENTION_CHUNK", "ATTENTION_SEGMENTS", "Buffer", "MemoryPlan", "Scratch",
-           "SHORT_ROW", "align", "buffer_name", "candidate_words", "memory_table", "operands",
-           "result_of", "results", "scratch", "steps"]  # fmt: skip
+           "SHORT_ROW", "align", "buffer_name", "candidate_words", "in_place", "memory_table",
+           "operands", "result_of", "results", "scratch", "steps"]  # fmt: skip
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 ATTENTION_SEGMENTS = 8  # parts that the keys of a decoding token may be cut into
@@ -98,7 +99,28 @@ def results(step: fx.Node) -> dict[str, torch.Tensor]:
     value = step.meta["val"]
     if isinstance(value, (tuple, list)):
         return {f"{step.name}.{i}": item for i, item in enumerate(value)}
-    return {step.name: value}
+    return {buffer_name(step): value}
+
+
+def in_place(step: fx.Node) -> fx.Node | None:
+    """The step in whose result this one writes its own: the product that an adapter's product is
+    added to, where nothing else reads it."""
+    gw = torch.ops.gw
+    if step.target is not gw.routed_linear.default or len(step.args) < 5:
+        return None
+    residual: Any = step.args[4]
+    view = row_view(residual) if isinstance(residual, fx.Node) else None
+    if view is None or not step.kwargs.get("optional"):
+        return None
+    base = view.base
+    product = base.target in (gw.linear.default, gw.quantized_linear.default) or in_place(base)
+    whole = view.dense and view.row_size == row_size(base.meta["val"])
+    node = residual
+    alone = len(node.users) == 1
+    while node is not base:
+        node = node.args[0]
+        alone &= len(node.users) == 1
+    return base if product and whole and alone else None
 
 
 def buffer_name(base: fx.Node) -> str:
@@ -107,7 +129,8 @@ def buffer_name(base: fx.Node) -> str:
         source, index = base.args
         assert isinstance(source, fx.Node)
         return f"{source.name}.{index}"
-    return base.name
+    source = in_place(base)
+    return base.name if source is None else buffer_name(source)
 
 
 def result_of(graph: fx.Graph) -> str:

@@ -36,6 +36,7 @@ class PagedCache:
         self.block_size = block_size
         recurrent = any(isinstance(state, RecurrentState) for state in program.states)
         self._num_blocks = num_blocks
+        self._adapters = len(program.adapters)
         self._slots = min(slots, num_blocks) if recurrent else num_blocks
         self._sequences: dict[int, _Sequence] = {}
         self._first, self._free = list(range(self._slots)), list(range(self._slots, num_blocks))
@@ -64,11 +65,15 @@ class PagedCache:
         return self._sequences[number].length
 
     def inputs(
-        self, batch: Sequence[tuple[int, torch.Tensor]], rows: Sequence[int] | None = None
+        self,
+        batch: Sequence[tuple[int, torch.Tensor]],
+        rows: Sequence[int] | None = None,
+        adapters: Sequence[int | None] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Every input of a step that appends tokens (int64 [n]) to sequences; claims their blocks.
 
         rows: the tokens of the step whose logits are wanted, counted through the batch; None: all.
+        adapters: which one each sequence of the batch has chosen, if the program has any.
         """
         positions = []
         for number, tokens in batch:
@@ -87,8 +92,20 @@ class PagedCache:
                 [table + [0] * (width - len(table)) for table in tables], dtype=torch.int32
             ),
             "sample_rows": torch.tensor(list(wanted), dtype=torch.int32),
+            **self._adapter_inputs(counts, list(wanted), adapters),
             **self._tensors,
         }
+
+    def _adapter_inputs(
+        self, counts: list[int], rows: list[int], adapters: Sequence[int | None] | None
+    ) -> dict[str, torch.Tensor]:
+        if not self._adapters:
+            return {}
+        chosen = [
+            self._adapters if each is None else each for each in adapters or [None] * len(counts)
+        ]
+        tokens = torch.tensor(chosen).repeat_interleave(torch.tensor(counts))[:, None]
+        return {"adapters": tokens, "row_adapters": tokens[rows]}
 
     def _grow(self, number: int, length: int) -> None:
         sequence = self._sequences[number]

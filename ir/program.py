@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
+from graphwright.ir.adapters import Adapter
 from graphwright.ir.inference import Inference
 from graphwright.ir.memory import MemoryPlan
 from graphwright.ir.scheme_choice import SchemeChoice
@@ -67,6 +68,9 @@ class Program:
     Placeholders: `tokens` and `positions`, int64 [T], for the T tokens of this step. From the
     cached level on also `query_start` int32 [B+1], `block_table` int32 [B, M], `sample_rows` int32
     [R], and the tensors of each state. The result is logits [T, vocab], from there on [R, vocab].
+    Where there are `adapters` and they are attached: `adapters` int64 [T, 1] and perhaps
+    `row_adapters` int64 [R, 1], the number of each token's and sampled row's, or how many there are
+    for none.
 
     Weights are `get_attr` nodes whose target is a name in `weights`. Every node has `meta["val"]`,
     a fake tensor; `dims` names the symbolic sizes ("T", "B1", "M", "R", ...) by their symbol.
@@ -82,6 +86,7 @@ class Program:
     log: list[PassRecord] = field(default_factory=list)
     plans: dict[str, MemoryPlan] = field(default_factory=dict)  # by entry, from level PLANNED on
     choice: SchemeChoice | None = None  # where the schemes of weights were left to the compiler
+    adapters: tuple[Adapter, ...] = ()  # of which a sequence may choose one
     _inference: Inference = field(default_factory=Inference, repr=False)
 
     @property
@@ -215,6 +220,7 @@ class Program:
             log=list(self.log),
             plans=dict(self.plans),
             choice=self.choice,
+            adapters=self.adapters,
             _inference=self._inference,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from graphwright.passes.attach_adapters import AttachAdapters
 from graphwright.passes.base import Pass
 from graphwright.passes.calibration import Calibration
 from graphwright.passes.canonicalize_ops import CanonicalizeOps
@@ -66,7 +67,8 @@ class PipelineOptions:
 # Few phases, each one pass over memory. Gates come before merging, which leaves a linear alone that
 # feeds an activation and no gate: that is its epilogue. A residual is added in a linear's epilogue
 # where it can be (the norm then reads one tensor); only sums that are left, as behind a norm of the
-# linear's result, join the norm.
+# linear's result, join the norm. Adapters are attached to merged products, and before there are
+# epilogues: what they add joins the sum of the linear.
 _FUSE: tuple[Pass, ...] = (
     FoldScales(),
     ReorderProjections(),
@@ -74,6 +76,7 @@ _FUSE: tuple[Pass, ...] = (
     FuseLayerNorm(),
     FuseGatedActivation(),
     MergeProjections(),
+    AttachAdapters(),
     FuseLinear(),
     FuseResidualNorm(),
     FuseEmbedding(),

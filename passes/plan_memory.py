@@ -73,7 +73,8 @@ def _lifetimes(graph: fx.Graph, tokens: int) -> list[Lifetime]:
                 last[buffer_name(view.base)] = number
         for name, value in results(step).items():
             sizes[name] = tokens * _row_bytes(step, value)
-            first[name] = last[name] = number
+            first.setdefault(name, number)  # there already, where the step works in place
+            last[name] = number
         for need in scratch(step, tokens):
             sizes[need.name] = tokens * need.row_bytes
             first.setdefault(need.name, number)

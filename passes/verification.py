@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from graphwright.ir import Level, PassError, Program
-from graphwright.ir.interpreter import Interpreter, WeightCache
+from graphwright.ir.interpreter import Interpreter, WeightCache, WeightSource
 from graphwright.ir.paging import PagedCache
 from graphwright.ir.tolerance import TOLERANCES, error_ratio
+from graphwright.passes.adapter_probes import AdaptedWeights, batches, dealt_adapters
 from graphwright.passes.base import Exactness
 
 __all__ = [
@@ -109,13 +110,27 @@ class NumericCheck:
             torch.randint(program.info.vocab_size, (sum(counts),), generator=generator)
             for counts in zip(*steps, strict=True)
         ]
-        if program.level < Level.CACHED:
-            return [self._stateless(interpreter, tokens) for tokens in sequences if len(tokens)]
-        return self._cached(program, interpreter, sequences, steps)
+        found = []
+        for adapters in dealt_adapters(program, len(sequences)):
+            if program.level < Level.CACHED:
+                found += [
+                    self._stateless(interpreter, tokens, adapter)
+                    for tokens, adapter in zip(sequences, adapters, strict=True)
+                    if len(tokens)
+                ]
+            else:
+                found += self._cached(program, interpreter, sequences, steps, adapters)
+        return found
 
-    def _stateless(self, interpreter: Interpreter, tokens: torch.Tensor) -> torch.Tensor:
+    def _stateless(
+        self, interpreter: Interpreter, tokens: torch.Tensor, adapter: int | None
+    ) -> torch.Tensor:
         inputs = {"tokens": tokens, "positions": torch.arange(len(tokens))}
-        return interpreter.run(inputs, self._weights)
+        return interpreter.run(inputs, self._source(adapter))
+
+    def _source(self, adapter: int | None) -> WeightSource:
+        """Weights as an adapter changes them, for a program that it is not attached to yet."""
+        return self._weights if adapter is None else AdaptedWeights(self._weights, adapter)
 
     def _cached(
         self,
@@ -123,20 +138,24 @@ class NumericCheck:
         interpreter: Interpreter,
         sequences: Sequence[torch.Tensor],
         steps: Sequence[Sequence[int]],
+        adapters: Sequence[int | None],
     ) -> list[torch.Tensor]:
-        """Logits of every token, asked for from the last of each step to the first."""
+        """Logits of every token, asked for from the last of each step to the first. Sequences of
+        different adapters are in one step if these are attached."""
         cache = PagedCache(program, slots=len(sequences))
         numbers = [cache.start() for _ in sequences]
         parts: list[list[torch.Tensor]] = [[] for _ in sequences]
         inputs = {node.target for node in program.graph.nodes if node.op == "placeholder"}
-        for counts in steps:
-            members = [i for i, count in enumerate(counts) if count]
+        attached = "adapters" in inputs or "row_adapters" in inputs
+        for counts, members in batches(steps, None if attached else adapters):
             batch = []
             for i in members:
                 begin = cache.length(numbers[i])
                 batch.append((numbers[i], sequences[i][begin : begin + counts[i]]))
-            rows = range(sum(counts))[::-1]
-            logits = interpreter.run(cache.inputs(batch, rows), self._weights)
+            rows = range(sum(counts[i] for i in members))[::-1]
+            chosen = [adapters[i] for i in members]
+            source = self._source(None if attached else chosen[0])
+            logits = interpreter.run(cache.inputs(batch, rows, chosen), source)
             if "sample_rows" in inputs:
                 logits = logits.flip(0)
             split = logits.split([counts[i] for i in members])

@@ -14,6 +14,7 @@ from graphwright.ir.memory import (
     Buffer,
     MemoryPlan,
     buffer_name,
+    in_place,
     operands,
     result_of,
     results,
@@ -29,7 +30,8 @@ def verify_plan(graph: fx.Graph, plan: MemoryPlan) -> None:
 
     * writes every value into its own aligned place inside the arena, large enough for its rows;
     * reads every value while its place still holds all of it;
-    * never writes over what the same step reads;
+    * never writes over what the same step reads, unless it works in place, and then nobody reads
+      what was there before;
     * and the arena ends where the last buffer ends.
     """
     _check_places(plan)
@@ -37,8 +39,11 @@ def verify_plan(graph: fx.Graph, plan: MemoryPlan) -> None:
     arena = _Arena(plan)
     logits = result_of(graph)
     used: set[str] = set()
+    changed: set[fx.Node] = set()
     for step in steps(graph):
-        reads = _reads(step, logits)
+        reads = _reads(step, logits, changed)
+        source = in_place(step)
+        changed |= {source} if source is not None else set()
         written = {
             name: (value.dtype.itemsize * row_size(value)) for name, value in results(step).items()
         }
@@ -58,6 +63,8 @@ def verify_plan(graph: fx.Graph, plan: MemoryPlan) -> None:
         for name, row_bytes in written.items():
             _check_size(step, places[name], row_bytes * plan.max_tokens)
             for other in (*reads, *(each for each in written if each != name)):
+                if other == name and source is not None:
+                    continue
                 _check_apart(step, places[name], places[other])
         for name in written:
             arena.write(places[name])
@@ -95,7 +102,7 @@ class _Arena:
             )
 
 
-def _reads(step: fx.Node, logits: str) -> list[str]:
+def _reads(step: fx.Node, logits: str, changed: set[fx.Node]) -> list[str]:
     """Buffers of the arena that a step reads, each view checked to lie inside its base's rows."""
     names = []
     for node, view in zip(_row_inputs(step), operands(step), strict=True):
@@ -104,6 +111,10 @@ def _reads(step: fx.Node, logits: str) -> list[str]:
             raise PassError(
                 f"step '{step.name}' reads '{node.name}', elements {view.offset}.."
                 f"{view.offset + view.row_size} of '{view.base.name}', whose rows have {whole}."
+            )
+        if view.base in changed:
+            raise PassError(
+                f"step '{step.name}' reads '{view.base.name}', to which a step before it has added."
             )
         if view.base.op != "placeholder" and buffer_name(view.base) != logits:
             names.append(buffer_name(view.base))

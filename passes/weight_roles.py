@@ -24,7 +24,8 @@ def _role_of(node: fx.Node, heads: set[fx.Node]) -> Role | None:
         return "embedding"
     if node.target is gw.linear.default:
         return "head" if node in heads else "linear"
-    return "experts" if node.target is gw.routed_linear.default else None
+    routed = node.target is gw.routed_linear.default and not node.kwargs.get("optional")
+    return "experts" if routed else None  # adapters are kept as they are
 
 
 def weight_argument(role: Role) -> int:

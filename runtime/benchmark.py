@@ -74,6 +74,8 @@ def measure(
             on_progress(repetition + 1, repetitions + 1)
     ttft, decode = median(firsts), median(rates)
     bytes_per_token = engine.plan.weight_bytes_per_token
+    if engine.adapter is None:
+        bytes_per_token -= engine.plan.adapter_bytes_per_token
     guesses = engine.statistics.speculation()
     return BenchmarkResult(
         prefill_tps=round(prompt_length / ttft, 2),

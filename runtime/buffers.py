@@ -30,7 +30,10 @@ def planned_bytes(
         "kv": sum(plan.kv_bytes(max_sequences, plan.pool_of(max_sequences, blocks_each)))
         + snapshots * plan.snapshot_bytes,
         "logits": rows * plan.vocab_size * 4,
-        "batch": 32 + 16 * tokens + 4 * (max_sequences + 1 + max_sequences * blocks_each + rows),
+        "batch": 32
+        + 16 * tokens
+        + 4 * (max_sequences + 1 + max_sequences * blocks_each + rows)
+        + (8 * (tokens + rows) if plan.adapters else 0),
     }
 
 
@@ -65,6 +68,8 @@ def allocate_buffers(
         arena=memory.allocate("arena", plan.arena_bytes),
         weights=weights,
         kv=memory.allocate("kv", slots + blocks + snapshots * plan.snapshot_bytes)[slots:],
+        adapters=memory.allocate("batch", tokens, np.int64) if plan.adapters else None,
+        row_adapters=memory.allocate("batch", rows, np.int64) if plan.adapters else None,
     )
 
 

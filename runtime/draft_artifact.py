@@ -68,6 +68,11 @@ def check_goes_back(draft: Artifact, plan: Plan) -> None:
             f"the draft {draft.path} is for GPUs, and a draft runs on CPUs beside its model. "
             "Compile it for one: --target host."
         )
+    if plan.adapters:
+        raise RequestError(
+            f"the draft {draft.path} has adapters ({', '.join(plan.adapters)}), which no request "
+            "could choose of it. Give one that was compiled without --adapter."
+        )
     if not plan.goes_back:
         raise RequestError(
             f"the draft {draft.path} cannot take back what it guessed wrong: it has recurrent or "

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graphwright.runtime.adapters import adapter_number, adapter_of_each
 from graphwright.runtime.artifact import Artifact
 from graphwright.runtime.cuda.program import LAUNCHES
 from graphwright.runtime.dlpack import DeviceTensor, Exporter, is_on_gpu
@@ -54,8 +55,9 @@ class Engine:
     tokens guess, and tokens are drawn by another rule then (runtime/race.py), whatever it guesses;
     'lookup:3' and 'draft:FILE:3' guess at most three at a time. Only on CPUs, and not for models
     with states. batch_invariant: what a sequence computes is bit for bit what it computes alone,
-    whatever runs beside it (docs/server.md); on CPUs, for integer weights. library, draft_library:
-    instead of the artifacts' compiled code (tests).
+    whatever runs beside it (docs/server.md); on CPUs, for integer weights. adapter: the name of the
+    one of the file's adapters that requests get which name none (docs/adapters.md). library,
+    draft_library: instead of the artifacts' compiled code (tests).
 
     memory: what it has allocated, by the plan. draft: the model that guesses, with a memory of its
     own; None without one.
@@ -76,6 +78,7 @@ class Engine:
         snapshots: int | None = None,
         speculate: str | None = None,
         batch_invariant: bool = False,
+        adapter: str | None = None,
         library: StepLibrary | None = None,
         draft_library: StepLibrary | None = None,
     ) -> None:
@@ -86,6 +89,8 @@ class Engine:
         self.plan = Plan.from_json(artifact.json("plan.json"))
         self.context = self.plan.context_for(context)
         self.max_sequences = max_sequences = self.plan.sequences_for(max_sequences)
+        self.adapter = adapter
+        adapter_number(self.plan, adapter)
         self.threads, pinned = choose_threads(threads), choose_affinity(affinity)
         self.tokenizer = read_tokenizer(artifact)
         self.generation_config = _generation_config(artifact)
@@ -122,8 +127,9 @@ class Engine:
         speculator = make_speculator(speculate, self.plan, self._library, setup.open)
         self.draft = speculator.draft if isinstance(speculator, DraftSpeculator) else None
         self._stepper = Stepper(
-            self._library, self._scheduler, self._buffers, parts.blocks_each, speculator
-        )
+            self._library, self._scheduler, self._buffers, parts.blocks_each, speculator,
+            len(self.plan.adapters),
+        )  # fmt: skip
         self.statistics = self._stepper.statistics
         self.load_seconds = time.perf_counter() - start
 
@@ -132,20 +138,24 @@ class Engine:
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapter: str | Sequence[str | None] | None = None,
         on_piece: Callable[[int, Piece], None] | None = None,
         return_logits: bool = False,
     ) -> list[Output]:
         """Completes all prompts (texts, token ids, or ids in a tensor on the GPU), together; one
         Output each, in order.
 
-        params: one for all, or one each. on_piece(prompt number, piece) is called as text appears.
+        params: one for all, or one each. adapter: the name of one of the file's adapters, for all
+        or for each, None for the engine's. on_piece(prompt number, piece) is called as text
+        appears.
         """
         each = list(params) if isinstance(params, Sequence) else [params] * len(prompts)
         if len(each) != len(prompts):
             raise RequestError(f"{len(prompts)} prompts came with {len(each)} SamplingParams.")
+        names = adapter_of_each(adapter, len(prompts))
         requests = [
-            self._request(prompt, chosen, return_logits)
-            for prompt, chosen in zip(prompts, each, strict=True)
+            self._request(prompt, chosen, return_logits, name)
+            for prompt, chosen, name in zip(prompts, each, names, strict=True)
         ]
         try:
             for request in requests:
@@ -162,10 +172,10 @@ class Engine:
         return [request.output() for request in requests]
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None
+        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> Generator[Piece, None, None]:
         """Completes one prompt, piece by piece. Closing the iterator early cancels the request."""
-        request = self.submit(prompt, params)
+        request = self.submit(prompt, params, adapter=adapter)
         try:
             while True:
                 yield from request.take_pieces()
@@ -175,9 +185,11 @@ class Engine:
         finally:
             self.cancel(request)
 
-    def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> Request:
+    def submit(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> Request:
         """Queues a prompt; `step` moves it on. Raises RequestError for a prompt that cannot run."""
-        request = self._request(prompt, params, keep_logits=False)
+        request = self._request(prompt, params, False, adapter)
         self._stepper.add(request)
         return request
 
@@ -199,14 +211,15 @@ class Engine:
         return self._library
 
     def prefill_logits(
-        self, token_ids: Sequence[int], *, fetch: bool = True
+        self, token_ids: Sequence[int], *, fetch: bool = True, adapter: str | None = None
     ) -> Generator[tuple[int, NDArray[np.float32]], None, None]:
         """(position of the first row, logits float32 [n, V]) over all positions, chunk by chunk.
 
         The rows are overwritten by the next step. Other requests must not be running. Without
         `fetch` a GPU's rows stay where they are.
         """
-        sequence = TokenSequence(self._checked(token_ids, room=0), every_row=True)
+        number = adapter_number(self.plan, adapter or self.adapter)
+        sequence = TokenSequence(self._checked(token_ids, room=0), every_row=True, adapter=number)
         self._stepper.drop_ended()
         assert not self._scheduler.running, "prefill_logits while other requests are running"
         self._scheduler.add(sequence)
@@ -218,9 +231,12 @@ class Engine:
         finally:
             self._scheduler.remove(sequence)
 
-    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    def logits(
+        self, token_ids: Sequence[int], *, adapter: str | None = None
+    ) -> NDArray[np.float32]:
         """Logits float32 [T, V] at every position of `token_ids`."""
-        return np.concatenate([rows.copy() for _, rows in self.prefill_logits(token_ids)])
+        found = self.prefill_logits(token_ids, adapter=adapter)
+        return np.concatenate([rows.copy() for _, rows in found])
 
     def device_logits(self, token_ids: Exporter) -> DeviceTensor:
         """As `logits`, from token ids in a tensor on the GPU to a tensor there, for
@@ -238,7 +254,9 @@ class Engine:
             raise RequestError("token ids on a GPU need an artifact for GPUs; this one is not.")
         return self._library
 
-    def _request(self, prompt: Prompt, params: SamplingParams | None, keep_logits: bool) -> Request:
+    def _request(
+        self, prompt: Prompt, params: SamplingParams | None, keep_logits: bool, adapter: str | None
+    ) -> Request:
         sampling = (params or SamplingParams()).resolve(self.generation_config)
         if isinstance(prompt, str):
             if self.tokenizer is None:
@@ -257,6 +275,7 @@ class Engine:
             keep_logits=keep_logits,
             changes=self._changes(sampling),
             races=self.draft is not None,
+            adapter=adapter_number(self.plan, adapter or self.adapter),
         )
 
     def _changes(self, sampling: Sampling) -> LogitChanges | None:

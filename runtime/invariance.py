@@ -33,6 +33,11 @@ def _reason(
         )
     if speculate is not None:
         return "with guessed tokens: a step of several rounds otherwise; leave speculate out"
+    if plan.adapters:
+        return (
+            f"with adapters ({', '.join(plan.adapters)}), which stay floats: such a product is "
+            "rounded by how many rows a step has; compile without --adapter"
+        )
     if plan.float_products is None:
         return (
             "by this artifact, as an older graphwright compiled it and did not say which weights "

@@ -88,7 +88,8 @@ class BlockTable:
         self._count = 0
         self._kept, self.dropped = 0, 0  # entries from the one to the other hold no blocks any more
         self.known = 0  # of the blocks, from the first on: their content has been kept
-        self.prefix = 0  # the number of what they hold, in runtime/prefix_cache.py
+        # the number of what they hold, in runtime/prefix_cache.py; below 0 where an adapter begins
+        self.prefix = 0
 
     @property
     def blocks(self) -> NDArray[np.int32]:

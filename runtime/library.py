@@ -27,10 +27,12 @@ _COMPILE_AGAIN = "If another version of graphwright wrote it, compile the model 
 class StepBuffers:
     """Everything a step reads and writes, allocated once, in the order of an entry's arguments.
 
-    batch int32 [8]: T tokens, B sequences, M block-table entries a sequence, R sampled rows, zeros.
+    batch int32 [8]: T tokens, B sequences, M block-table entries a sequence, R sampled rows, has
+    any token an adapter?, zeros.
     tokens, positions int64 [>= T]; query_start int32 [>= B + 1]; block_table int32 [>= B * M];
     sample_rows int32 [>= R]; logits float32 [>= R, V]; arena, weights, kv: bytes. In front of kv
-    lie the slots of recurrent states, slot 0 last.
+    lie the slots of recurrent states, slot 0 last. Where sequences choose adapters: adapters int64
+    [>= T], row_adapters int64 [>= R].
     """
 
     batch: NDArray[np.int32]
@@ -43,10 +45,13 @@ class StepBuffers:
     arena: NDArray[np.uint8]
     weights: NDArray[np.uint8]
     kv: NDArray[np.uint8]
+    adapters: NDArray[np.int64] | None = None
+    row_adapters: NDArray[np.int64] | None = None
 
     def arrays(self) -> list[NDArray[Any]]:
-        """The buffers in argument order."""
-        return [getattr(self, each.name) for each in fields(self)]
+        """The buffers in argument order, those that there are."""
+        every = (getattr(self, each.name) for each in fields(self))
+        return [each for each in every if each is not None]
 
 
 class StepLibrary(Protocol):
@@ -162,10 +167,12 @@ class NativeLibrary:
 
     def _bind(self, buffers: StepBuffers) -> None:
         arrays = buffers.arrays()
-        for name, array in zip((each.name for each in fields(buffers)), arrays, strict=True):
+        for name, array in zip((each.name for each in fields(buffers)), arrays, strict=False):
             # Compiled vector loads trust this; a wrong address would end the process.
             assert is_aligned(array), f"'{name}' is not aligned to {ALIGNMENT} bytes"
-        self._pointers = (ctypes.c_void_p * len(arrays))(*(each.ctypes.data for each in arrays))
+        # threads shared with a library whose steps take more pointers pass on as many of these
+        count = len(fields(buffers))
+        self._pointers = (ctypes.c_void_p * count)(*(each.ctypes.data for each in arrays))
         self._buffers = buffers
 
 

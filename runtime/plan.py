@@ -40,6 +40,8 @@ class Plan:
     the recurrent states of one sequence. rolling: do its blocks hold states of one sequence, too?
     caches: do they hold keys and values? reach: of all attention together; None: some of it reads
     all positions. float_products: weights that are multiplied as floats; None: nobody said.
+    adapters: the names of those that a sequence may choose, by number. adapter_bytes_per_token: of
+    the weights that a token with one reads.
     """
 
     entries: dict[str, EntryPlan]
@@ -55,6 +57,8 @@ class Plan:
     reach: Reach | None = None
     float_products: tuple[str, ...] | None = None
     caches: bool = True
+    adapters: tuple[str, ...] = ()
+    adapter_bytes_per_token: int = 0
 
     @property
     def has_states(self) -> bool:
@@ -175,6 +179,8 @@ class Plan:
                 _reach(found["kv"].get("reach")),
                 tuple(found["float_products"]) if "float_products" in found else None,
                 bool(found["kv"].get("states") or found["kv"].get("indexes")),
+                tuple(str(each["name"]) for each in found.get("adapters", {}).get("entries", ())),
+                int(found.get("adapters", {}).get("bytes_per_token", 0)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"the artifact's plan.json is incomplete: {error!r}.") from error

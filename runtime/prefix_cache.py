@@ -37,10 +37,10 @@ class PrefixCache:
         self.on_forget: Callable[[int], None] = lambda number: None
         pool.on_reuse = self._forget
 
-    def known(self, tokens: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    def known(self, tokens: Sequence[int], root: int = 0) -> Iterator[tuple[int, int, int]]:
         """The known blocks that `tokens` begin with, but for one's own: (positions up to its end,
-        the number of the prefix that ends there, block)."""
-        prefix = 0
+        the number of the prefix that ends there, block). root: the number of no tokens at all."""
+        prefix = root
         for number in range(self._own, len(tokens) // self._block_size):
             key = (prefix, self._tokens_of(number, tokens))
             if key not in self._found:
@@ -53,7 +53,7 @@ class PrefixCache:
         token, or up to position `until`. How many positions the table has then.
         """
         limit = len(tokens) - 1 if until is None else until
-        for end, prefix, block in self.known(tokens):
+        for end, prefix, block in self.known(tokens, table.prefix):
             if end > limit:
                 break
             self._pass_own(table)
@@ -86,7 +86,7 @@ class PrefixCache:
     def _pass_own(self, table: BlockTable) -> None:
         if self._own and table.known == 0:
             table.grow(self._block_size)
-            table.know(0)
+            table.know(table.prefix)
 
     def _tokens_of(self, number: int, tokens: Sequence[int]) -> tuple[int, ...]:
         """By which a block is found behind the prefix in front of it."""

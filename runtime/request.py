@@ -64,7 +64,7 @@ class Output:
 
 
 class Request:
-    """A prompt with its sampler and what it said so far. races: see Sampler."""
+    """A prompt with its sampler and what it said so far. races: see Sampler. adapter: a number."""
 
     def __init__(
         self,
@@ -78,10 +78,11 @@ class Request:
         keep_logits: bool = False,
         changes: LogitChanges | None = None,
         races: bool = False,
+        adapter: int | None = None,
     ) -> None:
         most = sampling.prompt_logprobs
         self._scores = None if most is None else PromptScores(prompt, most, decoder)
-        self.sequence = Sequence(prompt, every_row=self._scores is not None)
+        self.sequence = Sequence(prompt, every_row=self._scores is not None, adapter=adapter)
         self.first_token: float | None = None
         self.finish_reason: FinishReason | None = None
         self.error: RequestError | None = None

@@ -22,7 +22,7 @@ class Sequence:
 
     every_row: logits are wanted at every position of the prompt, not only at its last one. reused:
     tokens of the prompt that need not be computed, as blocks of an earlier one are used. stops:
-    where its states are kept, if they are.
+    where its states are kept, if they are. adapter: the number of the one that it has chosen.
     """
 
     tokens: list[int]
@@ -31,6 +31,7 @@ class Sequence:
     reused: int = 0
     table: BlockTable | None = None
     stops: Stops | None = None
+    adapter: int | None = None
     prompt_length: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -199,6 +200,8 @@ class Scheduler:
                 later.append(sequence)
                 continue
             sequence.table = BlockTable(self._pool, self._block_size, self._max_blocks)
+            if sequence.adapter is not None:  # what it computes is no other adapter's
+                sequence.table.prefix = -1 - sequence.adapter
             if self._prefixes is not None and not sequence.every_row:
                 sequence.reused = self._adopt(self._prefixes, sequence.table, sequence)
                 sequence.computed = sequence.reused
@@ -217,7 +220,7 @@ class Scheduler:
         return any(
             self._is_coming(other, self._prefixes.shared(other.tokens, sequence.tokens), worth)
             for other in self._running
-            if other.computed < other.prompt_length
+            if other.computed < other.prompt_length and other.adapter == sequence.adapter
         )
 
     def _is_coming(self, sequence: Sequence, position: int, worth: int) -> bool:
@@ -233,7 +236,7 @@ class Scheduler:
     def _adopt(self, prefixes: PrefixCache, table: BlockTable, sequence: Sequence) -> int:
         if self._states is None:
             return prefixes.adopt(table, sequence.tokens)
-        sequence.stops = self._states.plan(sequence.tokens)
+        sequence.stops = self._states.plan(sequence.tokens, table.prefix)
         prefixes.adopt(table, sequence.tokens, sequence.stops.position)
         return sequence.stops.position
 

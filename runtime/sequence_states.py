@@ -62,9 +62,11 @@ class SequenceStates:
     def __len__(self) -> int:
         return len(self._snapshots)
 
-    def plan(self, tokens: Sequence[int]) -> Stops:
-        """Where a prompt begins, and where its chunks are to end."""
-        known = [(0, 0), *((end, number) for end, number, _ in self._prefixes.known(tokens))]
+    def plan(self, tokens: Sequence[int], root: int = 0) -> Stops:
+        """Where a prompt begins, and where its chunks are to end. root: the number of the prefix
+        without any tokens."""
+        known = [(0, root)]
+        known += ((end, number) for end, number, _ in self._prefixes.known(tokens, root))
         begin = self._snapshots.find(tokens, known)
         stops = Stops(begin, [])
         last = stops.last = stops.position
@@ -120,7 +122,7 @@ class SequenceStates:
 
     def _save(self, table: BlockTable, tokens: Sequence[int], computed: int, stops: Stops) -> None:
         self._prefixes.keep(table, tokens, computed)
-        start = table.known * self._block_size if table.prefix else 0
+        start = table.known * self._block_size if table.prefix > 0 else 0
         snapshot = self._snapshots.add(table.prefix, tuple(tokens[start:computed]), computed)
         if snapshot is not None:
             self.memory.save(snapshot.place, table, computed)

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from graphwright.runtime.adapters import describe_adapters
 from graphwright.runtime.buffers import describe
 from graphwright.runtime.draws import LARGEST, Draw
 from graphwright.runtime.errors import RequestError
@@ -39,18 +40,19 @@ class Stepper:
     """Runs what `scheduler` says by `library` and hands its rows to the requests of the sequences.
 
     buffers: where steps are described, `blocks_each` entries of the block table a sequence.
-    speculator: guesses tokens, if the library's steps do not overlap.
+    speculator: guesses tokens, if the library's steps do not overlap. adapters: how many there are
+    to choose of.
     """
 
     def __init__(
         self, library: StepLibrary, scheduler: Scheduler, buffers: StepBuffers, blocks_each: int,
-        speculator: Speculator | None = None,
+        speculator: Speculator | None = None, adapters: int = 0,
     ) -> None:  # fmt: skip
         self.requests: dict[TokenSequence, Request] = {}
         self.statistics = Statistics()
         self._library, self._scheduler, self._speculator = library, scheduler, speculator
         self._overlapping = cast(OverlappingLibrary, library)  # used if it is one
-        self._buffers, self._blocks_each = buffers, blocks_each
+        self._buffers, self._blocks_each, self._adapters = buffers, blocks_each, adapters
         self._flights: list[Flight] = []  # in their order, at most two
         self._last_end = 0.0  # when the last step ended
 
@@ -116,11 +118,16 @@ class Stepper:
     def _start(
         self, step: Step, requests: list[Request], draws: Sequence[Draw], start: float
     ) -> None:
-        describe(step, self._buffers, self._blocks_each)
+        self._describe(step)
         ticket = self._overlapping.start(step.entry, self._buffers, draws, False)
         self._flights.append(Flight(step, requests, ticket, start))
         for chunk in step.chunks:
             chunk.sequence.computed += chunk.count
+
+    def _describe(self, step: Step) -> None:
+        describe(step, self._buffers, self._blocks_each)
+        if self._adapters:
+            describe_adapters(step, self._buffers, self._adapters)
 
     def _start_behind(self, front: Flight) -> None:
         """Starts the step behind `front`, unless it depends on what that one will say."""
@@ -205,7 +212,7 @@ class Stepper:
         self, step: Step, draws: Sequence[Draw] = (), logits: bool = True
     ) -> NDArray[np.int32] | None:
         """A step from its start to its end, as StepLibrary.run; nobody accepts its tokens."""
-        describe(step, self._buffers, self._blocks_each)
+        self._describe(step)
         found = self._library.run(step.entry, self._buffers, draws, logits)
         for chunk in step.chunks:
             chunk.sequence.computed += chunk.count - len(chunk.draft)  # some of which may be wrong

@@ -81,7 +81,7 @@ def greedy(tokens: int) -> SamplingParams:
 
 def say(engine: Engine, prompt: list[int], tokens: int) -> tuple[int, Output]:
     """(positions that were not computed again, what is said)."""
-    request = engine._request(prompt, greedy(tokens), keep_logits=True)
+    request = engine._request(prompt, greedy(tokens), True, None)
     engine._stepper.add(request)
     while not request.finished:
         engine.step()

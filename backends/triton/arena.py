@@ -29,7 +29,8 @@ def plan_arena(
         for name, (owner, value) in fusions.writes(step).items():
             item = ITEM_SIZES[types.of_result(owner, name, value)]
             sizes[name] = entry.max_tokens * row_size(value) * item
-            first[name] = last[name] = number
+            first.setdefault(name, number)  # there already, where the step works in place
+            last[name] = number
         if step not in fusions.absorbed:
             for view in fusions.reads(step):
                 if view.base.op != "placeholder":

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from graphwright.backends.adapters import describe_adapters
 from graphwright.backends.blobs import BlobTable
 from graphwright.backends.triton import lower as lower  # registers the lowerings
 from graphwright.backends.triton.arena import plan_arena
@@ -19,9 +20,9 @@ from graphwright.backends.triton.context import Kernels, LoweringContext
 from graphwright.backends.triton.dtypes import ACTIVATIONS, StoredTypes
 from graphwright.backends.triton.fusions import Fusions
 from graphwright.backends.triton.kernels.kernel import Size, TritonKernel
-from graphwright.backends.triton.kernels.take_inputs import take_inputs
+from graphwright.backends.triton.kernels.take_inputs import given_to, take_inputs
 from graphwright.backends.triton.kv_layout import KvLayout
-from graphwright.backends.triton.launches import GIVEN, Launch, Operand
+from graphwright.backends.triton.launches import Launch, Operand
 from graphwright.backends.triton.lower.largest import drawn_tokens, largest_logits
 from graphwright.backends.triton.registry import LedgerEntry, lower_entry
 from graphwright.backends.tuning import Picks
@@ -161,9 +162,11 @@ def lower_program(
 
 def _inputs(context: LoweringContext) -> Launch:
     """What comes before all others: a step's inputs, from the host."""
-    given = (*(f"host_{name}" for name in GIVEN), "chosen")
-    operands = tuple(map(Operand, (*given, *GIVEN)))
-    return Launch("inputs", context.kernel(take_inputs), operands)
+    adapters = bool(context.program.adapters)
+    names = given_to(adapters)
+    operands = tuple(map(Operand, (*(f"host_{name}" for name in names), "chosen", *names)))
+    kernel = context.kernel(take_inputs, True) if adapters else context.kernel(take_inputs)
+    return Launch("inputs", kernel, operands)
 
 
 def _sizes(plan: MemoryPlan) -> list[int]:
@@ -189,7 +192,7 @@ def _describe(
             "buckets": [bucket.tokens for bucket in own],
             "buffers": [asdict(buffer) for buffer in plan.buffers],
         }
-    return {
+    described: dict[str, Any] = {
         "entries": entries,
         "kv": kv.describe(),
         "weights": {
@@ -200,3 +203,6 @@ def _describe(
         "vocab_size": int(program.output.meta["val"].shape[-1]),
         "max_context": program.info.max_context,
     }
+    if program.adapters:
+        described["adapters"] = describe_adapters(program, blobs)
+    return described

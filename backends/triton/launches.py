@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graphwright.backends.triton.kernels.kernel import TritonKernel
-from graphwright.backends.triton.kernels.take_inputs import GIVEN
+from graphwright.backends.triton.kernels.take_inputs import GIVEN, given_to
 from graphwright.ir.errors import BackendError
 
 __all__ = ["GIVEN", "PARAMETERS", "Launch", "Operand"]
@@ -13,8 +13,8 @@ __all__ = ["GIVEN", "PARAMETERS", "Launch", "Operand"]
 # The regions of memory that kernels work on, by the element type at their start; they lie where the
 # runtime puts them: host_… and the last in pinned memory of the host, the others in the GPU's.
 PARAMETERS = {
-    **{f"host_{name}": dtype for name, dtype in GIVEN.items()},
-    **GIVEN,
+    **{f"host_{name}": dtype for name, dtype in given_to(adapters=True).items()},
+    **given_to(adapters=True),
     "logits": "float32",  # [R * vocabulary]
     "arena": "uint8",
     "weights": "uint8",

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from graphwright.backends.adapters import describe_adapters
 from graphwright.backends.blobs import BlobTable
 from graphwright.backends.tuning import Picks
 from graphwright.backends.tvm import lower as lower  # registers the lowerings
@@ -27,7 +28,7 @@ from graphwright.backends.tvm.link import link
 from graphwright.backends.tvm.meetings import Meetings, plan_meetings, verify_meetings
 from graphwright.backends.tvm.objects import Objects
 from graphwright.backends.tvm.phase_facts import describe_phases
-from graphwright.backends.tvm.phases import ALONE_ROWS, PARAMETERS, Phase
+from graphwright.backends.tvm.phases import ALONE_ROWS, PARAMETERS, Phase, parameters_of
 from graphwright.backends.tvm.registry import LedgerEntry, lower_entry
 from graphwright.backends.tvm.target import Cpu
 from graphwright.ir.errors import BackendError
@@ -89,7 +90,8 @@ def build(
     blobs = BlobTable()
     with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
         with Objects(Path(folder), cpu, KeptObjects.of_user()) as objects:
-            objects.add_source(_POOL, _pool_macros(_vocabulary(program)))
+            parameters = list(parameters_of(bool(program.adapters)))
+            objects.add_source(_POOL, _pool_macros(_vocabulary(program), parameters))
             say("lowering")
             phases, ledger = lower_program(program, cpu, kv, blobs, picks, objects.add_kernel)
             meetings: dict[str, Meetings] = {}
@@ -97,7 +99,7 @@ def build(
                 meetings[name] = plan_meetings(each, program.plans[name])
                 verify_meetings(each, program.plans[name], meetings[name])
             entries = Path(folder) / "entries.c"
-            entries.write_text(entry_source(phases, meetings, blobs.offsets()))
+            entries.write_text(entry_source(phases, meetings, blobs.offsets(), parameters))
             objects.add_source(entries)
             parts = _compile(phases, objects, say)
         say("linking")
@@ -165,9 +167,8 @@ def _compile(phases: Mapping[str, Sequence[Phase]], objects: Objects, say: Progr
     return objects.files([*(kernel.name for kernel in kernels), "entries.c", _POOL.name])
 
 
-def _pool_macros(vocabulary: int) -> dict[str, str]:
-    """What step_pool.c must know of an entry's parameters and results."""
-    names = list(PARAMETERS)
+def _pool_macros(vocabulary: int, names: Sequence[str] = tuple(PARAMETERS)) -> dict[str, str]:
+    """What step_pool.c must know of an entry's parameters, by their names, and results."""
     return {
         "BATCH": str(names.index("batch")),
         "LOGITS": str(names.index("logits")),
@@ -184,7 +185,7 @@ def _vocabulary(program: Program) -> int:
 
 def _describe(program: Program, kv: KvLayout, blobs: BlobTable) -> dict[str, Any]:
     """The content of plan.json, as runtime/plan.py reads it."""
-    return {
+    described: dict[str, Any] = {
         "entries": {name: _describe_entry(entry) for name, entry in program.plans.items()},
         "alone_rows": ALONE_ROWS,
         "kv": kv.describe(),
@@ -197,6 +198,9 @@ def _describe(program: Program, kv: KvLayout, blobs: BlobTable) -> dict[str, Any
         "max_context": program.info.max_context,
         "float_products": _float_products(program),
     }
+    if program.adapters:
+        described["adapters"] = describe_adapters(program, blobs)
+    return described
 
 
 def _float_products(program: Program) -> list[str]:
@@ -206,6 +210,7 @@ def _float_products(program: Program) -> list[str]:
         str(node.args[1])
         for node in program.graph.nodes
         if node.target in (gw.linear.default, gw.routed_linear.default)
+        and not node.kwargs.get("optional")  # adapters, of which the plan tells itself
     ]
 
 

@@ -16,7 +16,7 @@ from graphwright.backends.tuning import Picks
 from graphwright.backends.tvm.kernels.kernel import Kernel
 from graphwright.backends.tvm.kernels.quantize_rows import Int8Rows
 from graphwright.backends.tvm.kv_layout import KvLayout
-from graphwright.backends.tvm.phases import PARAMETERS, Operand
+from graphwright.backends.tvm.phases import Operand, parameters_of
 from graphwright.backends.tvm.target import Cpu
 from graphwright.ir.errors import BackendError
 from graphwright.ir.int8_results import integer_reader
@@ -87,7 +87,7 @@ class LoweringContext:
         start = view.offset * node.meta["val"].dtype.itemsize
         if view.base.op == "placeholder":
             name = str(view.base.target)
-            if name not in PARAMETERS:
+            if name not in parameters_of(bool(self.program.adapters)):
                 raise BackendError(
                     f"'{node.name}' reads input '{name}', which a step does not have."
                 )

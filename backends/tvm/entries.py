@@ -7,7 +7,7 @@ to compile for a hundred layers as for one, where calls written out took seconds
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from graphwright.backends.tvm.meetings import Meetings
@@ -17,30 +17,30 @@ __all__ = ["entry_source"]
 
 _WALK = Path(__file__).parent / "step_phases.c"
 _ROWS_IN_BATCH = {"T": 0, "R": 3}
-_BASES = {name: number for number, name in enumerate(PARAMETERS)}
-_OWN = len(_BASES)
 
 
 def entry_source(
     entries: Mapping[str, Sequence[Phase]],
     meetings: Mapping[str, Meetings],
     blobs: Mapping[str, int],
+    parameters: Iterable[str] = PARAMETERS,
 ) -> str:
     """C source with one function per entry, what step_pool.c calls `Entry`.
 
-    blobs: offsets in the weights region, by name.
+    blobs: offsets in the weights region, by name. parameters: the pointers that entries take.
     """
+    bases = {name: number for number, name in enumerate(parameters)}
     every = [phase for phases in entries.values() for phase in phases]
     counts = sorted({len(phase.operands) for phase in every})
     kernels = dict.fromkeys(phase.kernel.name for phase in every)
-    lines = [f"#define MOST {max(counts, default=1)}", f"#define BATCH {_BASES['batch']}"]
+    lines = [f"#define MOST {max(counts, default=1)}", f"#define BATCH {bases['batch']}"]
     lines.append(_WALK.read_text())
     most = max(len(phases) for phases in entries.values())
     lines.append(f"const int32_t gw_most_phases = {most};")
     lines += [f"extern Kernel {name};" for name in kernels]
     lines += [_caller(count) for count in counts]
     for name, phases in entries.items():
-        lines += _entry(name, phases, meetings[name], blobs)
+        lines += _entry(name, phases, meetings[name], blobs, bases)
     return "\n".join(lines) + "\n"
 
 
@@ -56,21 +56,22 @@ def _caller(count: int) -> str:
 
 
 def _entry(
-    name: str, phases: Sequence[Phase], meetings: Meetings, blobs: Mapping[str, int]
-) -> list[str]:
+    name: str, phases: Sequence[Phase], meetings: Meetings, blobs: Mapping[str, int],
+    places: Mapping[str, int],
+) -> list[str]:  # fmt: skip
     operands: list[str] = []
     rows: list[str] = []
     for phase, meet in zip(phases, meetings.after, strict=True):
         count = len(phase.operands)
         row = (
             len(operands), count, _ROWS_IN_BATCH[phase.rows], phase.replicated, phase.parts, meet,
-            _streamed(phase), phase.stream,
+            _streamed(phase), phase.adapters, phase.stream,
         )  # fmt: skip
         numbers = ", ".join(str(int(number)) for number in row)
         rows.append(f"  {{{phase.kernel.name}, call_{count}, {numbers}}},")
-        operands += [_operand(each, meetings.own, blobs) for each in phase.operands]
-    parameters = "".join(f", void *p{number}" for number in range(_OWN))
-    bases = ", ".join([*(f"p{number}" for number in range(_OWN)), "own"])
+        operands += [_operand(each, meetings.own, blobs, places) for each in phase.operands]
+    parameters = "".join(f", void *p{number}" for number in range(len(places)))
+    bases = ", ".join([*(f"p{number}" for number in range(len(places))), "own"])
     return [
         f"static const Operand {name}_operands[] = {{", *operands, "};",
         f"static const Phase {name}_phases[] = {{", *rows, "};",
@@ -83,8 +84,10 @@ def _entry(
     ]  # fmt: skip
 
 
-def _operand(operand: Operand, own: frozenset[str], blobs: Mapping[str, int]) -> str:
-    base = _OWN if operand.buffer in own else _BASES[operand.parameter]
+def _operand(
+    operand: Operand, own: frozenset[str], blobs: Mapping[str, int], places: Mapping[str, int]
+) -> str:
+    base = len(places) if operand.buffer in own else places[operand.parameter]
     offset = operand.offset + (blobs[operand.blob] if operand.blob else 0)
     return f"  {{{base}, {offset}}},"
 

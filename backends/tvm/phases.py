@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from graphwright.backends.rows import INPUTS, RowCount
+from graphwright.backends.rows import ADAPTER_INPUTS, INPUTS, RowCount
 from graphwright.backends.tvm.kernels.kernel import Kernel
 
-__all__ = ["ALONE_ROWS", "PARAMETERS", "Operand", "Phase", "parts_of"]
+__all__ = ["ALONE_ROWS", "PARAMETERS", "Operand", "Phase", "parameters_of", "parts_of"]
 
 PART_BYTES = 64 << 10  # of weights in a part of a phase, at least
 ALONE_ROWS = 2  # tokens of a step up to which replicated phases are computed by every thread
@@ -24,6 +24,11 @@ PARAMETERS = {
     "weights": "uint8",
     "kv": "uint8",
 }
+
+
+def parameters_of(adapters: bool) -> dict[str, str]:
+    """PARAMETERS, and behind them those of a program with adapters."""
+    return {**PARAMETERS, **ADAPTER_INPUTS} if adapters else PARAMETERS
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Operand:
     written: bool = False
 
     def __post_init__(self) -> None:
-        assert self.parameter in PARAMETERS, self.parameter
+        assert self.parameter in PARAMETERS or self.parameter in ADAPTER_INPUTS, self.parameter
         assert (self.blob is not None) == (self.parameter == "weights")
         assert (self.buffer is not None) == (self.parameter == "arena")
 
@@ -61,6 +66,8 @@ class Phase:
 
     stream: bytes of its first weight, if each thread reads an equal share of it, from front to
     back; a thread that waits in a small step reads ahead there. 0: it has none.
+
+    adapters: it has nothing to do where no token of a step has an adapter, and is left out then.
     """
 
     step: str
@@ -70,6 +77,7 @@ class Phase:
     replicated: bool = False
     parts: int = 1
     stream: int = 0
+    adapters: bool = False
 
 
 def parts_of(weight_bytes: int) -> int:

@@ -28,12 +28,14 @@ typedef struct {
   int32_t parts;           /* into how many it may be cut, for threads to take */
   int32_t meet;            /* threads meet after it in a small step too */
   int32_t streamed;        /* which operand each thread reads its share of, from front to back */
+  int32_t adapters;        /* left out where no token has one */
   int64_t bytes;           /* of that operand; 0: there is none */
 } Phase;
 
 /* At most. A part of 0.1 to 0.4 MB takes 10 to 20 us, as long as others may wait for the last. */
 enum { PARTS_OF_A_THREAD = 64, PARTS = 256 };
 enum { AHEAD = 256 << 10 }; /* bytes that a waiting thread asks for, half of a small L2 cache */
+enum { CHOSEN = 4 };        /* which number of the batch header says whether any token has an adapter */
 
 int32_t gw_barrier(Pool *pool, const char *next, const char *end);
 int32_t gw_take_part(Pool *pool, int32_t phase, int32_t thread, int32_t each);
@@ -84,14 +86,30 @@ static const char *read_next(const Phase *phase, const Phase *last, const Operan
   return start;
 }
 
+/* Threads meet behind `phase`; in a small step those that wait read ahead. */
+static void meet(const Phase *phase, const Phase *last, const Operand *operands, int32_t thread,
+                 int32_t threads, int32_t alone, Pool *pool, char *const *bases) {
+  const char *end = 0, *next = 0;
+  if (alone) next = read_next(phase + 1, last, operands, thread, threads, bases, &end);
+  gw_barrier(pool, next, end);
+}
+
 static int32_t run_phases(const Phase *phases, int32_t count, const Operand *operands,
                           int32_t thread, int32_t threads, int32_t alone, Pool *pool,
                           char *const *bases) {
   const int32_t *batch = (const int32_t *)bases[BATCH];
-  int32_t status = 0;
+  int32_t status = 0, owed = 0; /* are threads still to meet behind phases that were left out? */
   mark(thread, 0);
   for (int32_t i = 0; i < count; i++) {
     const Phase *phase = phases + i;
+    if (phase->adapters && !batch[CHOSEN]) {
+      owed |= alone && phase->meet;
+      mark(thread, 2 * i + 1);
+      mark(thread, 2 * i + 2);
+      continue;
+    }
+    if (owed) meet(phase - 1, phases + count, operands, thread, threads, alone, pool, bases);
+    owed = 0;
     int32_t rows = batch[phase->rows], all = alone && phase->replicated;
     if (rows > 0) { /* a step may sample no row */
       void *pointers[MOST];
@@ -103,11 +121,8 @@ static int32_t run_phases(const Phase *phases, int32_t count, const Operand *ope
                     : run_phase(phase, i, thread, threads, rows, pool, pointers);
     }
     mark(thread, 2 * i + 1);
-    if (i + 1 < count && (phase->meet || !alone)) {
-      const char *end = 0, *next = 0;
-      if (alone) next = read_next(phase + 1, phases + count, operands, thread, threads, bases, &end);
-      gw_barrier(pool, next, end);
-    }
+    if (i + 1 < count && (phase->meet || !alone))
+      meet(phase, phases + count, operands, thread, threads, alone, pool, bases);
     mark(thread, 2 * i + 2);
   }
   return status;

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from graphwright.commands.options import engine_options, speculate_option
+from graphwright.commands.options import adapter_option, engine_options, speculate_option
 
 if TYPE_CHECKING:
     from graphwright.inspector import Machine
@@ -38,6 +38,7 @@ Found = TypeVar("Found")
               f"and up to {_TRACED} decode steps, as JSON for Perfetto.")  # fmt: skip
 @engine_options
 @speculate_option
+@adapter_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     artifact: str,
@@ -48,6 +49,7 @@ def command(
     trace_path: Path | None,
     options: dict[str, Any],
     speculate: str | None,
+    adapter: str | None,
     as_json: bool,
 ) -> None:
     """Measure ARTIFACT on one sequence: medians over the repetitions.
@@ -55,6 +57,7 @@ def command(
     With --speculate it says what came of guesses, but the text that follows a random prompt is no
     measure of that: it may repeat itself, or not, as no real text does.
     """
+    options["adapter"] = adapter
     instead = "--profile" if profiled else None if trace_path is None else "--trace"
     if instead is not None and speculate is not None:
         raise click.UsageError(f"{instead} times steps of one token: leave --speculate out.")

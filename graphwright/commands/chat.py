@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graphwright.commands.dependencies import require_serving
-from graphwright.commands.options import engine_options, sampling_options, speculate_option
+from graphwright.commands.options import (
+    adapter_option,
+    engine_options,
+    sampling_options,
+    speculate_option,
+)
 
 if TYPE_CHECKING:
     from graphwright.runtime.conversation import Conversation
@@ -28,9 +33,10 @@ _HINT = "/reset forgets the conversation, Control-C stops an answer, /exit or Co
 @sampling_options
 @engine_options
 @speculate_option
+@adapter_option
 def command(
     artifact: str, system: str | None, sampling: dict[str, Any], options: dict[str, Any],
-    speculate: str | None,
+    speculate: str | None, adapter: str | None,
 ) -> None:  # fmt: skip
     """Talk with the compiled model ARTIFACT by its own chat template.
 
@@ -52,7 +58,9 @@ def command(
             f"the model in {artifact} came without a chat template; "
             f"complete texts with it instead: graphwright run {artifact} --prompt TEXT."
         )
-    engine = Engine(opened, max_sequences=1, prefix_cache=True, speculate=speculate, **options)
+    engine = Engine(
+        opened, max_sequences=1, prefix_cache=True, adapter=adapter, speculate=speculate, **options
+    )
     _talk(engine, Conversation(engine, template, params, system))
 
 

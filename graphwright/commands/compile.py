@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphwright.commands.options import parse_size
+from graphwright.commands.options import parse_adapters, parse_size
 
 if TYPE_CHECKING:
     from graphwright.compiler import Compiled, Progress
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 TUNE_SECONDS = 60
-_ADAPTER = "a LoRA adapter's directory, or ORG/NAME of one on the Hub"
 _MODEL = (
     "a Hugging Face checkpoint on this disk, ORG/NAME of one on the Hub, an ONNX or GGUF file, or "
     "FILE.py:FUNCTION"
@@ -52,6 +51,10 @@ _MODEL = (
 @click.option("--lora", multiple=True, metavar="ADAPTER",
               help="Merge this LoRA adapter into the weights: a directory, or ORG/NAME on the Hub; "
               "repeat for several.")  # fmt: skip
+@click.option("--adapter", "adapters", multiple=True, metavar="NAME=ADAPTER",
+              callback=parse_adapters,
+              help="Keep this LoRA adapter beside the weights: each request may choose one by its "
+              "NAME; repeat for several.")  # fmt: skip
 @click.option("--target", default="host", show_default=True,
               help="host, a CPU's name, several, or GPUs: cuda:sm_80,sm_90.")  # fmt: skip
 @click.option("--chunk", default=512, show_default=True, type=click.IntRange(8, 8192),
@@ -86,6 +89,7 @@ def command(
     calibrate: str | None,
     calibration_tokens: int | None,
     lora: tuple[str, ...],
+    adapters: dict[str, str],
     target: str,
     chunk: int,
     context: int | None,
@@ -105,7 +109,7 @@ def command(
     of a decoder, or FILE.py:FUNCTION.
     """
     from graphwright.commands.dependencies import require_compiler
-    from graphwright.commands.model_argument import default_output, model_on_disk
+    from graphwright.commands.model_argument import ADAPTER, default_output, model_on_disk
     from graphwright.commands.user_module import build_user_module, is_user_module
     from graphwright.process import without_collection
 
@@ -118,7 +122,8 @@ def command(
     if calibrate is not None and calibrate != "self" and not Path(calibrate).is_file():
         raise click.ClickException(f"there is no file '{calibrate}' to calibrate with.")
     on_disk = model_on_disk(model, _MODEL, code=trust_remote_code)
-    adapters = [model_on_disk(each, _ADAPTER, code=False) for each in lora]
+    merge = [model_on_disk(each, ADAPTER, code=False) for each in lora]
+    beside = {name: model_on_disk(each, ADAPTER, code=False) for name, each in adapters.items()}
     output = output or default_output(model, on_disk, quant)
     require_compiler(target)
     with without_collection():
@@ -144,7 +149,8 @@ def command(
             check=check,
             calibration=calibrate,
             calibration_tokens=calibration_tokens or CALIBRATION_TOKENS,
-            lora=adapters,
+            lora=merge,
+            adapters=beside,
             tune=(tune_budget or TUNE_SECONDS) if tune else None,
             trust_remote_code=trust_remote_code,
             progress=report.progress,

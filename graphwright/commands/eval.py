@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphwright.commands.options import engine_options
+from graphwright.commands.options import adapter_option, engine_options
 
 if TYPE_CHECKING:
     from graphwright.runtime.comparison import Comparison
@@ -26,6 +26,7 @@ __all__ = ["command"]
     "--against", metavar="REFERENCE", help="Compare with this artifact: KL divergence and more."
 )
 @engine_options
+@adapter_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     artifact: str,
@@ -34,6 +35,7 @@ def command(
     stride: int | None,
     against: str | None,
     options: dict[str, Any],
+    adapter: str | None,
     as_json: bool,
 ) -> None:
     """Score the text FILE with ARTIFACT: mean negative log-likelihood (nats a token), perplexity.
@@ -41,14 +43,14 @@ def command(
     The text is cut into windows, each begun with the tokenizer's BOS if it adds one, and every
     token is scored once (without a BOS, all but the first). --against reads the text with a second
     artifact, too, of the same tokenizer, and says how far ARTIFACT's distribution of the next token
-    is from that one's; what stands behind ± is the standard error.
+    is from that one's, which is read without --adapter; what stands behind ± is the standard error.
     """
     from graphwright.runtime.comparison import compare_text
     from graphwright.runtime.engine import Engine
     from graphwright.runtime.evaluate import evaluate_text
 
     text = _read(file)
-    engine = Engine(artifact, max_sequences=1, **options)
+    engine = Engine(artifact, max_sequences=1, adapter=adapter, **options)
     sizes: dict[str, Any] = {"window": window, "stride": stride}
     if against is not None:
         reference = Engine(against, max_sequences=1, **options)

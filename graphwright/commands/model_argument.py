@@ -9,7 +9,9 @@ import click
 from graphwright.commands.user_module import is_user_module
 from graphwright.hub import HubError, HubModel
 
-__all__ = ["default_output", "model_on_disk"]
+__all__ = ["ADAPTER", "default_output", "model_on_disk"]
+
+ADAPTER = "a LoRA adapter's directory, or ORG/NAME of one on the Hub"
 
 
 def model_on_disk(model: str, expected: str, *, code: bool, weights: bool = True) -> str:

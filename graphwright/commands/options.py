@@ -10,8 +10,10 @@ from typing import Any
 import click
 
 __all__ = [
+    "adapter_option",
     "batch_invariant_option",
     "engine_options",
+    "parse_adapters",
     "parse_ids",
     "parse_size",
     "sampling_options",
@@ -35,6 +37,23 @@ def parse_size(_: click.Context, parameter: click.Parameter, text: str | None) -
             f"'{text}' is no size such as 8GB, 1.5GiB or 500MB.", param=parameter
         )
     return size
+
+
+def parse_adapters(
+    _: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    """Each value "NAME=ADAPTER" as an item. Usage error for something else, or a name twice."""
+    found: dict[str, str] = {}
+    for text in values:
+        name, equals, place = text.partition("=")
+        if not (name and equals and place):
+            raise click.BadParameter(
+                f"'{text}' is not NAME=ADAPTER, such as poet=path/to/adapter.", param=parameter
+            )
+        if name in found:
+            raise click.BadParameter(f"two adapters are called '{name}'.", param=parameter)
+        found[name] = place
+    return found
 
 
 def _parse_biases(
@@ -95,6 +114,9 @@ snapshots_option = click.option(
     help="Of models with recurrent or convolution states: how many copies of those are kept for "
     "prompts that begin alike (default: 4 for each sequence).",
 )  # fmt: skip
+adapter_option = click.option(
+    "--adapter", metavar="NAME", help="Answer with this one of the file's LoRA adapters."
+)
 speculate_option = click.option(
     "--speculate", metavar="lookup[:N]|draft:FILE[:N]",
     help="Guess the next tokens (N at most) from what the text says elsewhere, or by a smaller "

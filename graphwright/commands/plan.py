@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphwright.commands.options import parse_size, snapshots_option
+from graphwright.commands.options import parse_adapters, parse_size, snapshots_option
 
 if TYPE_CHECKING:
     from graphwright.compile_options import Progress
@@ -23,7 +23,7 @@ _MODEL = (
     "a checkpoint directory, ORG/NAME of one on the Hugging Face Hub, an ONNX or GGUF "
     "file, FILE.py:FUNCTION, or a compiled FILE.gw"
 )
-_OF_MODELS = ("quant", "target", "chunk", "kv_cache_dtype", "dtype", "attention",
+_OF_MODELS = ("quant", "target", "chunk", "kv_cache_dtype", "dtype", "attention", "adapters",
               "trust_remote_code")  # fmt: skip
 
 
@@ -37,6 +37,9 @@ _OF_MODELS = ("quant", "target", "chunk", "kv_cache_dtype", "dtype", "attention"
 @click.option("--attention", metavar="MASK",
               help="What attention may see of what the model shows it: 'window(1024) | "
               "first(4)', 'window(1024) @ 0-3,5' in some layers.")  # fmt: skip
+@click.option("--adapter", "adapters", multiple=True, metavar="NAME=ADAPTER",
+              callback=parse_adapters, help="With this LoRA adapter beside the weights; repeat for "
+              "several.")  # fmt: skip
 @click.option("--target", default="host", show_default=True,
               help="host, a CPU's name, several, or GPUs: cuda:sm_80,sm_90.")  # fmt: skip
 @click.option("--dtype", default="auto", show_default=True,
@@ -114,8 +117,8 @@ def _of_artifact(ctx: click.Context, path: Path) -> Subject:
         source = ctx.get_parameter_source(name)
         if source is not click.core.ParameterSource.DEFAULT:
             raise click.UsageError(
-                f"--{name.replace('_', '-')} says how a model is to be compiled, and {path} was "
-                "compiled already: give the model, or leave it out."
+                f"--{name.removesuffix('s').replace('_', '-')} says how a model is to be compiled, "
+                f"and {path} was compiled already: give the model, or leave it out."
             )
     try:
         return subject_of(Artifact.open(path, verify=False, any_cpu=True), str(path))
@@ -146,6 +149,7 @@ def _of_model(model: str, name: str, options: dict[str, Any], notes: list[str]) 
 
     name: what the user calls it."""
     from graphwright.commands.dependencies import require_compiler
+    from graphwright.commands.model_argument import ADAPTER, model_on_disk
     from graphwright.commands.user_module import build_user_module, is_user_module
     from graphwright.inspector.memory_needs import Subject
     from graphwright.process import without_collection
@@ -155,12 +159,15 @@ def _of_model(model: str, name: str, options: dict[str, Any], notes: list[str]) 
         from graphwright.compile_options import CompileOptions
         from graphwright.gguf_input import chosen_recipe
         from graphwright.planner import plan_model
-    trust = options.pop("trust_remote_code")
+    trust, beside = options.pop("trust_remote_code"), options.pop("adapters")
+    beside = {key: model_on_disk(each, ADAPTER, code=False) for key, each in beside.items()}
     given = build_user_module(model) if is_user_module(model) else Path(model)
     quant = chosen_recipe(given, options.pop("quant"), notes)
     asked = CompileOptions(quant, **options, check=False)
     with _shown() as progress:
-        planned = plan_model(given, asked, trust_remote_code=trust, progress=progress)
+        planned = plan_model(
+            given, asked, adapters=beside, trust_remote_code=trust, progress=progress
+        )
     if not planned.has_weights:
         notes.append(
             f"there are no weights in {model}; the table is that of the model in its config.json"

@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from graphwright.commands.options import (
+    adapter_option,
     batch_invariant_option,
     engine_options,
     parse_ids,
@@ -33,6 +34,7 @@ __all__ = ["command"]
 @sampling_options
 @engine_options
 @speculate_option
+@adapter_option
 @batch_invariant_option
 @click.option("--json-schema", type=click.File(), metavar="FILE",
               help="Answers are JSON of the schema in this file.")  # fmt: skip
@@ -50,6 +52,7 @@ def command(
     sampling: dict[str, Any],
     options: dict[str, Any],
     speculate: str | None,
+    adapter: str | None,
     batch_invariant: bool,
     json_schema: IO[str] | None,
     regex: str | None,
@@ -75,7 +78,9 @@ def command(
     params = SamplingParams(**sampling, logprobs=logprobs, grammar=grammar)
     import_seconds = process_seconds()
     options["max_sequences"] = min(8, len(requests))
-    engine = Engine(artifact, speculate=speculate, batch_invariant=batch_invariant, **options)
+    engine = Engine(
+        artifact, adapter=adapter, speculate=speculate, batch_invariant=batch_invariant, **options
+    )
     live = len(requests) == 1 and not (as_json or no_stream)
     outputs, figures = _complete(engine, requests, params, live)
     figures = {"import_s": round(import_seconds, 4), **figures}

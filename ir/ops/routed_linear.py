@@ -16,7 +16,7 @@ def rows_of_slots(x: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
     return x if x.dim() == 3 else x[:, None].expand(-1, experts.shape[1], -1)
 
 
-def _meta(x, experts, weight, bias=None):  # type: ignore[no-untyped-def]
+def _meta(x, experts, weight, bias=None, residual=None, *, optional=False):  # type: ignore[no-untyped-def]
     return x.new_empty((*experts.shape, weight.shape[1]))
 
 
@@ -43,25 +43,53 @@ def _samples() -> Iterator[Sample]:
         weight = (torch.randn(4, 20, 33) * 33**-0.5).to(dtype)
         routes = (torch.randn(3, 33), torch.randint(0, 4, (3, 2)))
         yield Sample((*routes, weight), {}, f"weight {dtype}")
+    for slots, per_slot, bias in ((1, False, False), (2, True, True)):
+        experts = torch.tensor([[3, 1], [0, 3], [3, 3], [1, 0], [2, 3]])[:, :slots]
+        yield Sample(
+            (
+                torch.randn(5, slots, 24) if per_slot else torch.randn(5, 24),
+                experts,
+                torch.randn(3, 33, 24) * 24**-0.5,
+                torch.randn(3, 33) if bias else None,
+            ),
+            {"optional": True},
+            f"none of 3, {slots} slots",
+        )
+    for experts in (torch.full((4, 1), 3), torch.tensor([[3], [0], [2], [3]])):
+        given = (torch.randn(4, 1, 24), experts, torch.randn(3, 37, 24) * 24**-0.5)
+        residual = torch.randn(4, 1, 37)
+        yield Sample((*given, None, residual), {"optional": True}, "with a residual")
+        yield Sample(given, {"optional": True}, "without one")
 
 
 @declare(
-    "routed_linear(Tensor x, Tensor experts, Tensor weight, Tensor? bias=None) -> Tensor",
+    "routed_linear(Tensor x, Tensor experts, Tensor weight, Tensor? bias=None, "
+    "Tensor? residual=None, *, bool optional=False) -> Tensor",
     meta=_meta,
     samples=_samples,
 )
 def routed_linear(
-    x: torch.Tensor, experts: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    x: torch.Tensor,
+    experts: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    *,
+    optional: bool = False,
 ) -> torch.Tensor:
-    """x[t, s] · weight[experts[t, s]]ᵀ + bias[experts[t, s]].
+    """x[t, s] · weight[experts[t, s]]ᵀ + bias[experts[t, s]] + residual[t, s].
 
     x [T, K] (one row for all slots of a token) or [T, S, K]; experts int64 [T, S], each in
-    0..E-1, with repetitions; weight [E, N, K]; bias [E, N] -> [T, S, N].
+    0..E-1, with repetitions; weight [E, N, K]; bias [E, N]; residual [T, S, N] -> [T, S, N].
+    optional: an expert may also be E, which is none: product and bias are zero there.
     """
     rows = rows_of_slots(x, experts).float()
     y = rows.new_empty((*experts.shape, weight.shape[1]))
     for expert in experts.unique().tolist():
         routed = experts == expert
+        if optional and expert == weight.shape[0]:
+            y[routed] = 0.0
+            continue
         part = torch.nn.functional.linear(rows[routed], weight[expert].float())
         y[routed] = part if bias is None else part + bias[expert].float()
-    return y.to(x.dtype)
+    return (y if residual is None else y + residual.float()).to(x.dtype)

@@ -36,6 +36,7 @@ _LOADERS = 8  # such buffers, and threads that fill them: they share the page fa
 _PINNED_ROWS = 64  # of logits; more, as of all tokens of a prompt, are copied to pageable memory
 Wanted: TypeAlias = Literal["largest", "drawn"] | None  # of a bucket's launches
 _INPUTS = ("batch", "tokens", "positions", "query_start", "block_table", "sample_rows")
+_ADAPTERS = ("adapters", "row_adapters")
 
 
 @dataclass
@@ -82,6 +83,7 @@ class CudaLibrary:
         self._driver = driver or Driver()
         self._program = Program.read(artifact, self._driver.capability())
         self._plan = Plan.from_json(artifact.json("plan.json"))
+        self._inputs = (*_INPUTS, *_ADAPTERS) if self._plan.adapters else _INPUTS
         self._artifact = artifact
         self._capture = capture
         self._functions: dict[str, Any] = {}
@@ -141,8 +143,8 @@ class CudaLibrary:
         tokens, sequences, blocks, rows = (int(each) for each in buffers.batch[:4])
         bucket = self._program.bucket(entry, tokens, rows)
         side = self._free_side()
-        used = (8, tokens, tokens, sequences + 1, sequences * blocks, rows)
-        for name, count in zip(_INPUTS, used, strict=True):
+        used = (8, tokens, tokens, sequences + 1, sequences * blocks, rows, tokens, rows)
+        for name, count in zip(self._inputs, used, strict=False):
             side.pinned[name][:count] = getattr(buffers, name)[:count]
         wanted: Wanted = "largest" if draws else None
         if any(each is not LARGEST for each in draws):
@@ -247,7 +249,7 @@ class CudaLibrary:
         kept = buffers.logits[:_PINNED_ROWS]
         self._logits_address = self._driver.allocate_pinned(kept.nbytes)
         self._logits = _array(self._logits_address, kept.dtype, kept.shape)
-        for name in (*_INPUTS, "logits", "arena", "weights"):
+        for name in (*self._inputs, "logits", "arena", "weights"):
             self._regions[name] = self._driver.allocate(getattr(buffers, name).nbytes)
         self._regions["chosen"] = self._driver.allocate(4 * len(buffers.logits))
         self._regions["draws"] = self._driver.allocate(8 * WORDS * len(buffers.logits))
@@ -265,7 +267,7 @@ class CudaLibrary:
     def _place_side(self, side: _Side, buffers: StepBuffers) -> None:
         """Takes the pinned memory of a side; all other regions are there."""
         side.regions = dict(self._regions)
-        for name in _INPUTS:
+        for name in self._inputs:
             side.pinned[name], side.regions[f"host_{name}"] = self._share(getattr(buffers, name))
         rows = len(buffers.logits)
         draws = np.empty((rows, WORDS), np.int64)

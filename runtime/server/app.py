@@ -104,13 +104,13 @@ class _Status:
         return json_answer({"version": __version__})
 
     async def models(self, _: Request) -> Response:
-        """The list of one."""
-        return json_answer({"object": "list", "data": [self._model.description()]})
+        """The model and its adapters."""
+        return json_answer({"object": "list", "data": self._model.descriptions()})
 
     async def model(self, request: Request) -> Response:
-        """That one, by its name."""
-        self._model.check_name(request.path_params["name"])
-        return json_answer(self._model.description())
+        """One of those, by its name."""
+        adapter = self._model.adapter_named(request.path_params["name"])
+        return json_answer(self._model.description(adapter))
 
 
 class _Gate:

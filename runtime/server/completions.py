@@ -58,7 +58,7 @@ class Completions:
     async def text(self, request: Request) -> Response:
         """POST /v1/completions."""
         body = await read_body(request)
-        self._model.take_name(body)
+        adapter = self._model.take_adapter(body)
         prompts = take_prompts(body)
         most = self._model.default_max_tokens(_DEFAULT_TEXT_TOKENS)
         echo = body.take("echo", bool, False)
@@ -67,12 +67,12 @@ class Completions:
         tokenizer = self._model.tokenizer
         found = await run_in_threadpool(lambda: [to_ids(each, tokenizer) for each in prompts])
         texts = [to_text(each, tokenizer) for each in prompts] if echo else ()
-        return await self._answer(request, TextShape(tokenizer), found, ask, texts)
+        return await self._answer(request, TextShape(tokenizer), found, ask, adapter, texts)
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         body = await read_body(request)
-        self._model.take_name(body)
+        adapter = self._model.take_adapter(body)
         tools = take_tools(body, lambda: self._model.tool_format)
         shown = None if tools is None else tools.definitions
         encode = self._model.chat_encoder(take_messages(body, shown))
@@ -82,7 +82,7 @@ class Completions:
         tokenizer = self._model.tokenizer
         shape = ChatShape(tokenizer) if tools is None else tools.shape(tokenizer)
         ids = await run_in_threadpool(encode)
-        return await self._answer(request, shape, [ids], ask)
+        return await self._answer(request, shape, [ids], ask, adapter)
 
     def _ask(
         self,
@@ -131,10 +131,10 @@ class Completions:
 
     async def _answer(
         self, request: Request, shape: Shape, prompts: list[list[int]], ask: _Ask,
-        texts: Sequence[str] = (),
+        adapter: str | None, texts: Sequence[str] = (),
     ) -> Response:  # fmt: skip
         work = [
-            Work(ids, choice_params(ask.params, choice))
+            Work(ids, choice_params(ask.params, choice), adapter)
             for ids in prompts
             for choice in range(ask.choices)
         ]
@@ -142,7 +142,8 @@ class Completions:
         for number, text in enumerate(texts):
             told = [Echo(text, ask.params.logprobs is not None)] * ask.choices
             echoes[number * ask.choices : (number + 1) * ask.choices] = told
-        answer = Answer(shape, self._model.name, sum(map(len, prompts)), echoes)
+        name = adapter or self._model.name
+        answer = Answer(shape, name, sum(map(len, prompts)), echoes)
         job = self._thread.submit(work, ask.stream)
 
         def close() -> None:

@@ -181,7 +181,7 @@ class EngineThread:
         requests: list[Request] = []
         try:
             for each in job.work:
-                requests.append(self.engine.submit(each.prompt, each.params))
+                requests.append(self.engine.submit(each.prompt, each.params, adapter=each.adapter))
         except Exception as error:  # noqa: BLE001  the thread must live on
             for request in requests:
                 self.engine.cancel(request)

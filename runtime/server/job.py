@@ -15,10 +15,11 @@ __all__ = ["ACCEPTED", "Accepted", "Event", "Job", "Pieces", "Work"]
 
 @dataclass(frozen=True)
 class Work:
-    """A sequence to complete: the ids of its prompt, and how to choose tokens."""
+    """A sequence to complete: the ids of its prompt, how to choose tokens, and by which adapter."""
 
     prompt: list[int]
     params: SamplingParams
+    adapter: str | None = None
 
 
 class Accepted:

@@ -1,4 +1,4 @@
-"""The one model that is served: its name, its tokenizer and its template."""
+"""The one model that is served, and its adapters: names, tokenizer and template."""
 
 from __future__ import annotations
 
@@ -22,10 +22,19 @@ __all__ = ["Model"]
 
 
 class Model:
-    """What answers need to know of the engine's artifact; nothing here changes."""
+    """What answers need to know of the engine's artifact; nothing here changes.
+
+    Raises RequestError for a name that one of its adapters has, too.
+    """
 
     def __init__(self, engine: Engine, name: str) -> None:
         self.name = name
+        self._adapters = engine.plan.adapters
+        if name in self._adapters:
+            raise RequestError(
+                f"'{name}' is also the name of an adapter of {engine.artifact.path}: requests "
+                "could not say which they mean. Give the model another one: --served-model-name."
+            )
         self.context = engine.context
         self.vocab_size = engine.plan.vocab_size
         self.tokenizer = engine.tokenizer
@@ -41,17 +50,24 @@ class Model:
         except ArtifactError as error:
             self._why_no_chat = f"{error} Use /v1/completions instead."
 
-    def take_name(self, body: Body) -> None:
-        """Takes `model`, which may be left out. Raises ApiError 404 for another one."""
+    def take_adapter(self, body: Body) -> str | None:
+        """Takes `model`, which may be left out: the adapter of that name; None for the model
+        itself. Raises ApiError 404 for another name.
+        """
         asked = body.take("model", str)
-        if asked is not None:
-            self.check_name(asked)
+        return None if asked is None else self.adapter_named(asked)
 
-    def check_name(self, asked: str) -> None:
-        """Raises ApiError 404 for a name that is not served."""
-        if asked != self.name:
-            raise ApiError(404, f"the model {asked!r} is not served here; '{self.name}' is.",
-                           param="model", code="model_not_found")  # fmt: skip
+    def adapter_named(self, asked: str) -> str | None:
+        """The adapter of that name, None for the model's own. Raises ApiError 404 for a name that
+        is not served."""
+        if asked == self.name:
+            return None
+        if asked in self._adapters:
+            return asked
+        names = ", ".join(f"'{each}'" for each in (self.name, *self._adapters))
+        raise ApiError(404, f"the model {asked!r} is not served here; "
+                       f"{names} {'are' if self._adapters else 'is'}.",
+                       param="model", code="model_not_found")  # fmt: skip
 
     def default_max_tokens(self, otherwise: int) -> int | None:
         """When a body says nothing: None, which asks the model's generation_config, or a number."""
@@ -105,12 +121,17 @@ class Model:
             raise ApiError(400, f"the model '{self.name}' has no tokenizer.", code="no_tokenizer")
         return self.tokenizer
 
-    def description(self) -> dict[str, Any]:
-        """As /v1/models lists it."""
+    def description(self, adapter: str | None = None) -> dict[str, Any]:
+        """As /v1/models lists it, or one of its adapters, whose `parent` it is."""
         return {
-            "id": self.name,
+            "id": adapter or self.name,
             "object": "model",
             "created": self._created,
             "owned_by": "graphwright",
+            **({"parent": self.name} if adapter else {}),
             "max_model_len": self.context,
         }
+
+    def descriptions(self) -> list[dict[str, Any]]:
+        """The model and its adapters."""
+        return [self.description(each) for each in (None, *self._adapters)]

@@ -25,7 +25,7 @@ class Tokens:
     async def tokenize(self, request: Request) -> Response:
         """POST /tokenize: {prompt, add_special_tokens} or {messages, …} to {tokens, …}."""
         body = await read_body(request)
-        self._model.take_name(body)
+        self._model.take_adapter(body)
         ids = await run_in_threadpool(self._ids, body)
         found = {"tokens": ids, "count": len(ids), "max_model_len": self._model.context}
         return json_answer(found)
@@ -33,7 +33,7 @@ class Tokens:
     async def detokenize(self, request: Request) -> Response:
         """POST /detokenize: {tokens} to {prompt}, without special tokens."""
         body = await read_body(request)
-        self._model.take_name(body)
+        self._model.take_adapter(body)
         ids = body.take("tokens")
         body.close()
         most = self._model.vocab_size

@@ -58,6 +58,9 @@ class Case:
     padding: int = 0  # elements between the rows of x
     max_rows: int = 512
     small: bool = False  # one kind of blocks
+    optional: bool = False  # may pairs have no expert? Only of floats
+    residual: bool = False  # only of floats
+    adds: bool = False  # to what is there; only of floats
     rows: int = 1
     threads: int = 1
 
@@ -82,10 +85,24 @@ class Case:
         random = torch.Generator().manual_seed(self.rows)
         x = torch.randn(self.rows, self.x_row + self.padding, generator=random)
         x[:, self.x_row :] = torch.nan
-        experts = torch.randint(0, self.experts, (self.rows, self.slots), generator=random)
+        kinds = self.experts + self.optional
+        experts = torch.randint(0, kinds, (self.rows, self.slots), generator=random)
         weight = torch.randn(self.experts, self.n, self.k, generator=random) * self.k**-0.5
         bias = torch.randn(self.experts, self.n, generator=random) if self.bias else None
         return x, experts, weight, bias
+
+    @property
+    def there(self) -> np.ndarray:
+        random = np.random.default_rng(self.rows)
+        shape = (self.rows, self.slots, self.n)
+        return random.normal(size=shape).astype(np.float32)
+
+    def added(self) -> np.ndarray:
+        """A residual with NaN between its rows."""
+        random = np.random.default_rng(self.rows)
+        found = random.normal(size=(self.rows, self.slots * self.n + self.padding))
+        found[:, self.slots * self.n :] = np.nan
+        return found.astype(np.float32)
 
     def rows_of(self, x: torch.Tensor) -> torch.Tensor:
         """x as the op takes it."""
@@ -94,8 +111,9 @@ class Case:
 
     def grouped(self, experts: torch.Tensor) -> np.ndarray:
         kernel = routed_groups(
-            self.experts, self.slots, experts_stride=self.slots, cpu=cpu_by_name(self.cpu)
-        )
+            self.experts, self.slots, experts_stride=self.slots, optional=self.optional,
+            cpu=cpu_by_name(self.cpu),
+        )  # fmt: skip
         groups = np.full(self.rows * groups_ints(self.slots), -9, np.int32)
         compiled(kernel, ("int64", "int32"), self.cpu)(self.rows, 2, experts.numpy(), groups)
         return groups
@@ -104,6 +122,8 @@ class Case:
         """Runs; only the rows of the output may be written."""
         size = self.rows * self.slots * self.n
         memory = np.full(size + 64, np.nan, np.float32)
+        if self.adds:
+            memory[:size] = self.there.reshape(-1)
         run(self.rows, self.threads, *inputs, memory)
         assert np.isnan(memory[size:]).all(), "written behind the end"
         return torch.from_numpy(memory[:size]).reshape(self.rows, self.slots, self.n)
@@ -124,9 +144,11 @@ def compiled(kernel: Kernel, dtypes: tuple[str, ...], cpu: str) -> Run:
 def f32_kernel(case: Case) -> Run:
     kernel = routed_linear_float(
         case.n, case.k, x_stride=case.x_row + case.padding,
-        tilings=case.tilings(float_tilings(cpu_by_name(case.cpu), FLOAT32)), **case.options,
+        tilings=case.tilings(float_tilings(cpu_by_name(case.cpu), FLOAT32)),
+        optional=case.optional, adds=case.adds,
+        residual=case.slots * case.n + case.padding if case.residual else None, **case.options,
     )  # fmt: skip
-    floats = ["float32"] * (3 + case.bias)
+    floats = ["float32"] * (3 + case.bias + case.residual)
     return standalone(kernel, ["int32", *floats], cpu_by_name(case.cpu))
 
 
@@ -150,9 +172,17 @@ def quantized_kernels(case: Case) -> tuple[Run, Run]:
 def check_f32(case: Case, experts: torch.Tensor | None = None) -> None:
     x, drawn, weight, bias = case.data()
     experts = drawn if experts is None else experts
-    want = get_op("routed_linear").reference(case.rows_of(x), experts, weight, bias)
     inputs = [case.grouped(experts), x.numpy(), pack_routed_float(weight, FLOAT32)]
-    got = case.outputs(f32_kernel(case.static), *inputs, *([] if bias is None else [bias.numpy()]))
+    inputs += [] if bias is None else [bias.numpy()]
+    residual = torch.from_numpy(case.there) if case.adds else None
+    if case.residual:
+        inputs.append(case.added())
+        rows = torch.from_numpy(inputs[-1])[:, : case.slots * case.n]
+        residual = rows.reshape(case.rows, case.slots, case.n)
+    want = get_op("routed_linear").reference(
+        case.rows_of(x), experts, weight, bias, residual, optional=case.optional
+    )
+    got = case.outputs(f32_kernel(case.static), *inputs)
     check_close(got, want, "reassociating")
 
 
@@ -227,6 +257,18 @@ def test_pairs_that_come_alone_by_long_tiles() -> None:
 @given(CASES)
 def test_routed_linear_of_any_size(case: Case) -> None:
     check_f32(replace(case, rows=min(case.rows, case.max_rows)))
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(CASES)
+def test_pairs_without_an_expert_become_zero(case: Case) -> None:
+    """Or their residual, or they stay what they are."""
+    for residual, adds in ((False, False), (True, False), (False, True)):
+        rows = min(case.rows, case.max_rows)
+        case = replace(case, rows=rows, optional=True, residual=residual, adds=adds)
+        check_f32(case)
+        none = torch.full((case.rows, case.slots), case.experts)
+        check_f32(case, none)
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
@@ -341,6 +383,15 @@ def test_names_tell_kernels_apart() -> None:
         for stride in strides
         for shared in (True, False)
     ]
+    more: list[dict[str, Any]] = [
+        {"optional": True},
+        {"residual": 16},
+        {"residual": 20},
+        {"adds": True},
+    ]
+    names += [routed_linear_float(16, 64, x_stride=128, **base, **each).name for each in more]
+    names += [routed_groups(4, 2, experts_stride=2, optional=each, cpu=CPU).name
+              for each in (False, True)]  # fmt: skip
     names += [top_k(8, 2, x_stride=8, cpu=CPU).name]
     names += [top_k(4, 2, x_stride=8, vectors=2, cpu=CPU).name]
     assert len(set(names)) == len(names) and all(name.isidentifier() for name in names)

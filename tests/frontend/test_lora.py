@@ -9,9 +9,10 @@ from typing import Any
 import peft
 import pytest
 import torch
+from peft_adapters import base_model
+from peft_adapters import save_adapter as adapter
 from safetensors.torch import load_file, save_file
 from tiny_models import random_tokens, save_tiny
-from transformers import AutoModelForCausalLM
 
 import graphwright
 from graphwright.__main__ import main
@@ -21,25 +22,6 @@ from graphwright.ir.interpreter import run_program
 from graphwright.ir.tolerance import check_close
 
 QKV = ["q_proj", "k_proj", "v_proj"]
-
-
-def base_model(directory: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-
-
-def adapter(base: Path, directory: Path, seed: int = 1, **config: Any) -> Path:
-    """Saved by PEFT, with factors that change much."""
-    settings = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 12, **config}
-    model = peft.get_peft_model(base_model(base), peft.LoraConfig(**settings))
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if "magnitude" in name:
-                tensor.mul_(1 + 0.3 * torch.rand_like(tensor))
-            elif "lora_" in name or "modules_to_save" in name:
-                tensor.add_(torch.randn_like(tensor) * 0.2)
-    model.save_pretrained(directory)
-    return directory
 
 
 def check(base: Path, *adapters: Path) -> None:
@@ -193,7 +175,7 @@ def test_one_of_two_tied_tables_cannot_change_alone(tmp_path: Path) -> None:
 
 
 def test_only_checkpoints_take_adapters(tmp_path: Path, queries: Path, llama: Path) -> None:
-    with pytest.raises(FrontendError, match="not into an ONNX or GGUF file or a module"):
+    with pytest.raises(FrontendError, match="not to an ONNX or GGUF file or a module"):
         graphwright.compile(base_model(llama), lora=queries)
     with pytest.raises(FrontendError, match="expected a LoRA adapter as PEFT saves it"):
         graphwright.compile(llama, lora=tmp_path)

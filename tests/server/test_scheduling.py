@@ -192,10 +192,10 @@ def test_a_mistake_in_taking_a_request_ends_that_request_alone(
 ) -> None:
     submit = Engine.submit
 
-    def mistaken(self: Engine, prompt: Any, params: SamplingParams | None = None) -> Request:
+    def mistaken(self: Engine, prompt: Any, *given: Any, **options: Any) -> Request:
         if prompt == [13]:
             raise ZeroDivisionError("of something")
-        return submit(self, prompt, params)
+        return submit(self, prompt, *given, **options)
 
     monkeypatch.setattr(Engine, "submit", mistaken)
     with served_toy(tmp_path) as toy:

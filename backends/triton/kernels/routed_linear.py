@@ -26,11 +26,12 @@ _EXPERTS = 64  # whose tiles are counted together
 
 @triton.jit
 def routed_linear_kernel(
-    batch, order, starts, x, x_scales, weight, scale, zero, bias, out,
+    batch, order, starts, x, x_scales, weight, scale, zero, bias, residual, out,
     N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
     GROUPS: tl.constexpr, ROW: tl.constexpr, X_STRIDE: tl.constexpr,
     SLOTS: tl.constexpr, SHARED: tl.constexpr, EXPERTS: tl.constexpr, PRESCALE: tl.constexpr,
     OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, CHUNK: tl.constexpr,
+    RESIDUAL_STRIDE: tl.constexpr, OPTIONAL: tl.constexpr,
 ):  # fmt: skip
     expert, number = tile_of_batch(tl.program_id(0), starts, EXPERTS, ROWS, CHUNK)
     if expert >= EXPERTS:
@@ -51,17 +52,20 @@ def routed_linear_kernel(
     zeros = zero
     if zero is not None:
         zeros = zero + matrix * GROUPS
+    last = K
+    if OPTIONAL:
+        last = tl.where(expert == EXPERTS - 1, 0, K)  # the last one is none: nothing is multiplied
     value, _ = product_tile(
         x + at, inside, x_scales, scale_at, weight + expert.to(tl.int64) * (STORED * ROW), scales,
-        zeros, None, n, n < N, 0, K, K, KIND, GROUP, GROUPS, ROW, PRESCALE, OUTPUTS, ROWS, STEP,
+        zeros, None, n, n < N, 0, last, K, KIND, GROUP, GROUPS, ROW, PRESCALE, OUTPUTS, ROWS, STEP,
     )  # fmt: skip
     added = bias
     if bias is not None:
         added = bias + matrix
     first = tl.program_id(1) * OUTPUTS
     finish_in_pieces(
-        tl.trans(value), pair, inside, first, added, None, None, None, None, out, None, None, N, 0,
-        "none", 0, 0, None,
+        tl.trans(value), pair, inside, first, added, residual, None, None, None, out, None, None, N,
+        RESIDUAL_STRIDE, "none", 0, 0, None,
     )  # fmt: skip
 
 
@@ -84,15 +88,19 @@ def routed_tiles(pairs: int, experts: int, k: int, format: WeightFormat, dtype: 
 def routed_linear(
     experts: int, slots: int, n: int, k: int, format: WeightFormat, tiles: Tiles, *,
     x_stride: int, shared: bool, integer: bool = False, bias: str | None = None,
-    dtype: str = "float32", rows: RowCount = "T",
+    dtype: str = "float32", rows: RowCount = "T", residual: int | None = None,
+    optional: bool = False,
 ) -> TritonKernel:  # fmt: skip
     """gw.routed_linear and gw.quantized_routed_linear of the pairs that routed_groups sorted.
 
     Pointers: batch, order, starts, x (rows of k, or of slots * k where pairs do not share them),
     (x_scales float32, a row of groups for each row of k), weight [E, N, …], (scale), (zero) as in
-    WeightFormat, (bias [E, N]), out [T, slots, N]. Number formats and `integer` as for `linear`.
-    starts counts the pairs, and with them the tokens.
+    WeightFormat, (bias [E, N]), (residual), out [T, slots, N]. Number formats and `integer` as for
+    `linear`. starts counts the pairs, and with them the tokens. residual: the distance of its rows,
+    of tokens with one slot. optional: the last of the `experts` is none, and has no weight.
     """
+    assert residual is None or slots == 1
+    assert not (optional and bias)
     assert x_stride >= (k if shared else slots * k) and tiles.splits == 1
     assert not integer or format.kind != "dense"
     return define(
@@ -101,12 +109,14 @@ def routed_linear(
         {
             "batch": "int32", "order": "int32", "starts": "int32",
             "x": "int8" if integer else dtype, "x_scales": "float32" if integer else None,
-            **format.pointers(), "bias": bias, "out": dtype,
+            **format.pointers(), "bias": bias,
+            "residual": None if residual is None else dtype, "out": dtype,
         },
         format.constants(k) | {
             "N": n, "X_STRIDE": x_stride, "SLOTS": slots, "SHARED": shared, "EXPERTS": experts,
             "PRESCALE": tiles.rows >= 64, "OUTPUTS": tiles.outputs, "ROWS": tiles.rows,
             "STEP": tiles.step, "CHUNK": min(_EXPERTS, next_power_of_two(experts)),
+            "RESIDUAL_STRIDE": residual or 0, "OPTIONAL": optional,
         },
         grid=lambda size: (
             quotient_up(size[rows] * slots, tiles.rows) + min(experts, size[rows] * slots),

@@ -14,14 +14,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from graphwright.backends.rows import INPUTS
+from graphwright.backends.rows import ADAPTER_INPUTS, INPUTS
 from graphwright.backends.triton.kernels.kernel import ROWS, Size, TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import quotient_up
 
-__all__ = ["GIVEN", "take_inputs"]
+__all__ = ["GIVEN", "given_to", "take_inputs"]
 
 # What the host says of a step; draws [R, 4]: how tokens are to be drawn (runtime/draws.py).
 GIVEN = {**INPUTS, "draws": "int64"}
+
+
+def given_to(adapters: bool) -> dict[str, str]:
+    """GIVEN, and behind them what a program with adapters is told."""
+    return {**GIVEN, **ADAPTER_INPUTS} if adapters else GIVEN
+
 
 _BLOCK = 1024  # numbers that a program takes at once
 _MOST_PROGRAMS = 32  # of an input; a program goes on behind the others
@@ -47,12 +53,13 @@ def take_tokens(source, chosen, target, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def take_inputs_kernel(
-    host_batch, host_tokens, host_positions, host_query_start, host_block_table, host_sample_rows,
-    host_draws, chosen, batch, tokens, positions, query_start, block_table, sample_rows, draws,
+def take_one(
+    which, host_batch, host_tokens, host_positions, host_query_start, host_block_table,
+    host_sample_rows, host_draws, chosen, batch, tokens, positions, query_start, block_table,
+    sample_rows, draws,
     T: tl.constexpr, B: tl.constexpr, M: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    which = tl.program_id(1)
+    """The input with this number."""
     if which == 0:
         count = tl.load(host_batch + T)
         take_tokens(host_tokens, chosen, tokens, count, BLOCK)
@@ -76,28 +83,63 @@ def take_inputs_kernel(
             tl.store(batch + i, tl.load(host_batch + i))
 
 
-def take_inputs() -> TritonKernel:
+@triton.jit
+def take_inputs_kernel(
+    host_batch, host_tokens, host_positions, host_query_start, host_block_table, host_sample_rows,
+    host_draws, chosen, batch, tokens, positions, query_start, block_table, sample_rows, draws,
+    T: tl.constexpr, B: tl.constexpr, M: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    take_one(
+        tl.program_id(1), host_batch, host_tokens, host_positions, host_query_start,
+        host_block_table, host_sample_rows, host_draws, chosen, batch, tokens, positions,
+        query_start, block_table, sample_rows, draws, T, B, M, R, BLOCK,
+    )  # fmt: skip
+
+
+@triton.jit
+def take_inputs_and_adapters_kernel(
+    host_batch, host_tokens, host_positions, host_query_start, host_block_table, host_sample_rows,
+    host_draws, host_adapters, host_row_adapters, chosen, batch, tokens, positions, query_start,
+    block_table, sample_rows, draws, adapters, row_adapters,
+    T: tl.constexpr, B: tl.constexpr, M: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    which = tl.program_id(1)
+    if which == 6:
+        take(host_adapters, adapters, tl.load(host_batch + T), BLOCK)
+    elif which == 7:
+        take(host_row_adapters, row_adapters, tl.load(host_batch + R), BLOCK)
+    else:
+        take_one(
+            which, host_batch, host_tokens, host_positions, host_query_start, host_block_table,
+            host_sample_rows, host_draws, chosen, batch, tokens, positions, query_start,
+            block_table, sample_rows, draws, T, B, M, R, BLOCK,
+        )  # fmt: skip
+
+
+def take_inputs(adapters: bool = False) -> TritonKernel:
     """Pointers: GIVEN in memory of the host, what the step in front chose for its sampled rows,
     int32, and GIVEN in the GPU's memory, where what lies behind those of the step stays as it was.
 
     A token -1 - row stands for what was chosen for that row; for 0, where a logit of it was NaN.
+    adapters: as well as those, what a program with adapters is told.
     """
+    given = given_to(adapters)
     return define(
-        "take_inputs",
-        take_inputs_kernel,
+        "take_inputs_and_adapters" if adapters else "take_inputs",
+        take_inputs_and_adapters_kernel if adapters else take_inputs_kernel,
         {
-            **{f"host_{name}": dtype for name, dtype in GIVEN.items()},
+            **{f"host_{name}": dtype for name, dtype in given.items()},
             "chosen": "int32",
-            **GIVEN,
+            **given,
         },
         {**ROWS, "BLOCK": _BLOCK},
-        grid=_grid,
+        grid=lambda size: _grid(size, len(given)),
         num_warps=4,
     )
 
 
-def _grid(size: Size) -> tuple[int, int, int]:
+def _grid(size: Size, inputs: int) -> tuple[int, int, int]:
     """On the first axis programs of an input: one for two tokens' rows of a block table with some
-    hundred entries. On the second the inputs, but for the counts, which the last one takes along.
+    hundred entries. On the second the inputs, but for the counts, which one takes along.
     """
-    return min(_MOST_PROGRAMS, quotient_up(size["T"], 2)), len(GIVEN) - 1, 1
+    return min(_MOST_PROGRAMS, quotient_up(size["T"], 2)), inputs - 1, 1

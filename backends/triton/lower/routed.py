@@ -17,7 +17,7 @@ from graphwright.backends.triton.kernels.weighted_sum import weighted_sum as wei
 from graphwright.backends.triton.launches import Launch, Operand
 from graphwright.backends.triton.lower.linear import format_of, quantized, weights_of
 from graphwright.backends.triton.registry import lowering
-from graphwright.ir.memory import buffer_name
+from graphwright.ir.memory import buffer_name, in_place
 
 __all__ = ["routed_linear", "top_k", "weighted_sum"]
 
@@ -25,23 +25,36 @@ gw = torch.ops.gw
 BATCH = Operand("batch")
 
 
-@lowering(gw.routed_linear.default, when=experts_of_rows)
+def _refusal(context: LoweringContext, node: fx.Node) -> str | None:
+    """What experts_of_rows refuses, and what is only made for adapters: one slot, no bias."""
+    given = arguments(node)
+    if given.get("residual") is not None and context.view(given["experts"]).row_size != 1:
+        return f"it adds '{given['residual']}' to several slots of a token"
+    if given.get("optional") and given["bias"] is not None:
+        return f"it adds the bias '{given['bias']}' where there may be no expert"
+    return experts_of_rows(context, node)
+
+
+@lowering(gw.routed_linear.default, when=_refusal)
 @lowering(gw.quantized_routed_linear.default, when=experts_of_rows)
 def routed_linear(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
     """The pairs of tokens and slots are sorted once for all products with the same routing."""
     given = arguments(node)
     experts, outputs, inputs = (int(size) for size in given["weight"].meta["val"].shape)
+    optional, residual = bool(given.get("optional")), given.get("residual")
+    kinds = experts + optional  # none is one more
+    visited = experts if in_place(node) is not None else kinds  # nothing is added for none
     ids, x = context.view(given["experts"]), context.view(given["x"])
     slots, rows, dtype = ids.row_size, context.rows(node), context.types.activations
     most = context.most(rows)
     integer = "scheme" in given and dtype == "float32"
     name = f"{buffer_name(ids.base)}[{ids.offset}:+{slots}].by_expert"
     order, first = context.keep(name, 4 * most * slots)
-    starts, _ = context.keep(f"{name}.starts", 4 * (experts + 1))
+    starts, _ = context.keep(f"{name}.starts", 4 * (kinds + 1))
     launches: list[Launch] = []
     if first:
         kernel = context.kernel(
-            routed_groups, experts, slots, experts_stride=ids.row_stride, rows=rows
+            routed_groups, kinds, slots, experts_stride=ids.row_stride, rows=rows
         )
         operands = (BATCH, context.value(given["experts"]), order, starts)
         launches.append(Launch(node.name, kernel, operands))
@@ -56,14 +69,20 @@ def routed_linear(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]
     tiles = routed_tiles(context.bucket(rows) * slots, experts, inputs, format, dtype)
     bias = given["bias"]
     kernel = context.kernel(
-        routed_linear_kernel, experts, slots, outputs, inputs, format, tiles, x_stride=stride,
+        routed_linear_kernel, visited, slots, outputs, inputs, format, tiles, x_stride=stride,
         shared=x.row_size == inputs, integer=integer, bias=None if bias is None else "float32",
-        dtype=dtype, rows=rows,
+        dtype=dtype, rows=rows, optional=visited > experts,
+        residual=None if residual is None else context.view(residual).row_stride,
     )  # fmt: skip
+    kernel = with_dtype(kernel, "out", context.result_dtypes(node)[0])  # logits are float32
+    if residual is not None:
+        kernel = with_dtype(kernel, "residual", context.dtype(residual))
     share = min(slots, experts) / experts
     weights = list(weights_of(context, given, share))
     if bias is not None:
         weights.append(context.weight(bias, dense()))
+    if residual is not None:
+        weights.append(context.value(residual))
     product = (BATCH, order, starts, *source, *weights, *context.results(node))
     return (*launches, Launch(node.name, kernel, product))
 

@@ -21,7 +21,14 @@ from graphwright.backends.tvm.kernels.blocks import (
     share_of_blocks,
 )
 from graphwright.backends.tvm.kernels.kernel import Expr, partition, registers
-from graphwright.backends.tvm.kernels.loops import load, quotient, settle
+from graphwright.backends.tvm.kernels.loops import (
+    load,
+    quotient,
+    row_chunks,
+    settle,
+    store,
+    vector_loop,
+)
 from graphwright.backends.tvm.kernels.matmul import (
     TILE,
     Epilogue,
@@ -29,13 +36,49 @@ from graphwright.backends.tvm.kernels.matmul import (
     write_block,
 )
 from graphwright.backends.tvm.kernels.routed_groups import Runs
+from graphwright.backends.tvm.kernels.vector import constant
 
-__all__ = ["RoutedBlocks", "for_each_routed_block", "pairs_of_an_expert"]
+__all__ = [
+    "Residual", "RoutedBlocks", "fill_pairs_without_expert", "for_each_routed_block",
+    "pairs_of_an_expert",
+]  # fmt: skip
 
 
-def pairs_of_an_expert(runs: Runs) -> Expr:
-    """The mean over the experts that have any, rounded down."""
-    return settle(quotient(runs.pairs, tirx.max(runs.count, 1)), "int32")
+def pairs_of_an_expert(runs: Runs, optional: bool = False) -> Expr:
+    """The mean over the experts that have any, rounded down. optional: may pairs have none?"""
+    pairs = runs.end if optional else runs.pairs
+    return settle(quotient(pairs, tirx.max(runs.count, 1)), "int32")
+
+
+@dataclass(frozen=True)
+class Residual:
+    """What is added to the rows of pairs: that of `pair` begins at place(pair)."""
+
+    values: Expr
+    place: Callable[[Expr], Expr]
+
+
+def fill_pairs_without_expert(
+    n: int, lanes: int, thread: Expr, threads: Expr, runs: Runs, residual: Residual | None,
+    out: Expr,
+) -> None:  # fmt: skip
+    """Emits this thread's share of the pairs behind the last run: their residual, or zeros."""
+    first = runs.end
+
+    def fill(row: Expr, column: Expr, columns: int) -> None:
+        pair = runs.pair(first + row)
+        begin = T.bind(tirx.Cast("int64", pair) * n + column)
+        source = None if residual is None else T.bind(residual.place(pair) + column)
+
+        def piece(at: Expr, width: int) -> None:
+            value = constant(0.0, width)
+            if residual is not None:
+                value = load(residual.values, source + at, width)
+            store(out, begin + at, value, width)
+
+        vector_loop(columns, lanes, piece)
+
+    row_chunks(settle(runs.pairs - first, "int32"), n, lanes, thread, threads, fill)
 
 
 @dataclass(frozen=True)
@@ -59,8 +102,9 @@ def for_each_routed_block(
     alone: RoutedBlocks | None,
     bias: Expr | None,
     out: Expr,
+    residual: Residual | None = None,
 ) -> None:
-    """Emits this thread's share: out[pair] = value(…) + bias[expert] of all pairs.
+    """Emits this thread's share: out[pair] = value(…) + bias[expert] + residual of all pairs.
 
     As for_each_block, with pairs for rows. Threads divide (runs x tiles x blocks of pairs) evenly,
     in the order of the weights.
@@ -97,6 +141,9 @@ def for_each_routed_block(
 
                 def finished(at: Expr, pair: Expr, tile: Expr, lane: Expr, width: int) -> Any:
                     result = code.value(at, pair, tile + base, lane, width)
+                    if residual is not None:
+                        place = residual.place(pair) + tile * TILE + lane
+                        result = result + load(residual.values, place, width)
                     if bias is None:
                         return result
                     expert = settle(tirx.Cast("int64", runs.expert(run)) * n, "int64")

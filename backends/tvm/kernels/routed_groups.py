@@ -5,7 +5,8 @@ that somebody is routed to have a run, so that no other expert's weights are tou
 
 The result is int32 [groups_ints(slots)] a token, for P = rows * slots pairs (pair = row * slots +
 slot): the number of runs, the P pairs in the order of their experts, the expert of each run, and
-where each run starts in that order, with P at the end.
+where each run starts in that order, and where the last one ends: P, but where pairs may have no
+expert. Those are the last in the order, and belong to no run.
 """
 
 from __future__ import annotations
@@ -58,13 +59,22 @@ class Runs:
     def start(self, run: Expr) -> Expr:
         return settle(self.groups[self.start_index(run)], "int32")
 
+    @property
+    def end(self) -> Expr:
+        """Where the last run ends: behind it are the pairs that have no expert."""
+        return self.start(self.count)
 
-def routed_groups(experts: int, slots: int, *, experts_stride: int, cpu: Cpu) -> Kernel:
+
+def routed_groups(
+    experts: int, slots: int, *, experts_stride: int, optional: bool = False, cpu: Cpu
+) -> Kernel:
     """Pointers: experts int64 [rows, slots] with `experts_stride`, groups int32.
 
     Ids must be in 0..experts - 1; they come from gw.top_k or from constants, whose range the graph
-    guarantees. A counting sort, stable, by one thread: 4096 pairs take some microseconds.
+    guarantees. If `optional` also `experts`, which is none; the engine guarantees their range. A
+    counting sort, stable, by one thread: 4096 pairs take some microseconds.
     """
+    kinds = experts + optional
 
     def body(thread: Expr, threads: Expr, rows: Expr, ids: Expr, groups: Expr) -> None:
         runs = Runs(groups, T.bind(rows * slots))
@@ -74,20 +84,24 @@ def routed_groups(experts: int, slots: int, *, experts_stride: int, cpu: Cpu) ->
             return settle(tirx.Cast("int32", ids[row * experts_stride + slot]), "int32")
 
         with T.If(thread == 0), T.Then():
-            ends = stage(experts, "int32")  # pairs counted, then where the next one of each goes
-            with T.serial(0, experts) as expert:
+            ends = stage(kinds, "int32")  # pairs counted, then where the next one of each goes
+            with T.serial(0, kinds) as expert:
                 T.buffer_store(ends, T.int32(0), [expert])
             with T.serial(0, runs.pairs) as pair:
                 expert = expert_of(pair)
                 T.buffer_store(ends, ends[expert] + 1, [expert])
             _list_runs(experts, ends, runs)
+            if optional:
+                T.buffer_store(ends, runs.end, [experts])
             with T.serial(0, runs.pairs) as pair:
                 expert = expert_of(pair)
                 at = settle(ends[expert], "int32")
                 T.buffer_store(groups, pair, [runs.pair_index(at)])
                 T.buffer_store(ends, at + 1, [expert])
 
-    name = kernel_name("routed_groups", cpu, e=experts, s=slots, ids=experts_stride)
+    name = kernel_name(
+        "routed_groups", cpu, e=experts, s=slots, ids=experts_stride, optional=optional
+    )
     return define(name, [("experts", "int64"), ("groups", "int32")], body)
 
 

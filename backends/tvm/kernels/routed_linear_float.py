@@ -5,6 +5,7 @@ Packed weights are those of linear_float, expert after expert.
 
 from __future__ import annotations
 
+from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from graphwright.backends.tvm.kernels.float_weights import FLOAT32, FloatWeights
@@ -18,7 +19,9 @@ from graphwright.backends.tvm.kernels.matmul import (
     tilings_name,
 )
 from graphwright.backends.tvm.kernels.routed_blocks import (
+    Residual,
     RoutedBlocks,
+    fill_pairs_without_expert,
     for_each_routed_block,
     pairs_of_an_expert,
 )
@@ -38,23 +41,33 @@ def routed_linear_float(
     shared: bool,
     x_stride: int,
     bias: bool = False,
+    residual: int | None = None,
+    adds: bool = False,
+    optional: bool = False,
     max_rows: int,
     tilings: Tilings | None = None,
     cpu: Cpu,
 ) -> Kernel:
-    """Pointers: groups (routed_groups), x, weight (pack_routed_float), (bias [E, N]), out.
+    """Pointers: groups (routed_groups), x, weight (pack_routed_float), (bias [E, N]), (residual),
+    out.
 
     x is float32 [rows, K] if `shared` by the slots, else [rows, slots, K], with `x_stride` between
     rows; out is [rows, slots, N]. A call may have up to `max_rows` rows.
-    `tilings`: other blocks than those of float_tilings.
+    residual: the distance of its rows of [slots, N]. adds: out is its own residual. optional: pairs
+    may have no expert; their rows become the residual, or zero. `tilings`: other blocks than those
+    of float_tilings.
     """
+    assert residual is None or not adds
     few, many, limit = tilings or float_tilings(cpu, weights)
     only_few = limit if max_rows <= limit else None
 
     def body(
         thread: Expr, threads: Expr, rows: Expr, groups: Expr, x: Expr, weight: Expr, *rest: Expr
     ) -> None:
-        *biases, out = rest
+        *more, out = rest
+        added = Residual(out, lambda pair: tirx.Cast("int64", pair) * n) if adds else None
+        if residual is not None:
+            added = Residual(more[-1], lambda pair: vector_start(pair, n, residual, slots))
         runs = Runs(groups, T.bind(rows * slots))
 
         def offset(pair: Expr) -> Expr:
@@ -78,21 +91,25 @@ def routed_linear_float(
             lone = tiling.alone(weights.tile_bytes(k))
             for_each_routed_block(
                 n, cpu.lanes, thread, threads, runs, code(tiling),
-                code(lone) if lone else None, biases[0] if bias else None, out,
+                code(lone) if lone else None, more[0] if bias else None, out, added,
             )  # fmt: skip
 
-        mean = pairs_of_an_expert(runs)
+        if optional and not adds:
+            fill_pairs_without_expert(n, cpu.lanes, thread, threads, runs, added, out)
+        mean = pairs_of_an_expert(runs, optional)
         few_or_many(mean, limit, max_rows, lambda: emit(few), lambda: emit(many))
 
     name = kernel_name(
         f"routed_linear_{weights.name}", cpu, n=n, k=k, s=slots, shared=shared, x=x_stride,
-        rows=only_few, bias=bias, tiled=tilings_name(tilings, only_few is not None),
+        rows=only_few, bias=bias, residual=residual, adds=adds, optional=optional,
+        tiled=tilings_name(tilings, only_few is not None),
     )  # fmt: skip
     pointers = [
         ("groups", "int32"),
         ("x", "float32"),
         ("weight", weights.storage),
         *[("bias", "float32")] * bias,
+        *[("residual", "float32")] * (residual is not None),
         ("out", "float32"),
     ]
     return define(name, pointers, body)

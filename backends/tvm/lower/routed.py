@@ -24,6 +24,7 @@ from graphwright.backends.tvm.layouts import routed_float_layout, routed_quantiz
 from graphwright.backends.tvm.phases import Operand, Phase, parts_of
 from graphwright.backends.tvm.product_choices import small_tilings
 from graphwright.backends.tvm.registry import lowering
+from graphwright.ir.memory import in_place
 from graphwright.ir.schemes import Scheme
 
 __all__ = ["quantized_routed_linear", "routed_linear", "top_k", "weighted_sum"]
@@ -33,8 +34,9 @@ gw = torch.ops.gw
 
 def _refusal(context: LoweringContext, node: fx.Node) -> str | None:
     """What experts_of_rows refuses, and rows that are not float32."""
-    x = arguments(node)["x"]
-    return experts_of_rows(context, node) or _float_rows(context, x)
+    given = arguments(node)
+    read = [given[name] for name in ("x", "residual") if given.get(name) is not None]
+    return experts_of_rows(context, node) or _float_rows(context, *read)
 
 
 def _float_rows(context: LoweringContext, *values: fx.Node) -> str | None:
@@ -54,6 +56,9 @@ class _Routing:
         self.experts, self.outputs, self.inputs = (int(size) for size in shape)
         self.slots = context.view(self.given["experts"]).row_size
         self.x = context.view(self.given["x"])
+        self.optional = bool(self.given.get("optional"))
+        self.adds = in_place(node) is not None
+        self.residual = None if self.adds else self.given.get("residual")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -70,7 +75,7 @@ class _Routing:
         ids = self.given["experts"]
         kernel = self.context.kernel(
             routed_groups, self.experts, self.slots,
-            experts_stride=self.context.view(ids).row_stride,
+            experts_stride=self.context.view(ids).row_stride, optional=self.optional,
         )  # fmt: skip
         return self.phase(kernel, self.context.value(ids), groups)
 
@@ -81,14 +86,26 @@ class _Routing:
     def phase(self, kernel: Any, *operands: Operand) -> Phase:
         return Phase(self.node.name, kernel, operands, self.rows)
 
+    @property
+    def for_adapters(self) -> bool:
+        """Is the product of no use where no token has an expert? If it is added to what is there,
+        or all that reads it is."""
+        return self.adds or (self.optional and all(map(in_place, self.node.users)))
+
     def product(self, kernel: Any, layout: Layout, *operands: Operand) -> Phase:
         """The phase of a product by weights in `layout`."""
         parts = parts_of(self._read("weight", layout))
-        return Phase(self.node.name, kernel, operands, self.rows, parts=parts)
+        return Phase(
+            self.node.name, kernel, operands, self.rows, parts=parts, adapters=self.for_adapters
+        )
 
     @property
     def bias(self) -> list[Operand]:
         return [] if self.given["bias"] is None else [self.weight("bias", dense())]
+
+    @property
+    def added(self) -> list[Operand]:
+        return [] if self.residual is None else [self.context.value(self.residual)]
 
     def _read(self, name: str, layout: Layout) -> int:
         """Bytes of a weight that a token reads."""
@@ -105,13 +122,14 @@ def routed_linear(context: LoweringContext, node: fx.Node) -> tuple[Phase, ...]:
     expert = weights.tile_bytes(routing.inputs) * routing.outputs // TILE
     kernel = context.kernel(
         routed_linear_float, routing.outputs, routing.inputs, weights=weights,
-        x_stride=routing.x.row_stride,
+        x_stride=routing.x.row_stride, optional=routing.optional, adds=routing.adds,
+        residual=None if routing.residual is None else context.view(routing.residual).row_stride,
         tilings=small_tilings(expert, float_tilings(context.cpu, weights)), **routing.options,
     )  # fmt: skip
     layout = routed_float_layout(weights)
     product = routing.product(
         kernel, layout, groups.read(), context.value(routing.given["x"]),
-        routing.weight("weight", layout), *routing.bias, *context.results(node),
+        routing.weight("weight", layout), *routing.bias, *routing.added, *context.results(node),
     )  # fmt: skip
     return (routing.group(groups), product) if unfilled else (product,)
 

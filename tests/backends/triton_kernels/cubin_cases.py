@@ -130,6 +130,15 @@ def one(
     return one_row(n, k, WeightFormat.of(scheme), shape, dtype=dtype, **ends)
 
 
+def adapters(n: int, k: int, *, residual: bool) -> TritonKernel:
+    """A product with one of three adapters or none."""
+    format = WeightFormat.dense(HALF)
+    return routed_linear(
+        4, 1, n, k, format, routed_tiles(8, 3, k, format, HALF), x_stride=k, shared=True,
+        dtype=HALF, residual=n if residual else None, optional=True,
+    )  # fmt: skip
+
+
 def routed(scheme: str | None, pairs: int) -> TritonKernel:
     format = WeightFormat.of(scheme) if scheme else WeightFormat.dense(HALF)
     tiles = routed_tiles(pairs, 64, 2048, format, HALF)
@@ -162,6 +171,7 @@ def recurrence(step: str, dtype: str = HALF) -> TritonKernel:
 
 SMALL: dict[str, Callable[[], TritonKernel]] = {
     "take_inputs": take_inputs,
+    "take_inputs, with adapters": lambda: take_inputs(adapters=True),
     "token_slots": token_slots,
     "add_rms_norm 4096, a sandwich": lambda: norm(
         "rms_norm",
@@ -283,6 +293,8 @@ PRODUCTS: dict[str, Callable[[], TritonKernel]] = {
     "w4g32z, 32 rows": lambda: product("w4g32z", 32),
     "w4g128 int8, 2048 rows": lambda: product("w4g128", 2048, integer=True),
     "routed, 8 pairs": lambda: routed(None, 8),
+    "adapters, down": lambda: adapters(16, 4096, residual=False),
+    "adapters, up": lambda: adapters(4096, 16, residual=True),
     "routed w4g128, 16384 pairs": lambda: routed("w4g128", 16384),
 }
 WIDE = Tiles(128, 256, 64, num_warps=8)

@@ -67,6 +67,8 @@ class Routed:
     integer: bool = False
     dtype: torch.dtype = torch.float32
     tiles: Tiles | None = None
+    optional: bool = False
+    residual: bool = False
 
 
 CASES = [
@@ -79,6 +81,10 @@ CASES = [
     Routed(4, 2, 3, 20, 160, "w4g32z", shared=False),
     Routed(4, 2, 3, 20, 256, "w4g128", integer=True, bias=True),
     Routed(70, 1, 2, 20, 128, "w4g64", dtype=torch.float16, tiles=Tiles(64, 64, 64)),
+    Routed(1, 1, 1, 20, 40, optional=True),
+    Routed(9, 1, 3, 70, 12, optional=True, residual=True, shared=False),
+    Routed(33, 1, 2, 40, 16, optional=True, residual=True, dtype=torch.bfloat16),
+    Routed(12, 2, 2, 12, 64, optional=True, dtype=torch.float16),
 ]
 
 
@@ -88,10 +94,14 @@ def test_routed_products_are_their_op_and_touch_no_other_expert(case: Routed) ->
     tokens, slots, n, k = case.tokens, case.slots, case.n, case.k
     name = str(case.dtype).removeprefix("torch.")
     x = torch.randn(*((tokens, k) if case.shared else (tokens, slots, k))).to(case.dtype)
-    experts = torch.randint(0, case.experts, (tokens, slots))
+    kinds = case.experts + case.optional
+    experts = torch.randint(0, kinds, (tokens, slots))
+    if case.optional:
+        experts[0, 0] = case.experts
+    residual = torch.randn(tokens, slots, n).to(case.dtype) if case.residual else None
     weight = torch.randn(case.experts, n, k) * k**-0.5
     bias = torch.randn(case.experts, n) if case.bias else None
-    unused = torch.bincount(experts.flatten(), minlength=case.experts) == 0
+    unused = torch.bincount(experts.flatten(), minlength=kinds)[: case.experts] == 0
     if case.scheme is None:
         format = WeightFormat.dense(name)
         operands = [weight.to(case.dtype)]
@@ -111,14 +121,15 @@ def test_routed_products_are_their_op_and_touch_no_other_expert(case: Routed) ->
         per_row = 1 if case.shared else slots
         kernel = quantize_rows(k, x_stride=per_row * k, groups=groups, subrows=per_row, dtype=name)
         call(kernel, batch_header(tokens), x, *inputs)
-    order, starts = grouped(experts, case.experts)
+    order, starts = grouped(experts, kinds)
     out = untouched((tokens + 1, slots, n), case.dtype)
     tiles = case.tiles or routed_tiles(tokens * slots, case.experts, k, format, name)
     kernel = routed_linear(
-        case.experts, slots, n, k, format, tiles, x_stride=x[0].numel(), shared=case.shared,
+        kinds, slots, n, k, format, tiles, x_stride=x[0].numel(), shared=case.shared,
         integer=case.integer, bias=None if bias is None else "float32", dtype=name,
+        optional=case.optional, residual=n if case.residual else None,
     )  # fmt: skip
-    added = [] if bias is None else [bias]
+    added = [each for each in (bias, residual) if each is not None]
     call(kernel, batch_header(tokens), order, starts, *inputs, *operands, *added, out)
     if case.integer and case.scheme is not None:
         rows = rows_of_slots(x, experts)
@@ -132,6 +143,8 @@ def test_routed_products_are_their_op_and_touch_no_other_expert(case: Routed) ->
                     rest[1][expert] if format.zero else None, scheme=case.scheme,
                 )  # fmt: skip
     else:
-        want = get_op("routed_linear").reference(x, experts, real, bias)
+        want = get_op("routed_linear").reference(
+            x, experts, real, bias, residual, optional=case.optional
+        )
     check_close(out[:tokens], want.to(case.dtype))
     assert out[tokens].isnan().all()
