@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import logging
 import traceback
@@ -14,15 +13,13 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import fx
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
+from graphwright.frontend.decompositions import decomposed
 from graphwright.frontend.gradient_modes import without_idle_switches
-from graphwright.frontend.in_place_writes import CannotRewriteError, is_write, without_writes
-from graphwright.frontend.layer_markers import is_marker
 from graphwright.frontend.length_constants import (
     constants_differ,
     floats_of_the_length,
@@ -39,24 +36,10 @@ from graphwright.frontend.node_lines import lines_of_the_model
 from graphwright.frontend.source_lines import place_of
 from graphwright.frontend.stateless import StatelessForward
 from graphwright.ir.errors import FrontendError
-from graphwright.ir.program import Level
-from graphwright.ir.verifier import allowed_at
 
 __all__ = ["BranchError", "Exported", "export_dynamic"]
 
 _LOG = logging.getLogger("graphwright.frontend")
-# What normalizing turns into the vocabulary by itself:
-_SPELLINGS = frozenset(
-    """
-    aten._assert_tensor_metadata.default aten._assert_scalar.default aten.view.default
-    aten.to.dtype aten.to.dtype_layout aten.to.device aten.to.other aten.type_as.default
-    aten.contiguous.default aten.alias.default aten.detach.default aten.dropout.default
-    aten.numpy_T.default aten.broadcast_to.default aten.new_empty.default aten.copy.default
-    aten.slice_scatter.default aten.select_scatter.default aten.topk.default aten.max.dim
-    aten.scatter.value aten.scatter.src aten.scatter_add.default
-    aten.pad.default aten.eye.default aten.eye.m
-    """.split()
-)
 _CONSTANT_LENGTH = ("static shape", "specialized it to be a constant", "not in VR[")
 
 
@@ -175,7 +158,7 @@ def _export(
         if decompose and (rung.deferred or floats & literals(exported)):
             _refuse_constants(exported, forward, tokens, rung)
         if decompose:
-            exported = _decomposed(exported)
+            exported = decomposed(exported)
     return Exported(exported, rung.name, least, most)
 
 
@@ -194,40 +177,6 @@ def _refuse_constants(
             f"'{node.name}' holds {other} when the example has {length} tokens, and another "
             f"number when it has {tokens.shape[0]}."
         )
-
-
-def _decomposed(exported: ExportedProgram) -> ExportedProgram:
-    """Without writes in place, and without ops that torch can write with others.
-
-    torch traces the graph once more for that, which takes longer than the first time: so only where
-    there is such an op, or a write that is not understood.
-    """
-    if all(_is_known(node) for node in exported.graph.nodes):
-        value = next(node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder")
-        try:
-            exported.graph_module.graph = without_writes(exported.graph, value.fake_mode)
-        except CannotRewriteError as error:
-            _LOG.info("torch rewrites the writes in place: %s", error)
-        else:
-            return exported
-    decomposed: ExportedProgram = exported.run_decompositions(_decompositions())
-    return decomposed
-
-
-def _is_known(node: fx.Node) -> bool:
-    """Do passes know it, or is it written in place, which `without_writes` knows?"""
-    if node.op != "call_function":
-        return node.op != "get_attr"
-    target = node.target
-    known = allowed_at(Level.NORMALIZED, target) or str(target) in _SPELLINGS
-    return known or is_marker(target) or is_write(target)
-
-
-@functools.cache
-def _decompositions() -> dict[Any, Any]:
-    """How to write ops outside the vocabulary (einsum, type_as, …) with others; the rest stays."""
-    table = torch.export.default_decompositions().items()
-    return {op: rule for op, rule in table if not allowed_at(Level.NORMALIZED, op)}
 
 
 def _bounds(exported: ExportedProgram) -> tuple[int, int | None]:
