@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from expert_models import LOOPS, ExpertDecoder, Loop, MaskOfEach, Matrices, PassedOn
+from expert_models import LOOPS, ExpertDecoder, Loop, MaskOfEach, Matrices, OnlyThoseHit, PassedOn
 from sorted_experts import SORTED, SlicedByCounts
 from torch import nn
+from torch.export import ExportedProgram
 from torch.nn import functional
 
 from graphwright.frontend.capture import capture_module
@@ -51,6 +52,19 @@ def test_loops_are_traced_as_products_by_routed_experts(block: type[Loop]) -> No
         with torch.no_grad():
             check_close(logits(program, tokens), model(tokens[None])[0])
     assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_the_search_for_experts_that_were_hit_needs_no_second_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is left behind when the loop is run once, in ops that nothing else uses."""
+
+    def again(self: ExportedProgram, *args: Any) -> None:
+        raise AssertionError("traced again")
+
+    monkeypatch.setattr(ExportedProgram, "run_decompositions", again)
+    program = capture_module(ExpertDecoder(OnlyThoseHit))
+    assert not any("one_hot" in str(node.target) for node in program.graph.nodes if node.users)
 
 
 def test_nothing_is_replaced_in_a_model_without_loops() -> None:
