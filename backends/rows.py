@@ -16,8 +16,11 @@ from graphwright.ir.program import Program
 __all__ = [
     "ADAPTER_INPUTS",
     "INPUTS",
+    "MOST_POOLS",
+    "POOL_UNIT",
     "RowCount",
     "experts_of_rows",
+    "in_pool",
     "one_id_a_row",
     "row_count",
     "rows_of",
@@ -27,14 +30,24 @@ RowCount: TypeAlias = Literal["T", "R"]  # a step's tokens, or its sampled rows
 
 # What the host says of a step, by element type.
 INPUTS = {
-    # [8]: tokens T, sequences B, block-table stride M, sampled rows R, has any an adapter?, zeros
+    # [8]: tokens T, sequences B, block-table stride M, sampled rows R; where blocks lie in several
+    # pools, numbers from one's table to the next one's, and of each pool but the first how many
+    # POOL_UNITs its block 0 lies behind that of the first; zeros; last: has any an adapter?
     "batch": "int32",
     "tokens": "int64",  # [T]
     "positions": "int64",  # [T]
     "query_start": "int32",  # [B + 1]
-    "block_table": "int32",  # [B * M]
+    "block_table": "int32",  # [B * M], of each pool
     "sample_rows": "int32",  # [R]
 }
+MOST_POOLS = 3  # as the batch header has room for
+POOL_UNIT = 4096  # bytes; runtime/plan.py has it, too
+
+
+def in_pool(name: str, pool: int) -> str:
+    """What `block_table` or `kv` is called where it is that of a pool."""
+    return f"{name}_{pool}" if pool else name
+
 
 # And where sequences choose adapters.
 ADAPTER_INPUTS = {

@@ -36,9 +36,11 @@ def write_artifact(compiled: Compiled, path: Path, on_packed: Callable[[int, int
             done += len(chunk)
             on_packed(done, total)
 
-    slots = built.plan["kv"].get("slot_bytes", 0) > 0
+    slots, pools = built.plan["kv"].get("slot_bytes", 0) > 0, "pools" in built.plan["kv"]
     adapters = "adapters" in built.plan
-    with ArtifactWriter(path, variants=variants, slots=slots, adapters=adapters) as writer:
+    with ArtifactWriter(
+        path, variants=variants, slots=slots, pools=pools, adapters=adapters
+    ) as writer:
         for variant, each in zip(variants, code, strict=True):
             for name, content in each.files(variant):
                 writer.add(name, content)

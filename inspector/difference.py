@@ -160,6 +160,7 @@ def _memory(artifact: Readable) -> dict[str, Any]:
         "weights read for each token, bytes": plan["weights"]["bytes_per_token"],
         "KV cache for each token, bytes": kv["block_bytes"] / kv["block_size"],
         "KV states": len(kv["states"]),
+        "pools of blocks": len(kv.get("pools", [kv])),
         "KV dtypes": ", ".join(sorted({state["dtype"] for state in kv["states"]})),
         "state of a sequence, bytes": kv.get("slot_bytes", 0),
     }

@@ -84,7 +84,7 @@ def memory_needs(
         "rows": plan.rows,
         "weights": _weights(subject.content["weights"]),
         "kv": {
-            **_caches(plan, subject.content["kv"], context),
+            **_caches(plan, subject.content["kv"], sequences, context),
             "snapshots": plan.snapshots_for(snapshots, sequences),
             "snapshot_bytes": plan.snapshot_bytes if plan.has_states else 0,
         },
@@ -123,19 +123,30 @@ def _weights(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _caches(plan: Plan, found: Mapping[str, Any], context: int) -> dict[str, Any]:
-    """bytes_per_sequence: of the blocks and the slot of a sequence of `context` tokens."""
-    blocks = plan.held_of(plan.blocks_of(context)) * plan.block_bytes
-    keys = ("dtype", "heads", "head_dim", "value_dim", "first", "span", "chosen")
+def _caches(plan: Plan, found: Mapping[str, Any], sequences: int, context: int) -> dict[str, Any]:
+    """bytes_per_sequence: of the blocks and the slot of a sequence of `context` tokens. pools: as
+    caches and index keys name them, where there are several; does a sequence give blocks back?
+    """
+    blocks = plan.blocks_of(context)
+    pools = [
+        {
+            "bytes": count * pool.block_bytes,
+            "block_bytes": pool.block_bytes,
+            "bytes_per_sequence": pool.held_of(blocks, plan.block_size) * pool.block_bytes,
+            "gives_back": pool.reach is not None,
+        }
+        for pool, count in zip(plan.pools, plan.pool_sizes(sequences, blocks), strict=True)
+    ]
+    keys = ("dtype", "heads", "head_dim", "value_dim", "first", "span", "chosen", "pool")
     return {
         "block_size": plan.block_size,
         "block_bytes": plan.block_bytes,
         "bytes_per_token": plan.block_bytes / plan.block_size,
-        "bytes_per_sequence": blocks + plan.slot_bytes,
+        "bytes_per_sequence": sum(pool["bytes_per_sequence"] for pool in pools) + plan.slot_bytes,
         "slot_bytes": plan.slot_bytes,
-        "gives_back": plan.reach is not None,
+        "pools": pools,
         "caches": _alike(found["states"], keys),
-        "indexes": _alike(found.get("indexes", ()), ("dtype", "heads", "head_dim")),
+        "indexes": _alike(found.get("indexes", ()), ("dtype", "heads", "head_dim", "pool")),
         "rolling": _alike(found.get("rolling", ()), ("dtype", "kept", "channels")),
         "recurrent": _alike(found.get("recurrent", ()), ("size",)),
     }

@@ -66,19 +66,15 @@ def _cache_lines(needs: Mapping[str, Any]) -> Iterator[str]:
         f"{size_text(kv['bytes_per_sequence'])} a sequence, {size_text(kv['bytes_per_token'])} a "
         f"token, in blocks of {kv['block_size']} tokens",
     )  # fmt: skip
-    for each in kv["caches"]:
-        first = f"the first {each['first']} and " if each["first"] else ""
-        span = f"{first}the last {each['span']} tokens" if each["span"] else "all tokens"
-        if each["chosen"]:
-            span = f"{each['chosen']} tokens at the most, of their choice,"
-        kept = "; blocks of others are kept" if each["span"] and not kv["gives_back"] else ""
-        yield (
-            f"  {each['count']} x keys and values: {_heads(each)} of {each['head_dim']} and "
-            f"{each['value_dim']}, {each['dtype']}, {span} are read{kept}"
-        )
-    for each in kv["indexes"]:
-        size = f"{_heads(each)} of {each['head_dim']}, {each['dtype']}"
-        yield f"  {each['count']} x index keys: {size}, all are read"
+    for number, pool in enumerate(kv["pools"]):
+        indent = "  "
+        if len(kv["pools"]) > 1:
+            kept = "those out of reach are given back" if pool["gives_back"] else "all are kept"
+            each = f"{size_text(pool['bytes_per_sequence'])} a sequence; of its blocks {kept}"
+            yield _line("  pool", pool["bytes"], each)
+            indent = "    "
+        for line in _pool_lines(kv, number):
+            yield indent + line
     for each in kv["rolling"]:
         yield (
             f"  {each['count']} x the last {each['kept']} inputs of {each['channels']} channels, "
@@ -93,6 +89,24 @@ def _cache_lines(needs: Mapping[str, Any]) -> Iterator[str]:
             f"  {kv['snapshots']} x snapshot of a sequence's states, for prompts that begin alike: "
             f"{size_text(kv['snapshot_bytes'])} each"
         )
+
+
+def _pool_lines(kv: Mapping[str, Any], number: int) -> Iterator[str]:
+    """The caches in one pool."""
+    gives_back = kv["pools"][number]["gives_back"]
+    for each in (cache for cache in kv["caches"] if (cache["pool"] or 0) == number):
+        first = f"the first {each['first']} and " if each["first"] else ""
+        span = f"{first}the last {each['span']} tokens" if each["span"] else "all tokens"
+        if each["chosen"]:
+            span = f"{each['chosen']} tokens at the most, of their choice,"
+        kept = "; blocks of others are kept" if each["span"] and not gives_back else ""
+        yield (
+            f"{each['count']} x keys and values: {_heads(each)} of {each['head_dim']} and "
+            f"{each['value_dim']}, {each['dtype']}, {span} are read{kept}"
+        )
+    for each in (index for index in kv["indexes"] if (index["pool"] or 0) == number):
+        size = f"{_heads(each)} of {each['head_dim']}, {each['dtype']}"
+        yield f"{each['count']} x index keys: {size}, all are read"
 
 
 def _heads(cache: Mapping[str, Any]) -> str:

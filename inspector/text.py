@@ -172,16 +172,23 @@ def memory_table(artifact: Readable, limit: int | None = None) -> str:
     lines.append(
         f"kv cache: blocks of {kv['block_size']} positions, {kv['block_bytes']} bytes each"
     )
+    pools = kv.get("pools", [])
+    if pools:
+        lines[-1] = f"kv cache: blocks of {kv['block_size']} positions in {len(pools)} pools"
+    lines += [
+        f"  pool {number}   {pool['block_bytes']} bytes each, {_pool_reach(pool.get('reach'))}"
+        for number, pool in enumerate(pools)
+    ]
     for state in kv["states"]:
         first = f"the first {state['first']} and " if state.get("first") else ""
         span = f"{first}the last {state['span']} positions" if state["span"] else "all positions"
         lines.append(
             f"  {state['name']:8} {state['heads']} heads, {state['head_dim']}+{state['value_dim']} "
-            f"{state['dtype']}, {state['mask']}: {span} can be read again"
+            f"{state['dtype']}, {state['mask']}: {span} can be read again{_in_pool(state)}"
         )
     lines += [
         f"  {state['name']:8} {state['heads']} heads, {state['head_dim']} {state['dtype']}: "
-        "index keys, by which others are chosen"
+        f"index keys, by which others are chosen{_in_pool(state)}"
         for state in kv.get("indexes", ())
     ]
     lines += [
@@ -199,6 +206,17 @@ def memory_table(artifact: Readable, limit: int | None = None) -> str:
     where = "copied to the GPU" if gpu else "mapped from the file"
     lines.append(f"weights: {plan['weights']['bytes']} bytes, {where}")
     return "\n".join(lines)
+
+
+def _in_pool(state: dict[str, Any]) -> str:
+    return f", in pool {state['pool']}" if "pool" in state else ""
+
+
+def _pool_reach(reach: dict[str, int] | None) -> str:
+    if reach is None:
+        return "all of a sequence are kept"
+    first = f"the first {reach['first']} and " if reach["first"] else ""
+    return f"of a sequence all but {first}the last {reach['span']} positions are given back"
 
 
 def ledger_table(artifact: Readable) -> str:

@@ -51,4 +51,4 @@ def describe_adapters(step: Step, buffers: StepBuffers, adapters: int) -> None:
         buffers.adapters[token : token + chunk.count] = number
         buffers.row_adapters[row : row + chunk.rows] = number
         token, row = token + chunk.count, row + chunk.rows
-    buffers.batch[4] = any(chunk.sequence.adapter is not None for chunk in step.chunks)
+    buffers.batch[7] = any(chunk.sequence.adapter is not None for chunk in step.chunks)

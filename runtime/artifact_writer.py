@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -28,9 +28,9 @@ from graphwright.runtime.zip_layout import (
 
 __all__ = ["CHUNK", "FORMAT_VERSION", "ArtifactWriter", "check_writable"]
 
-FORMAT_VERSION = 4
-# The first formats that may have them; others are of format 1.
-SEVERAL_VARIANTS, SLOTS, ADAPTERS = 2, 3, 4
+FORMAT_VERSION = 5
+# The first formats that may have them; artifacts without any are of format 1.
+SEVERAL_VARIANTS, SLOTS, SEVERAL_POOLS, ADAPTERS = 2, 3, 4, 5
 CHUNK = 16 << 20  # bytes hashed apart, so that a reader can check one entry on several threads
 BLOCK = 2 << 20  # bytes of a huge page; Linux takes one for what is written of a file at once
 
@@ -39,8 +39,9 @@ class ArtifactWriter:
     """Context manager that writes the artifact `path` beside it and moves it there at the end.
 
     `variants` are what the code was compiled for, from the most capable CPU. slots: does the code
-    find states before the blocks of the cache? adapters: is a step told which ones were chosen? On
-    any error inside, nothing is left behind. Raises ArtifactError.
+    find states before the blocks of the cache? pools: are those of several pools, each with a table
+    of its own? adapters: is a step told which ones were chosen? On any error inside, nothing is
+    left behind. Raises ArtifactError.
     """
 
     def __init__(
@@ -49,12 +50,20 @@ class ArtifactWriter:
         *,
         variants: Sequence[Variant] = (Variant("any", ()),),
         slots: bool = False,
+        pools: bool = False,
         adapters: bool = False,
     ) -> None:
         self.path = Path(path)
         self._temporary = self.path.with_name(f".{self.path.name}.{os.urandom(4).hex()}.partial")
         self._manifest: dict[str, Any] = {
-            **_format(several=len(variants) > 1, slots=slots, adapters=adapters),
+            **_format(
+                {
+                    SEVERAL_VARIANTS: len(variants) > 1,
+                    SLOTS: slots,
+                    SEVERAL_POOLS: pools,
+                    ADAPTERS: adapters,
+                }
+            ),
             "graphwright": _version(),
             **_targets(variants),
             "entries": {},
@@ -216,9 +225,9 @@ def check_writable(path: str | Path) -> None:
         raise ArtifactError(f"{path} cannot be written: {path.parent} is not writable.")
 
 
-def _format(several: bool, slots: bool, adapters: bool) -> dict[str, int]:
-    found = {SEVERAL_VARIANTS: several, SLOTS: slots, ADAPTERS: adapters}
-    version = max((number for number, has in found.items() if has), default=1)
+def _format(has: Mapping[int, bool]) -> dict[str, int]:
+    """By what there is, by the first format that may have it."""
+    version = max((number for number, found in has.items() if found), default=1)
     return {"format_version": version, "minimum_reader": version}
 
 

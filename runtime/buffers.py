@@ -24,15 +24,16 @@ def planned_bytes(
     """
     tokens = max(entry.max_tokens for entry in plan.entries.values())
     rows = rows or plan.rows
+    tables = len(plan.pools) * plan.table_pitch(max_sequences, blocks_each)
+    sizes = plan.pool_sizes(max_sequences, blocks_each)
     return {
         "weights": plan.weights_bytes,
         "arena": plan.arena_bytes,
-        "kv": sum(plan.kv_bytes(max_sequences, plan.pool_of(max_sequences, blocks_each)))
-        + snapshots * plan.snapshot_bytes,
+        "kv": sum(plan.kv_bytes(max_sequences, sizes)) + snapshots * plan.snapshot_bytes,
         "logits": rows * plan.vocab_size * 4,
         "batch": 32
         + 16 * tokens
-        + 4 * (max_sequences + 1 + max_sequences * blocks_each + rows)
+        + 4 * (max_sequences + 1 + tables + rows)
         + (8 * (tokens + rows) if plan.adapters else 0),
     }
 
@@ -56,13 +57,19 @@ def allocate_buffers(
     """What `planned_bytes` counts, but for the weights."""
     tokens = max(entry.max_tokens for entry in plan.entries.values())
     rows = rows or plan.rows
-    slots, blocks = plan.kv_bytes(max_sequences, plan.pool_of(max_sequences, blocks_each))
+    sizes = plan.pool_sizes(max_sequences, blocks_each)
+    slots, blocks = plan.kv_bytes(max_sequences, sizes)
+    batch = memory.allocate("batch", 8, np.int32)
+    pitch = plan.table_pitch(max_sequences, blocks_each)
+    if len(plan.pools) > 1:
+        places = plan.pool_places(sizes)
+        batch[4 : 4 + len(places)] = (pitch, *places[1:])
     return StepBuffers(
-        batch=memory.allocate("batch", 8, np.int32),
+        batch=batch,
         tokens=memory.allocate("batch", tokens, np.int64),
         positions=memory.allocate("batch", tokens, np.int64),
         query_start=memory.allocate("batch", max_sequences + 1, np.int32),
-        block_table=memory.allocate("batch", max_sequences * blocks_each, np.int32),
+        block_table=memory.allocate("batch", len(plan.pools) * pitch, np.int32),
         sample_rows=memory.allocate("batch", rows, np.int32),
         logits=memory.allocate("logits", rows * plan.vocab_size, np.float32).reshape(rows, -1),
         arena=memory.allocate("arena", plan.arena_bytes),
@@ -76,6 +83,7 @@ def allocate_buffers(
 def describe(step: Step, buffers: StepBuffers, blocks_each: int) -> None:
     """Writes a step's batch into the buffers the compiled code reads."""
     token = row = 0
+    pitch = int(buffers.batch[4])  # from a pool's block table to the next one's
     for number, chunk in enumerate(step.chunks):
         sequence, end = chunk.sequence, token + chunk.count
         if chunk.count == 1:  # numbers one by one take a tenth of the time of slices
@@ -88,8 +96,11 @@ def describe(step: Step, buffers: StepBuffers, blocks_each: int) -> None:
             buffers.positions[token:end] = np.arange(chunk.start, stop)
         buffers.query_start[number] = token
         assert sequence.table is not None
-        blocks = sequence.table.blocks
-        buffers.block_table[number * blocks_each : number * blocks_each + len(blocks)] = blocks
+        place = number * blocks_each
+        for table in sequence.table.tables:
+            blocks = table.blocks
+            buffers.block_table[place : place + len(blocks)] = blocks
+            place += pitch
         if chunk.rows == 1:
             buffers.sample_rows[row] = end - 1
         else:

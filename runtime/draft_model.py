@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphwright.runtime.buffers import describe
-from graphwright.runtime.kv_cache import BlockTable
+from graphwright.runtime.cache_pools import SequenceTables
 from graphwright.runtime.library import StepLibrary
 from graphwright.runtime.model_memory import ModelMemory
 from graphwright.runtime.scheduler import Chunk, Step
@@ -30,7 +30,7 @@ class Follower:
     """A sequence in the draft's cache: `own` has its tokens, and guesses behind them. agreed: how
     many of its tokens are those that were said."""
 
-    def __init__(self, followed: TokenSequence, table: BlockTable) -> None:
+    def __init__(self, followed: TokenSequence, table: SequenceTables) -> None:
         self.own, self.agreed = TokenSequence([], table=table), 0
         self._followed = followed
 
@@ -65,7 +65,7 @@ class DraftModel:
         found = self._followers.get(sequence)
         if found is None:
             parts = self._parts
-            table = BlockTable(parts.pool, parts.plan.block_size, parts.blocks_each)
+            table = parts.pools.tables()
             found = Follower(sequence, table)
             if parts.prefixes is not None:
                 for each in self._followers.values():

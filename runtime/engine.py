@@ -102,18 +102,11 @@ class Engine:
             prefix_cache=prefix_cache,
             snapshots=_snapshots(self.plan, prefix_cache, snapshots, max_sequences),
         )  # fmt: skip
-        self.memory, self._buffers, self._pool = parts.memory, parts.buffers, parts.pool
+        self.memory, self._buffers, self._pool = parts.memory, parts.buffers, parts.pools
         self._scheduler = Scheduler(
-            self.plan.entries,
-            self._pool,
-            self.plan.block_size,
-            parts.blocks_each,
-            max_sequences,
-            parts.prefixes,
-            self.plan.reach,
-            batch_invariant,
+            self.plan.entries, self._pool, max_sequences, parts.prefixes, batch_invariant,
             parts.states,
-        )
+        )  # fmt: skip
         self._library = library or _library_of(artifact, self.plan, self.threads, pinned)
         if parts.states is not None and hasattr(self._library, "copy_caches"):
             parts.states.memory.copy = self._library.copy_caches  # they lie in a memory of its own

@@ -53,7 +53,7 @@ class Footprint:
         model's limit; 0 where nothing does. None: any number, as tokens leave nothing behind.
         """
         plan, size = self.plan, self.plan.block_size
-        most = memory // 4 + 1  # bytes of a block in the block table
+        most = memory // 4 + 1  # bytes of a block in a block table
         if plan.max_context is not None:
             most = min(most, plan.blocks_of(plan.max_context))
         blocks = _most(lambda count: self.total(1, count * size), memory, most)
@@ -69,7 +69,7 @@ class Footprint:
 
 def as_draft(plan: Plan) -> Plan:
     """The plan of an artifact that guesses for another one: it keeps all blocks of a sequence."""
-    return replace(plan, reach=None)
+    return replace(plan, pools=tuple(replace(pool, reach=None) for pool in plan.pools))
 
 
 def draft_size(model: Plan, draft: Plan, context: int) -> tuple[int, int]:

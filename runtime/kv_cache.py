@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from graphwright.runtime.plan import Reach
+
 __all__ = ["BlockPool", "BlockTable"]
+
+_NEVER = 1 << 62
 
 
 class BlockPool:
@@ -75,21 +79,22 @@ class BlockPool:
 
 
 class BlockTable:
-    """The blocks of one sequence, in the order of its positions.
+    """The blocks of one sequence in one pool, in the order of its positions.
 
-    Where nobody can read some in the middle any more, they are given back, and their entries mean
-    nothing from then on.
+    Where nobody can read some in the middle any more, as they are out of reach (None: none ever
+    are), they are given back, and their entries mean nothing from then on.
     """
 
-    def __init__(self, pool: BlockPool, block_size: int, max_blocks: int) -> None:
+    def __init__(
+        self, pool: BlockPool, block_size: int, max_blocks: int, reach: Reach | None = None
+    ) -> None:
         self._pool = pool
         self._block_size = block_size
         self._blocks: NDArray[np.int32] = np.zeros(max_blocks, np.int32)
         self._count = 0
+        self._first = 0 if reach is None else -(-reach.first // block_size)
+        self._span = None if reach is None else reach.span
         self._kept, self.dropped = 0, 0  # entries from the one to the other hold no blocks any more
-        self.known = 0  # of the blocks, from the first on: their content has been kept
-        # the number of what they hold, in runtime/prefix_cache.py; below 0 where an adapter begins
-        self.prefix = 0
 
     @property
     def blocks(self) -> NDArray[np.int32]:
@@ -102,30 +107,54 @@ class BlockTable:
             self._blocks[self._count] = self._pool.take(first=self._count == 0)
             self._count += 1
 
-    def adopt(self, block: int, prefix: int) -> None:
-        """Shares a block, behind those that were shared before."""
-        assert self.known == self._count, "blocks are shared before others are taken"
-        self._pool.share(block)
-        self._blocks[self._count] = block
-        self._count += 1
-        self.know(prefix)
+    def unread(self, computed: int) -> tuple[int, int]:
+        """(the first, the one behind the last) number of the blocks that no token from position
+        `computed` on can read; equal ones where there are none."""
+        if self._span is None:
+            return 0, 0
+        return self._first, max(self._first, (computed + 1 - self._span) // self._block_size)
 
-    def know(self, prefix: int) -> None:
-        """The content of one more block has been kept; all that is has this number."""
-        self.known, self.prefix = self.known + 1, prefix
+    @property
+    def drops_at(self) -> int:
+        """The lowest number of computed positions with which there is something to `drop`."""
+        if self._span is None:
+            return _NEVER
+        return (max(self._first, self.dropped) + 1) * self._block_size + self._span - 1
 
-    def drop(self, first: int, end: int) -> None:
-        """Gives back the blocks from number `first` on, the same in all calls, that lie before
-        `end`."""
-        start = max(first, self.dropped)
-        for number in range(start, end):
-            self._pool.give_back(int(self._blocks[number]))
-        if end > start:
+    def adopt(self, blocks: Sequence[int | None], own: int = 0) -> None:
+        """Shares the blocks of positions that were computed, in an empty table, behind `own` that
+        are taken. Those that are unread behind them may be None, and are not taken."""
+        assert self._count == 0, "blocks are shared before others are taken"
+        self._count = own + len(blocks)
+        first, end = self.unread(self._count * self._block_size)
+        if end > first:
             self._kept, self.dropped = first, end
+        for number, block in enumerate(blocks, own):
+            if self.holds(number):
+                assert block is not None, f"block {number} can be read, and nobody has it"
+                self._pool.share(block)
+                self._blocks[number] = block
+        for number in range(own):  # when the others are nobody's to take any more
+            if self.holds(number):
+                self._blocks[number] = self._pool.take(first=number == 0)
+
+    def holds(self, number: int) -> bool:
+        """Has the block of this number, one of those so far, not been given back?"""
+        return not self._kept <= number < self.dropped
+
+    def drop(self, computed: int) -> int:
+        """Gives back the blocks that no token from position `computed` on can read. The number
+        behind the last that has ever been; 0: none has."""
+        first, end = self.unread(computed)
+        for number in range(max(first, self.dropped), end):
+            self._pool.give_back(int(self._blocks[number]))
+        if end > max(first, self.dropped):
+            self._kept, self.dropped = first, end
+        return self.dropped
 
     def release(self) -> None:
         """Gives every block back, the last one first: of what is kept, it is the first to go."""
         for part in (self.blocks[self.dropped :], self.blocks[: self._kept]):
             for block in part[::-1]:
                 self._pool.give_back(int(block))
-        self._count = self._kept = self.dropped = self.known = self.prefix = 0
+        self._count = self._kept = self.dropped = 0

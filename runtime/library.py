@@ -27,12 +27,14 @@ _COMPILE_AGAIN = "If another version of graphwright wrote it, compile the model 
 class StepBuffers:
     """Everything a step reads and writes, allocated once, in the order of an entry's arguments.
 
-    batch int32 [8]: T tokens, B sequences, M block-table entries a sequence, R sampled rows, has
-    any token an adapter?, zeros.
-    tokens, positions int64 [>= T]; query_start int32 [>= B + 1]; block_table int32 [>= B * M];
-    sample_rows int32 [>= R]; logits float32 [>= R, V]; arena, weights, kv: bytes. In front of kv
-    lie the slots of recurrent states, slot 0 last. Where sequences choose adapters: adapters int64
-    [>= T], row_adapters int64 [>= R].
+    batch int32 [8]: T tokens, B sequences, M block-table entries a sequence, R sampled rows; where
+    there are several pools of blocks, the numbers from the block table of one to that of the next,
+    and of each but the first how many POOL_UNITs it lies behind it in kv; zeros; last: has any
+    token an adapter?
+    tokens, positions int64 [>= T]; query_start int32 [>= B + 1]; block_table int32 [>= B * M] of
+    each pool; sample_rows int32 [>= R]; logits float32 [>= R, V]; arena, weights, kv: bytes. In
+    front of kv lie the slots of recurrent states, slot 0 last. Where sequences choose adapters:
+    adapters int64 [>= T], row_adapters int64 [>= R].
     """
 
     batch: NDArray[np.int32]

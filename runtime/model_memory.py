@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphwright.runtime.artifact import Artifact
 from graphwright.runtime.buffers import allocate_buffers, load_weights, planned_bytes
-from graphwright.runtime.kv_cache import BlockPool
+from graphwright.runtime.cache_pools import CachePools
 from graphwright.runtime.memory import Memory
 from graphwright.runtime.plan import Plan
 from graphwright.runtime.prefix_cache import PrefixCache
@@ -33,12 +33,12 @@ class ModelMemory:
         self.memory = Memory(planned_bytes(plan, *size))
         weights = load_weights(artifact, self.memory, mapped)
         self.buffers = allocate_buffers(plan, self.memory, weights, *size)
-        blocks = plan.pool_of(sequences, self.blocks_each)
-        self.pool = BlockPool(blocks, sequences if plan.has_states else 0)
+        self.pools = CachePools.of(plan, sequences, self.blocks_each)
         self.prefixes: PrefixCache | None = None
         self.states: SequenceStates | None = None
         if prefix_cache and (snapshots or not plan.has_states):
-            self.prefixes = PrefixCache(self.pool, plan.block_size, plan.has_states)
+            self.prefixes = PrefixCache(self.pools, plan.has_states)
         if self.prefixes is not None and snapshots:
-            kept = SnapshotMemory(plan, blocks, copy_on_host(self.buffers.kv))
+            sizes = plan.pool_sizes(sequences, self.blocks_each)
+            kept = SnapshotMemory(plan, sizes, copy_on_host(self.buffers.kv))
             self.states = SequenceStates(self.prefixes, kept, plan.block_size, snapshots)

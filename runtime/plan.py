@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from graphwright.runtime.errors import ArtifactError, RequestError
 from graphwright.runtime.memory import ALIGNMENT
 
-__all__ = ["DEFAULT_CONTEXT", "SNAPSHOTS_EACH", "EntryPlan", "Plan", "Reach"]
+__all__ = ["DEFAULT_CONTEXT", "POOL_UNIT", "SNAPSHOTS_EACH", "EntryPlan", "Plan", "PoolPlan",
+           "Reach"]  # fmt: skip
 
+POOL_UNIT = 4096  # bytes, as compiled code counts them from pool to pool (backends/rows.py)
 DEFAULT_CONTEXT = 2048  # tokens of a sequence, at most, where nobody says
 SNAPSHOTS_EACH = 4  # snapshots of states for each sequence that may run, where nobody says
 
@@ -33,20 +37,40 @@ class Reach:
 
 
 @dataclass(frozen=True)
+class PoolPlan:
+    """A pool of blocks for the caches that reach equally far back. block_bytes: of one, which holds
+    block_size positions of all of them. reach: what is read of them; None: all positions."""
+
+    block_bytes: int
+    reach: Reach | None = None
+
+    def held_of(self, blocks: int, block_size: int) -> int:
+        """The most of a sequence's `blocks` that it holds, but for those of a step's new tokens: a
+        block that no later step can read is given back (runtime/kv_cache.py)."""
+        if self.reach is None:
+            return blocks
+        first, behind = (
+            -(-count // block_size) for count in (self.reach.first, self.reach.span - 1)
+        )
+        # one more where the span begins inside a block, and one where the new tokens do
+        return min(blocks, first + behind + 2)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Sizes of everything that the engine allocates. `max_context`: None when there is no limit.
 
     alone_rows: tokens of a step up to which each thread needs an arena of its own. slot_bytes: of
     the recurrent states of one sequence. rolling: do its blocks hold states of one sequence, too?
-    caches: do they hold keys and values? reach: of all attention together; None: some of it reads
-    all positions. float_products: weights that are multiplied as floats; None: nobody said.
-    adapters: the names of those that a sequence may choose, by number. adapter_bytes_per_token: of
-    the weights that a token with one reads.
+    pools: of blocks; those states are in the first one. caches: do they hold keys and values?
+    float_products: weights that are multiplied as floats; None: nobody said. adapters: the names of
+    those that a sequence may choose, by number. adapter_bytes_per_token: of the weights that a
+    token with one reads.
     """
 
     entries: dict[str, EntryPlan]
     block_size: int
-    block_bytes: int
+    pools: tuple[PoolPlan, ...]
     weights_bytes: int
     weight_bytes_per_token: int
     vocab_size: int
@@ -54,11 +78,15 @@ class Plan:
     alone_rows: int = 0
     slot_bytes: int = 0
     rolling: bool = False
-    reach: Reach | None = None
     float_products: tuple[str, ...] | None = None
     caches: bool = True
     adapters: tuple[str, ...] = ()
     adapter_bytes_per_token: int = 0
+
+    @property
+    def block_bytes(self) -> int:
+        """Of a block of each pool: what as many positions take in all caches."""
+        return sum(pool.block_bytes for pool in self.pools)
 
     @property
     def has_states(self) -> bool:
@@ -125,34 +153,40 @@ class Plan:
         """Blocks of a sequence of so many tokens: entries of its block table."""
         return -(-context // self.block_size)
 
-    def held_of(self, blocks: int) -> int:
-        """The most of a sequence's `blocks` that it holds, but for those of a step's new tokens: a
-        block that no later step can read is given back (runtime/kv_cache.py)."""
-        if self.reach is None:
-            return blocks
-        first, behind = (
-            -(-count // self.block_size) for count in (self.reach.first, self.reach.span - 1)
-        )
-        # one more where the span begins inside a block, and one where the new tokens do
-        return min(blocks, first + behind + 2)
+    def pool_sizes(self, sequences: int, blocks: int) -> tuple[int, ...]:
+        """Blocks in each pool for so many sequences of so many blocks, with the new tokens of one
+        step."""
+        step = self.blocks_of(max(entry.max_tokens for entry in self.entries.values()))
+        held = (pool.held_of(blocks, self.block_size) for pool in self.pools)
+        return tuple(min(sequences * blocks, sequences * each + step) for each in held)
 
-    def pool_of(self, sequences: int, blocks: int) -> int:
-        """Blocks for so many sequences of so many blocks, with the new tokens of one step."""
-        step = max(entry.max_tokens for entry in self.entries.values())
-        held = sequences * self.held_of(blocks) + self.blocks_of(step)
-        return min(sequences * blocks, held)
+    def table_pitch(self, sequences: int, blocks: int) -> int:
+        """Numbers from a pool's block table to the next one's."""
+        count = sequences * blocks
+        return count if len(self.pools) == 1 else -(-count * 4 // ALIGNMENT) * ALIGNMENT // 4
 
     @property
     def arena_bytes(self) -> int:
         """The arena that is large enough for every entry."""
         return max(entry.arena_bytes for entry in self.entries.values())
 
-    def kv_bytes(self, sequences: int, blocks: int) -> tuple[int, int]:
-        """Of (the slots that lie before block 0, the blocks) of so many sequences. Compiled code is
-        given the address of block 0, which must be inside the region even without any caches.
+    def kv_bytes(self, sequences: int, sizes: Sequence[int]) -> tuple[int, int]:
+        """Of (the slots that lie before block 0, the pools of so many blocks) of so many sequences.
+        Compiled code is given the address of block 0, which must be inside the region even without
+        any caches.
         """
         slots = sequences * self.slot_bytes
-        return slots, max(blocks * self.block_bytes, ALIGNMENT if slots else 0)
+        last = self.pools[-1].block_bytes * sizes[-1]
+        size = POOL_UNIT * self.pool_places(sizes)[-1] + last
+        return slots, max(size, ALIGNMENT if slots else 0)
+
+    def pool_places(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        """How many POOL_UNITs block 0 of each pool lies behind that of the first."""
+        units = (
+            -(-pool.block_bytes * size // POOL_UNIT)
+            for pool, size in zip(self.pools, sizes, strict=True)
+        )
+        return tuple(accumulate(units, initial=0))[:-1]
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Plan:
@@ -164,19 +198,18 @@ class Plan:
                 )
                 for name, entry in found["entries"].items()
             }
-            context = found["max_context"]
+            context, kv = found["max_context"], found["kv"]
             plan = cls(
                 entries,
-                int(found["kv"]["block_size"]),
-                int(found["kv"]["block_bytes"]),
+                int(kv["block_size"]),
+                tuple(_pool(each) for each in kv.get("pools") or [kv]),
                 int(found["weights"]["bytes"]),
                 int(found["weights"]["bytes_per_token"]),
                 int(found["vocab_size"]),
                 None if context is None else int(context),
                 int(found.get("alone_rows", 0)),
-                int(found["kv"].get("slot_bytes", 0)),
-                bool(found["kv"].get("rolling")),
-                _reach(found["kv"].get("reach")),
+                int(kv.get("slot_bytes", 0)),
+                bool(kv.get("rolling")),
                 tuple(found["float_products"]) if "float_products" in found else None,
                 bool(found["kv"].get("states") or found["kv"].get("indexes")),
                 tuple(str(each["name"]) for each in found.get("adapters", {}).get("entries", ())),
@@ -191,5 +224,9 @@ class Plan:
         return plan
 
 
-def _reach(found: dict[str, Any] | None) -> Reach | None:
-    return None if found is None else Reach(int(found["first"]), int(found["span"]))
+def _pool(found: dict[str, Any]) -> PoolPlan:
+    reach = found.get("reach")
+    return PoolPlan(
+        int(found["block_bytes"]),
+        None if reach is None else Reach(int(reach["first"]), int(reach["span"])),
+    )

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from graphwright.runtime.kv_cache import BlockPool, BlockTable
-from graphwright.runtime.plan import EntryPlan, Reach
+from graphwright.runtime.cache_pools import CachePools, SequenceTables
+from graphwright.runtime.plan import EntryPlan
 from graphwright.runtime.prefix_cache import PrefixCache
 from graphwright.runtime.sequence_states import SequenceStates, Stops
 
@@ -29,7 +29,7 @@ class Sequence:
     every_row: bool = False
     computed: int = 0
     reused: int = 0
-    table: BlockTable | None = None
+    table: SequenceTables | None = None
     stops: Stops | None = None
     adapter: int | None = None
     prompt_length: int = field(init=False)
@@ -95,33 +95,26 @@ class Scheduler:
     """Admits waiting sequences in order and shares each step's token and row budget.
 
     Decoding sequences come first, one token each; the rest of the budget prefills, oldest first.
-    `pool` has blocks for `max_sequences` sequences of `max_blocks` blocks each. prefixes: where
-    sequences look for what an earlier one has computed, and states: for its states; those that
-    begin alike and come together wait for the first of them to have computed it. reach: blocks out
-    of it are given back (Plan.pool_of says how many suffice then); None: they stay. apart: no
-    sequence's results depend on the others: a step takes one chunk of one prompt, or tokens of
-    sequences that decode, by the entry `decode`; the two in turns.
+    `pools` have blocks for `max_sequences` sequences. prefixes: where sequences look for what an
+    earlier one has computed, and states: for its states; those that begin alike and come together
+    wait for the first of them to have computed it. apart: no sequence's results depend on the
+    others: a step takes one chunk of one prompt, or tokens of sequences that decode, by the entry
+    `decode`; the two in turns.
     """
 
     def __init__(
         self,
         entries: Mapping[str, EntryPlan],
-        pool: BlockPool,
-        block_size: int,
-        max_blocks: int,
+        pools: CachePools,
         max_sequences: int,
         prefixes: PrefixCache | None = None,
-        reach: Reach | None = None,
         apart: bool = False,
         states: SequenceStates | None = None,
     ) -> None:
         self._decode, self._prefill = entries["decode"], entries["prefill"]
-        self._pool = pool
-        self._block_size = block_size
-        self._max_blocks = max_blocks
+        self._pools = pools
         self._max_sequences = max_sequences
         self._prefixes, self._states = prefixes, states
-        self._reach = reach
         self._apart, self._prompt_is_next = apart, True
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -199,9 +192,9 @@ class Scheduler:
             if self._is_being_read(sequence):
                 later.append(sequence)
                 continue
-            sequence.table = BlockTable(self._pool, self._block_size, self._max_blocks)
-            if sequence.adapter is not None:  # what it computes is no other adapter's
-                sequence.table.prefix = -1 - sequence.adapter
+            sequence.table = self._pools.tables()
+            if self._prefixes is not None and sequence.adapter is not None:
+                sequence.table.prefix = self._prefixes.root(sequence.adapter)
             if self._prefixes is not None and not sequence.every_row:
                 sequence.reused = self._adopt(self._prefixes, sequence.table, sequence)
                 sequence.computed = sequence.reused
@@ -216,7 +209,7 @@ class Scheduler:
         """
         if self._prefixes is None or sequence.every_row:
             return False
-        worth = max(self._block_size, self._prefill.max_tokens // 4)
+        worth = max(self._pools.block_size, self._prefill.max_tokens // 4)
         return any(
             self._is_coming(other, self._prefixes.shared(other.tokens, sequence.tokens), worth)
             for other in self._running
@@ -233,10 +226,10 @@ class Scheduler:
             stops, sequence.computed, position, worth
         )
 
-    def _adopt(self, prefixes: PrefixCache, table: BlockTable, sequence: Sequence) -> int:
+    def _adopt(self, prefixes: PrefixCache, table: SequenceTables, sequence: Sequence) -> int:
         if self._states is None:
             return prefixes.adopt(table, sequence.tokens)
-        sequence.stops = self._states.plan(sequence.tokens, table.prefix)
+        sequence.stops = self._states.plan(table, sequence.tokens)
         prefixes.adopt(table, sequence.tokens, sequence.stops.position)
         return sequence.stops.position
 
@@ -264,17 +257,16 @@ class Scheduler:
 
         Steps that run still may read it; what a later one writes there is written behind them.
         """
-        if self._reach is None:
+        if not self._pools.gives_back:
             return
-        first = -(-self._reach.first // self._block_size)
         for sequence in self._running:
             table = sequence.table
             assert table is not None
-            end = (sequence.computed + 1 - self._reach.span) // self._block_size
-            if self._prefixes is not None and end > max(first, table.dropped):
+            if sequence.computed >= table.drops_at:
                 self._keep(sequence)
-                assert table.known >= end, "blocks are given back whose tokens nobody knows"
-            table.drop(first, end)
+                end = table.drop(sequence.computed)
+                known = self._prefixes is None or table.known >= end
+                assert known, "blocks are given back whose tokens nobody knows"
 
     def step_behind(self, rows: Mapping[Sequence, int]) -> Step | None:
         """The step behind one that runs, before anybody knows what that one chooses. Takes blocks.

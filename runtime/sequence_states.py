@@ -18,7 +18,7 @@ from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graphwright.runtime.kv_cache import BlockTable
+from graphwright.runtime.cache_pools import SequenceTables
 from graphwright.runtime.prefix_cache import PrefixCache
 from graphwright.runtime.snapshot_memory import SnapshotMemory
 from graphwright.runtime.snapshots import Snapshot, Snapshots
@@ -62,15 +62,17 @@ class SequenceStates:
     def __len__(self) -> int:
         return len(self._snapshots)
 
-    def plan(self, tokens: Sequence[int], root: int = 0) -> Stops:
-        """Where a prompt begins, and where its chunks are to end. root: the number of the prefix
-        without any tokens."""
-        known = [(0, root)]
-        known += ((end, number) for end, number, _ in self._prefixes.known(tokens, root))
+    def plan(self, table: SequenceTables, tokens: Sequence[int]) -> Stops:
+        """Where a prompt begins, for a sequence with this empty table, and where its chunks are to
+        end. Where blocks are gone that are read behind a snapshot it cannot begin."""
+        known, departs = [(0, self._prefixes.of(table))], 0
+        for end, prefix, suffices in self._prefixes.walk(table, tokens):
+            departs = end
+            if suffices:
+                known.append((end, prefix))
         begin = self._snapshots.find(tokens, known)
         stops = Stops(begin, [])
         last = stops.last = stops.position
-        departs, _ = known[-1]
         tail = self._block_size // 2
         near_end = max(0, len(tokens) - tail) // self._block_size * self._block_size
         for position in sorted((departs, near_end)):
@@ -94,7 +96,7 @@ class SequenceStates:
             return True
         return False
 
-    def restore(self, table: BlockTable, stops: Stops) -> None:
+    def restore(self, table: SequenceTables, stops: Stops) -> None:
         """Gives a sequence the states that it begins with; its table has the blocks that it shares,
         and takes the others that it needs for that."""
         if stops.begin is None:
@@ -107,23 +109,30 @@ class SequenceStates:
         self.memory.restore(stops.begin.place, table, position)
 
     def reached(
-        self, table: BlockTable, tokens: Sequence[int], computed: int, stops: Stops
+        self, table: SequenceTables, tokens: Sequence[int], computed: int, stops: Stops
     ) -> None:
         """Takes a snapshot if a sequence is at a stop. Its next step has not been started."""
         if stops.ahead and computed == stops.ahead[0]:
             del stops.ahead[0]
             self._save(table, tokens, computed, stops)
 
-    def ended(self, table: BlockTable, tokens: Sequence[int], computed: int, stops: Stops) -> None:
+    def ended(
+        self, table: SequenceTables, tokens: Sequence[int], computed: int, stops: Stops
+    ) -> None:
         """Takes one of the text of a sequence that goes, if that saves a block. A step that ran
         ahead may have computed a token that nobody knows: then there is none."""
         if computed <= len(tokens) and computed - stops.last >= self._block_size:
             self._save(table, tokens, computed, stops)
 
-    def _save(self, table: BlockTable, tokens: Sequence[int], computed: int, stops: Stops) -> None:
+    def _save(
+        self, table: SequenceTables, tokens: Sequence[int], computed: int, stops: Stops
+    ) -> None:
         self._prefixes.keep(table, tokens, computed)
-        start = table.known * self._block_size if table.prefix > 0 else 0
-        snapshot = self._snapshots.add(table.prefix, tuple(tokens[start:computed]), computed)
+        prefix = self._prefixes.of(table)
+        if prefix.forgotten:
+            return  # nobody would find it
+        start = table.known * self._block_size if prefix.parent is not None else 0
+        snapshot = self._snapshots.add(prefix, tuple(tokens[start:computed]), computed)
         if snapshot is not None:
             self.memory.save(snapshot.place, table, computed)
         stops.last = computed

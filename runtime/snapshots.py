@@ -1,8 +1,8 @@
 """Snapshots of states: which there are, of which prefixes, and which one goes next.
 
 A state holds all tokens so far and cannot be taken back, so a prompt can begin where an earlier one
-was only if the states were copied there. A snapshot stands for a prefix: the number of its full
-blocks (runtime/prefix_cache.py) and the tokens behind them. Pure bookkeeping; nothing is copied
+was only if the states were copied there. A snapshot stands for a prefix of full blocks
+(runtime/prefix_cache.py) and the tokens behind it. Pure bookkeeping; nothing is copied
 here. Those that were not used the longest are forgotten first.
 """
 
@@ -12,9 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from graphwright.runtime.cache_pools import Prefix
+
 __all__ = ["Snapshot", "Snapshots"]
 
-_Key: TypeAlias = tuple[int, tuple[int, ...]]
+_Key: TypeAlias = tuple[Prefix, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -31,21 +33,23 @@ class Snapshots:
     def __init__(self, places: int) -> None:
         self._free = list(range(places - 1, -1, -1))
         self._found: dict[_Key, Snapshot] = {}  # the last that was used comes last
-        self._rests: dict[int, set[tuple[int, ...]]] = {}  # by the number of the prefix
+        self._rests: dict[Prefix, set[tuple[int, ...]]] = {}
 
     def __len__(self) -> int:
         return len(self._found)
 
-    def find(self, tokens: Sequence[int], prefixes: Iterable[tuple[int, int]]) -> Snapshot | None:
+    def find(
+        self, tokens: Sequence[int], prefixes: Iterable[tuple[int, Prefix]]
+    ) -> Snapshot | None:
         """The longest one that `tokens` begin with, but for the last token at least, which is used
-        now. prefixes: (position, number) of the known ones that they begin with, in order.
+        now. prefixes: (position, prefix) of the known ones that they begin with, in order.
         """
         found: tuple[Snapshot, _Key] | None = None
-        for end, number in prefixes:
-            for rest in self._rests.get(number, ()):
+        for end, prefix in prefixes:
+            for rest in self._rests.get(prefix, ()):
                 position = end + len(rest)
                 if position < len(tokens) and tuple(tokens[end:position]) == rest:
-                    key = number, rest
+                    key = prefix, rest
                     if found is None or position > found[0].position:
                         found = self._found[key], key
         if found is None:
@@ -53,11 +57,11 @@ class Snapshots:
         self._use(found[1])
         return found[0]
 
-    def add(self, number: int, rest: tuple[int, ...], position: int) -> Snapshot | None:
-        """A place for one of the prefix `number` and the tokens behind it, `position` in all. None
+    def add(self, prefix: Prefix, rest: tuple[int, ...], position: int) -> Snapshot | None:
+        """A place for one of `prefix` and the tokens behind it, `position` in all. None
         where there is one already, which counts as used.
         """
-        key = number, rest
+        key = prefix, rest
         if key in self._found:
             self._use(key)
             return None
@@ -65,20 +69,20 @@ class Snapshots:
             self._remove(next(iter(self._found)))
         snapshot = Snapshot(self._free.pop(), position)
         self._found[key] = snapshot
-        self._rests.setdefault(number, set()).add(rest)
+        self._rests.setdefault(prefix, set()).add(rest)
         return snapshot
 
-    def forget(self, number: int) -> None:
-        """Nobody finds the prefix `number` any more."""
-        for rest in self._rests.get(number, set()).copy():
-            self._remove((number, rest))
+    def forget(self, prefix: Prefix) -> None:
+        """Nobody finds this prefix any more."""
+        for rest in self._rests.get(prefix, set()).copy():
+            self._remove((prefix, rest))
 
     def _use(self, key: _Key) -> None:
         self._found[key] = self._found.pop(key)
 
     def _remove(self, key: _Key) -> None:
         self._free.append(self._found.pop(key).place)
-        number, rest = key
-        self._rests[number].remove(rest)
-        if not self._rests[number]:
-            del self._rests[number]
+        prefix, rest = key
+        self._rests[prefix].remove(rest)
+        if not self._rests[prefix]:
+            del self._rests[prefix]

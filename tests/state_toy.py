@@ -41,9 +41,14 @@ class StateToy(ToyLibrary):
 
     keeps: frozenset[str]
 
+    def caches(self, buffers: StepBuffers) -> list[NDArray[np.int64]]:
+        return []  # of other sizes
+
     def take(
-        self, kv: NDArray[np.uint8], table: NDArray[np.int32], token: int, position: int
-    ) -> list[int]:
+        self, kv: NDArray[np.uint8], caches: Sequence[NDArray[np.int64]],
+        tables: Sequence[NDArray[np.int32]], token: int, position: int,
+    ) -> list[int]:  # fmt: skip
+        (table,) = tables
         blocks = [kv.ctypes.data + block * block_bytes(self.keeps) for block in table.tolist()]
         slot = kv.ctypes.data - (int(table[0]) + 1) * SLOT
         found: list[list[int]] = []
@@ -51,17 +56,18 @@ class StateToy(ToyLibrary):
             found.append(_roll(_view(blocks[0], ROLLED), token, position))
         if "cache" in self.keeps:
             place = ROLLING if "rolling" in self.keeps else 0
-            caches = [_view(block + place, CACHE // 8).reshape(-1, 2) for block in blocks]
-            found.append(_append(caches, token, position, self.visible(position).tolist()))
+            parts = [_view(block + place, CACHE // 8).reshape(-1, 2) for block in blocks]
+            (visible,) = self.visible(position)
+            found.append(_append(parts, token, position, visible.tolist()))
         if "slot" in self.keeps:
             found.append(_advance(_view(slot, SLOT // 2, ctypes.c_int16), token, position))
         most = max(found, key=len)
         assert all(each == most[len(most) - len(each) :] for each in found)
         return most
 
-    def visible(self, position: int) -> NDArray[np.int64]:
+    def visible(self, position: int) -> list[NDArray[np.int64]]:
         past = np.arange(position + 1)
-        return past[position - past < WINDOW] if "window" in self.keeps else past
+        return [past[position - past < WINDOW] if "window" in self.keeps else past]
 
 
 class LateStates(LateToy, StateToy):

@@ -20,6 +20,7 @@ from graphwright.runtime.artifact import ArtifactWriter
 from graphwright.runtime.draws import LARGEST, Draw
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.library import StepBuffers
+from graphwright.runtime.plan import POOL_UNIT
 from graphwright.runtime.variants import Variant
 
 VOCAB = 97
@@ -59,27 +60,39 @@ class ToyLibrary:
         """Logits float32 [VOCAB] after `history`."""
         return toy_logits(history)
 
-    def visible(self, position: int) -> NDArray[np.int64]:
-        """Positions whose cache a token at `position` reads, in order."""
-        return np.arange(position + 1)
+    def visible(self, position: int) -> list[NDArray[np.int64]]:
+        """Positions whose cache a token at `position` reads, in order, in each pool."""
+        return [np.arange(position + 1)]
+
+    def caches(self, buffers: StepBuffers) -> list[NDArray[np.int64]]:
+        """[blocks, BLOCK, (token, position)] of each pool."""
+        places = [0, *buffers.batch[5:]][: len(self.visible(0))]
+        return [
+            buffers.kv[place * POOL_UNIT :][: (len(buffers.kv) - place * POOL_UNIT) // 64 * 64]
+            .view(np.int64)
+            .reshape(-1, BLOCK, 2)
+            for place in places
+        ]
 
     def take(
-        self, kv: NDArray[np.uint8], table: NDArray[np.int32], token: int, position: int
-    ) -> list[int]:
-        """Puts a token into the cache, and says which ones it sees there, itself included."""
-        cache = kv.view(np.int64).reshape(-1, BLOCK, 2)
-        cache[table[position // BLOCK], position % BLOCK] = token, position
-        past = self.visible(position)
-        seen = cache[table[past // BLOCK], past % BLOCK]
-        assert (seen[:, 1] == past).all()
-        found: list[int] = seen[:, 0].tolist()
-        return found
+        self, kv: NDArray[np.uint8], caches: Sequence[NDArray[np.int64]],
+        tables: Sequence[NDArray[np.int32]], token: int, position: int,
+    ) -> list[int]:  # fmt: skip
+        """Puts a token into the caches, and says which ones it sees there, itself included."""
+        history: list[int] = []
+        for cache, table, past in zip(caches, tables, self.visible(position), strict=True):
+            cache[table[position // BLOCK], position % BLOCK] = token, position
+            seen = cache[table[past // BLOCK], past % BLOCK]
+            assert (seen[:, 1] == past).all()
+            history += seen[:, 0].tolist()
+        return history
 
     def run(
         self, entry: str, buffers: StepBuffers, draws: Sequence[Draw] = (), logits: bool = True
     ) -> NDArray[np.int32] | None:
         tokens, sequences, stride, rows = (int(each) for each in buffers.batch[:4])
-        assert not buffers.batch[4:].any()
+        caches, pitch = self.caches(buffers), int(buffers.batch[4])
+        assert not buffers.batch[4 + (len(caches) if len(caches) > 1 else 0) :].any()
         limit = PLAN["entries"][entry]
         assert 0 < tokens <= limit["max_tokens"] and rows <= limit["max_rows"]
         self.steps.append((entry, tokens, sequences, rows))
@@ -90,10 +103,13 @@ class ToyLibrary:
         assert starts[0] == 0 and starts[-1] == tokens and (np.diff(starts) > 0).all()
         found = {}
         for b in range(sequences):
-            table = buffers.block_table[b * stride : (b + 1) * stride]
             for t in range(starts[b], starts[b + 1]):
                 token, position = int(buffers.tokens[t]), int(buffers.positions[t])
-                found[t] = self.logits_after(self.take(buffers.kv, table, token, position))
+                tables = [
+                    buffers.block_table[pool * pitch + b * stride :][:stride]
+                    for pool in range(len(self.visible(0)))
+                ]
+                found[t] = self.logits_after(self.take(buffers.kv, caches, tables, token, position))
         buffers.logits[:] = np.nan  # what was not asked for must not be read
         sampled = [found[t] for t in buffers.sample_rows[:rows].tolist()]
         for row in range(rows if logits else 0):

@@ -131,7 +131,7 @@ def lower_program(
             "run PlanMemory."
         )
     types = StoredTypes(program, options.activations)
-    kv = KvLayout.of(program.states, options.activations)
+    kv = KvLayout.of(program.states, options.activations, program.info.max_context)
     blobs, kernels = BlobTable(), Kernels()
     buckets: list[Bucket] = []
     ledger: list[LedgerEntry] = []
@@ -162,10 +162,10 @@ def lower_program(
 
 def _inputs(context: LoweringContext) -> Launch:
     """What comes before all others: a step's inputs, from the host."""
-    adapters = bool(context.program.adapters)
+    adapters, pools = bool(context.program.adapters), len(context.kv.pools)
     names = given_to(adapters)
     operands = tuple(map(Operand, (*(f"host_{name}" for name in names), "chosen", *names)))
-    kernel = context.kernel(take_inputs, True) if adapters else context.kernel(take_inputs)
+    kernel = context.kernel(take_inputs, adapters=adapters, pools=pools)
     return Launch("inputs", kernel, operands)
 
 

@@ -10,7 +10,7 @@ from torch import fx
 
 from graphwright.backends.blobs import BlobTable, Layout, dense
 from graphwright.backends.registry import arguments
-from graphwright.backends.rows import row_count, rows_of
+from graphwright.backends.rows import in_pool, row_count, rows_of
 from graphwright.backends.triton.chips import Chip
 from graphwright.backends.triton.dtypes import ITEM_SIZES, StoredTypes
 from graphwright.backends.triton.fusions import Fusions
@@ -185,11 +185,15 @@ class LoweringContext:
         return Operand("weights", 0, name)
 
     def state(self, node: Any) -> Operand:
-        """A tensor of a state, in the first block of the cache or in slot 0, in front of it."""
+        """A tensor of a state, in block 0 of its pool or in slot 0, in front of the first one."""
         name = str(node.target)
         if name not in self.kv.offsets:
             raise BackendError(f"'{name}' is no state; there are {sorted(self.kv.offsets)}.")
-        return Operand("kv", self.kv.place_of(name))
+        return Operand(in_pool("kv", self.kv.pool_of(name)), self.kv.place_of(name))
+
+    def table(self, state: Any) -> Operand:
+        """The block table of the pool that a state lies in."""
+        return Operand(in_pool("block_table", self.kv.pool_of(str(state.target))))
 
     # ---- helpers
 

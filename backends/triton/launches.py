@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from graphwright.backends.rows import MOST_POOLS, in_pool
 from graphwright.backends.triton.kernels.kernel import TritonKernel
 from graphwright.backends.triton.kernels.take_inputs import GIVEN, given_to
 from graphwright.ir.errors import BackendError
@@ -22,6 +23,12 @@ PARAMETERS = {
     "counters": "int32",  # zeros between launches
     "chosen": "int32",  # [R]: as `largest`, for the step behind
     "largest": "int32",  # [R]: the token of the largest logit of each row, or one that was drawn
+}
+# Those of further pools lie in the regions of the first, where the batch header says.
+PARAMETERS |= {
+    in_pool(name, pool): PARAMETERS[name]
+    for pool in range(1, MOST_POOLS)
+    for name in ("block_table", "kv")
 }
 
 

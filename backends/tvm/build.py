@@ -86,7 +86,7 @@ def build(
     Raises BackendError.
     """
     say = on_progress or (lambda text: None)
-    kv = KvLayout.of(program.states)
+    kv = KvLayout.of(program.states, program.info.max_context)
     blobs = BlobTable()
     with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
         with Objects(Path(folder), cpu, KeptObjects.of_user()) as objects:
@@ -113,7 +113,8 @@ def build(
 
 def plan_of(program: Program, cpu: Cpu) -> dict[str, Any]:
     """The content of plan.json, without any code. Raises BackendError."""
-    kv, blobs = KvLayout.of(program.states), BlobTable()
+    kv = KvLayout.of(program.states, program.info.max_context)
+    blobs = BlobTable()
     lower_program(program, cpu, kv, blobs)
     return _describe(program, kv, blobs)
 

@@ -11,7 +11,7 @@ from torch import fx
 
 from graphwright.backends.blobs import BlobTable, Layout, identity
 from graphwright.backends.registry import arguments
-from graphwright.backends.rows import RowCount, row_count, rows_of
+from graphwright.backends.rows import RowCount, in_pool, row_count, rows_of
 from graphwright.backends.tuning import Picks
 from graphwright.backends.tvm.kernels.kernel import Kernel
 from graphwright.backends.tvm.kernels.quantize_rows import Int8Rows
@@ -140,11 +140,16 @@ class LoweringContext:
         return identity(self.program.weight_of(node)) in self._streamed
 
     def state(self, node: Any) -> Operand:
-        """A tensor of a state, in block 0 of the cache or in slot 0, to be written or read."""
+        """A tensor of a state, in block 0 of its pool or in slot 0, to be written or read."""
         name = str(node.target)
         if name not in self.kv.offsets:
             raise BackendError(f"'{name}' is no state; there are {sorted(self.kv.offsets)}.")
-        return Operand("kv", self.kv.place_of(name), written=True)
+        place = self.kv.place_of(name)
+        return Operand(in_pool("kv", self.kv.pool_of(name)), place, written=True)
+
+    def table(self, state: Any) -> Operand:
+        """The block table of the pool that a state lies in."""
+        return Operand(in_pool("block_table", self.kv.pool_of(str(state.target))))
 
     # ---- helpers
 

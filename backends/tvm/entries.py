@@ -7,16 +7,18 @@ to compile for a hundred layers as for one, where calls written out took seconds
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from graphwright.backends.rows import POOL_UNIT
 from graphwright.backends.tvm.meetings import Meetings
-from graphwright.backends.tvm.phases import PARAMETERS, Operand, Phase
+from graphwright.backends.tvm.phases import PARAMETERS, POOL_PARTS, Operand, Phase
 
 __all__ = ["entry_source"]
 
 _WALK = Path(__file__).parent / "step_phases.c"
 _ROWS_IN_BATCH = {"T": 0, "R": 3}
+_PITCH, _PLACES = 4, 5  # in the batch header: from a block table to the next, of further pools
 
 
 def entry_source(
@@ -59,6 +61,10 @@ def _entry(
     name: str, phases: Sequence[Phase], meetings: Meetings, blobs: Mapping[str, int],
     places: Mapping[str, int],
 ) -> list[str]:  # fmt: skip
+    own = len(places)
+    used = {operand.parameter for phase in phases for operand in phase.operands}
+    parts = {part: place for part, place in _pool_parts(places) if part in used}
+    bases = {**places, **{part: own + 1 + number for number, part in enumerate(parts)}}
     operands: list[str] = []
     rows: list[str] = []
     for phase, meet in zip(phases, meetings.after, strict=True):
@@ -69,25 +75,37 @@ def _entry(
         )  # fmt: skip
         numbers = ", ".join(str(int(number)) for number in row)
         rows.append(f"  {{{phase.kernel.name}, call_{count}, {numbers}}},")
-        operands += [_operand(each, meetings.own, blobs, places) for each in phase.operands]
-    parameters = "".join(f", void *p{number}" for number in range(len(places)))
-    bases = ", ".join([*(f"p{number}" for number in range(len(places))), "own"])
+        operands += [_operand(each, bases, own, meetings.own, blobs) for each in phase.operands]
+    parameters = "".join(f", void *p{number}" for number in range(own))
+    given = ", ".join([*(f"p{number}" for number in range(own)), "own", *parts.values()])
     return [
         f"static const Operand {name}_operands[] = {{", *operands, "};",
         f"static const Phase {name}_phases[] = {{", *rows, "};",
         f"EXPORTED int32_t {name}(int32_t thread, int32_t threads, int32_t alone, Pool *pool, "
         f"void *own{parameters}) {{",
-        f"  char *bases[] = {{{bases}}};",
+        f"  char *bases[] = {{{given}}};",
         f"  return run_phases({name}_phases, {len(rows)}, {name}_operands, thread, threads, alone, "
         "pool, bases);",
         "}",
     ]  # fmt: skip
 
 
+def _pool_parts(places: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """What further pools have for themselves, and where it is, in C."""
+    header = f"((const int32_t *)p{places['batch']})"
+    for name, parts in POOL_PARTS.items():
+        for number, part in enumerate(parts):
+            count, unit = f"{header}[{_PITCH}]", f"{4 * (number + 1)}"
+            if name == "kv":
+                count, unit = f"{header}[{_PLACES + number}]", str(POOL_UNIT)
+            yield part, f"(char *)p{places[name]} + (int64_t){count} * {unit}"
+
+
 def _operand(
-    operand: Operand, own: frozenset[str], blobs: Mapping[str, int], places: Mapping[str, int]
-) -> str:
-    base = len(places) if operand.buffer in own else places[operand.parameter]
+    operand: Operand, bases: Mapping[str, int], own: int, replicated: frozenset[str],
+    blobs: Mapping[str, int],
+) -> str:  # fmt: skip
+    base = own if operand.buffer in replicated else bases[operand.parameter]
     offset = operand.offset + (blobs[operand.blob] if operand.blob else 0)
     return f"  {{{base}, {offset}}},"
 

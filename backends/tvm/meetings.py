@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from graphwright.backends.tvm.phases import Operand, Phase
+from graphwright.backends.tvm.phases import POOL_PARTS, Operand, Phase
 from graphwright.ir.errors import BackendError
 from graphwright.ir.memory import MemoryPlan
 
@@ -103,13 +103,14 @@ def _shared(
             yield _Access(operand.parameter, *_extent(operand, places), operand.written)
 
 
-_WRITABLE = ("arena", "kv", "logits")  # what no step writes needs no meeting
+_CACHES = ("kv", *POOL_PARTS["kv"])
+_WRITABLE = ("arena", *_CACHES, "logits")  # what no step writes needs no meeting
 
 
 def _extent(operand: Operand, places: dict[str, tuple[int, int]]) -> tuple[int, int]:
     if operand.buffer is not None:
         offset, size = places[operand.buffer]
         return offset, offset + size
-    if operand.parameter == "kv":  # tensors of the cache are told apart by where they start
+    if operand.parameter in _CACHES:  # tensors of the cache are told apart by where they start
         return operand.offset, operand.offset + 1
     return 0, _EVERYTHING

@@ -7,11 +7,13 @@ itself, in memory of its own, and nobody waits. `meetings.py` says where threads
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 
-from graphwright.backends.rows import ADAPTER_INPUTS, INPUTS, RowCount
+from graphwright.backends.rows import ADAPTER_INPUTS, INPUTS, MOST_POOLS, RowCount, in_pool
 from graphwright.backends.tvm.kernels.kernel import Kernel
 
-__all__ = ["ALONE_ROWS", "PARAMETERS", "Operand", "Phase", "parameters_of", "parts_of"]
+__all__ = ["ALONE_ROWS", "PARAMETERS", "POOL_PARTS", "Operand", "Phase", "parameters_of",
+           "parts_of"]  # fmt: skip
 
 PART_BYTES = 64 << 10  # of weights in a part of a phase, at least
 ALONE_ROWS = 2  # tokens of a step up to which replicated phases are computed by every thread
@@ -24,6 +26,11 @@ PARAMETERS = {
     "weights": "uint8",
     "kv": "uint8",
 }
+# Behind each, its parts for further pools: an entry finds them by the batch header.
+POOL_PARTS = {
+    name: tuple(in_pool(name, pool) for pool in range(1, MOST_POOLS))
+    for name in ("block_table", "kv")
+}
 
 
 def parameters_of(adapters: bool) -> dict[str, str]:
@@ -33,7 +40,8 @@ def parameters_of(adapters: bool) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Operand:
-    """`offset` bytes behind an entry's `parameter`; in `weights`, behind the blob `blob`.
+    """`offset` bytes behind an entry's `parameter`, or behind the part of it that is one of
+    POOL_PARTS; in `weights`, behind the blob `blob`.
 
     buffer: the planned buffer it lies in, in `arena`. written: the kernel writes there.
     """
@@ -45,7 +53,8 @@ class Operand:
     written: bool = False
 
     def __post_init__(self) -> None:
-        assert self.parameter in PARAMETERS or self.parameter in ADAPTER_INPUTS, self.parameter
+        known = {*PARAMETERS, *ADAPTER_INPUTS, *chain(*POOL_PARTS.values())}
+        assert self.parameter in known, self.parameter
         assert (self.blob is not None) == (self.parameter == "weights")
         assert (self.buffer is not None) == (self.parameter == "arena")
 

@@ -135,7 +135,8 @@ def choices_of(
 ) -> tuple[dict[Choice, int], ProductRig]:  # fmt: skip
     """What a planned program leaves open, by how many kernels ask, and what times it."""
     picks, blobs = Picks(), BlobTable()
-    lower_program(program, cpu, KvLayout.of(program.states), blobs, picks)
+    kv = KvLayout.of(program.states, program.info.max_context)
+    lower_program(program, cpu, kv, blobs, picks)
     return dict(picks.asked), ProductRig(cpu, threads, blobs.bytes)
 
 

@@ -35,7 +35,7 @@ typedef struct {
 /* At most. A part of 0.1 to 0.4 MB takes 10 to 20 us, as long as others may wait for the last. */
 enum { PARTS_OF_A_THREAD = 64, PARTS = 256 };
 enum { AHEAD = 256 << 10 }; /* bytes that a waiting thread asks for, half of a small L2 cache */
-enum { CHOSEN = 4 };        /* which number of the batch header says whether any token has an adapter */
+enum { CHOSEN = 7 };        /* which number of the batch header says whether any token has an adapter */
 
 int32_t gw_barrier(Pool *pool, const char *next, const char *end);
 int32_t gw_take_part(Pool *pool, int32_t phase, int32_t thread, int32_t each);

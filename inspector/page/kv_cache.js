@@ -24,6 +24,7 @@ function kvView(data) {
       each.span,
       each.chosen,
       each.bytes_per_token,
+      each.pool,
     ];
     const key = JSON.stringify(facts);
     groups.set(key, [...(groups.get(key) || []), each]);
@@ -35,7 +36,8 @@ function kvView(data) {
         ? each.name
         : `${each.name} … ${group[group.length - 1].name} (×${group.length})`;
     const all = each.chosen ? `${whole(each.chosen)} chosen ones` : "every position";
-    const span = each.span === null ? all : `the last ${whole(each.span)}`;
+    const last = each.span === null ? all : `the last ${whole(each.span)}`;
+    const span = each.pool === undefined ? last : `${last}, in pool ${each.pool}`;
     return el(
       "tr",
       null,
@@ -57,8 +59,11 @@ function kvView(data) {
     el(
       "p",
       { class: "facts" },
-      `Blocks of ${kv.block_size} positions; a block holds them for all layers: ` +
-        `${bytesText(kv.block_bytes)}.`,
+      kv.pools
+        ? `Blocks of ${kv.block_size} positions in ${kv.pools.length} pools: ` +
+            `${kv.pools.map(poolText).join("; ")}.`
+        : `Blocks of ${kv.block_size} positions; a block holds them for all layers: ` +
+            `${bytesText(kv.block_bytes)}.`,
     ),
     kv.states.length
       ? table(KV_COLUMNS, rows, "kv")
@@ -85,6 +90,14 @@ function kvView(data) {
   );
 }
 
+function poolText(pool, number) {
+  const kept = pool.reach
+    ? `of a sequence the last ${whole(pool.reach.span)} positions are kept` +
+      (pool.reach.first ? `, and the first ${whole(pool.reach.first)}` : "")
+    : "all of a sequence are kept";
+  return `${number}, of ${bytesText(pool.block_bytes)} each, ${kept}`;
+}
+
 function otherStates(title, states, describe) {
   if (!states || !states.length) return "";
   return el(
@@ -99,9 +112,15 @@ function otherStates(title, states, describe) {
   );
 }
 
-/** What so many sequences of so many tokens take; whole blocks are taken. */
+/** What so many sequences of so many tokens hold; whole blocks are taken, and in a pool with a
+ * reach as many as lie in it at the most. */
 function kvBytes(kv, sequences, tokens) {
-  return sequences * (Math.ceil(tokens / kv.block_size) * kv.block_bytes + (kv.slot_bytes || 0));
+  const blocks = (count) => Math.ceil(count / kv.block_size);
+  const held = (reach) => (reach ? blocks(reach.first) + blocks(reach.span - 1) + 2 : Infinity);
+  const pools = (kv.pools || [kv]).map(
+    (pool) => Math.min(blocks(tokens), held(pool.reach)) * pool.block_bytes,
+  );
+  return sequences * (pools.reduce((sum, size) => sum + size, 0) + (kv.slot_bytes || 0));
 }
 
 function kvCalculator(data) {

@@ -27,7 +27,7 @@ from graphwright.runtime.cuda.program import Bucket, Launch, Program
 from graphwright.runtime.dlpack import DeviceTensor, Exporter, read_tensor
 from graphwright.runtime.draws import LARGEST, WORDS, Draw
 from graphwright.runtime.library import StepBuffers
-from graphwright.runtime.plan import Plan
+from graphwright.runtime.plan import POOL_UNIT, Plan
 
 __all__ = ["CudaLibrary"]
 
@@ -146,6 +146,10 @@ class CudaLibrary:
         used = (8, tokens, tokens, sequences + 1, sequences * blocks, rows, tokens, rows)
         for name, count in zip(self._inputs, used, strict=False):
             side.pinned[name][:count] = getattr(buffers, name)[:count]
+        for pool in range(1, len(self._plan.pools)):
+            start = pool * int(buffers.batch[4])
+            end = start + sequences * blocks
+            side.pinned["block_table"][start:end] = buffers.block_table[start:end]
         wanted: Wanted = "largest" if draws else None
         if any(each is not LARGEST for each in draws):
             wanted = "drawn"
@@ -253,10 +257,16 @@ class CudaLibrary:
             self._regions[name] = self._driver.allocate(getattr(buffers, name).nbytes)
         self._regions["chosen"] = self._driver.allocate(4 * len(buffers.logits))
         self._regions["draws"] = self._driver.allocate(8 * WORDS * len(buffers.logits))
-        slots, _ = self._plan.kv_bytes(len(buffers.query_start) - 1, 0)
+        slots = (len(buffers.query_start) - 1) * self._plan.slot_bytes
         caches = self._driver.allocate(slots + buffers.kv.nbytes)
         self._driver.clear(caches, slots + buffers.kv.nbytes)
         self._regions["kv"] = caches + slots
+        for pool in range(1, len(self._plan.pools)):
+            pitch, place = int(buffers.batch[4]), int(buffers.batch[4 + pool])
+            self._regions[f"block_table_{pool}"] = (
+                self._regions["block_table"] + pool * pitch * buffers.block_table.itemsize
+            )
+            self._regions[f"kv_{pool}"] = self._regions["kv"] + place * POOL_UNIT
         self._regions["counters"] = self._driver.allocate(self._program.counter_bytes)
         self._driver.clear(self._regions["counters"], max(1, self._program.counter_bytes))
         for side in self._sides:

@@ -67,7 +67,7 @@ class Case:
             torch.randn(self.heads) if self.sinks else None,
         )
         self.block = KvBlock(
-            self.kv_heads, self.dim, self.value_dim, self.layout.block_bytes + 64, self.dtype,
+            self.kv_heads, self.dim, self.value_dim, self.layout.block_bytes[0] + 64, self.dtype,
             bool(self.count),
         )  # fmt: skip
         self.chosen = self._choose() if self.count else None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from graphwright.backends.rows import POOL_UNIT
 from graphwright.backends.tvm.build import BuiltProgram
 from graphwright.runtime.step_code import StepCode, StepPool
 
@@ -26,7 +27,8 @@ def aligned(count: int, dtype: Any) -> np.ndarray:
 
 
 class CompiledProgram:
-    """Holds the cache of up to `sequences` sequences of `context` tokens; blocks lie scattered."""
+    """Holds the cache of up to `sequences` sequences of `context` tokens; blocks lie scattered. Of
+    blocks that no later token reads, by the reach of their pool, nothing is left after a step."""
 
     def __init__(
         self, built: BuiltProgram, folder: Path, *, sequences: int = 4, context: int = 128
@@ -46,14 +48,21 @@ class CompiledProgram:
         self.row = context // BLOCK
         count = self.row * sequences
         kv = built.plan["kv"]
+        self.caches = kv.get("pools", [kv])
         slots = sequences * kv.get("slot_bytes", 0) // 4
-        memory = aligned(slots + (count + 1) * max(kv["block_bytes"], 64) // 4, np.float32)
+        sizes = [(count + 1) * max(pool["block_bytes"], 64) for pool in self.caches]
+        units = [-(-size // POOL_UNIT) for size in sizes]
+        self.places = [sum(units[:number]) for number in range(len(units))]
+        memory = aligned(slots + (POOL_UNIT * self.places[-1] + sizes[-1]) // 4, np.float32)
         memory[:] = np.nan  # what nobody has written must not be read
         self.slots, self.kv = memory[:slots], memory[slots:]
         draw = np.random.default_rng(0)
-        starts = draw.permutation(sequences)  # a slot has the number of a first block
-        others = (draw.permutation(count - sequences) + sequences + 1).reshape(sequences, -1)
-        self.tables = np.column_stack([starts, others]).astype(np.int32)
+        self.nobody = sequences  # the number of a block that no sequence has
+        self.tables = []
+        for _ in self.caches:
+            starts = draw.permutation(sequences)  # a slot has the number of a first block
+            others = (draw.permutation(count - sequences) + sequences + 1).reshape(sequences, -1)
+            self.tables.append(np.column_stack([starts, others]).astype(np.int32))
         self.lengths = [0] * sequences
         arena = max(entry["arena_bytes"] for entry in built.plan["entries"].values())
         self.arena = aligned(arena // 4, np.float32)
@@ -78,12 +87,16 @@ class CompiledProgram:
         logits = aligned(max(1, len(rows)) * vocabulary, np.float32)
         logits[:] = 777.0
         self.arena[:] = np.nan
+        header = [len(tokens), len(batch), self.row, len(rows), 0, 0, 0, 0]
+        tables = [np.concatenate([table[s] for s, _ in batch]) for table in self.tables]
+        if len(tables) > 1:
+            header[4 : 4 + len(tables)] = [len(tables[0]), *self.places[1:]]
         buffers = [
-            self._filled([len(tokens), len(batch), self.row, len(rows), 0, 0, 0, 0], np.int32),
+            self._filled(header, np.int32),
             self._filled(tokens, np.int64),
             self._filled(positions, np.int64),
             self._filled(start, np.int32),
-            self._filled(np.concatenate([self.tables[s] for s, _ in batch]), np.int32),
+            self._filled(np.concatenate(tables), np.int32),
             self._filled(rows, np.int32),
             logits,
             self.arena,
@@ -94,12 +107,20 @@ class CompiledProgram:
         self.pool().run(entry, pointers, ctypes.c_void_p(self.chosen.ctypes.data))
         for sequence, new in batch:
             self.lengths[sequence] += len(new)
+            self._forget(sequence)
         if not rows:
             assert (logits == 777.0).all()
         found = logits.reshape(-1, vocabulary)[: len(rows)]
         largest = np.where(np.isnan(found).any(1), -1, found.argmax(1))
         assert (self.chosen[: len(rows)] == largest).all()
         return torch.from_numpy(logits.copy()).reshape(-1, vocabulary)[: len(rows)]
+
+    def _forget(self, sequence: int) -> None:
+        """Of each pool the blocks that are out of reach."""
+        for table, pool in zip(self.tables, self.caches, strict=True):
+            if reach := pool.get("reach"):
+                end = max(0, (self.lengths[sequence] + 1 - reach["span"]) // BLOCK)
+                table[sequence, -(-reach["first"] // BLOCK) : end] = self.nobody
 
     def pool(self) -> StepPool:
         """The threads of the next step, `self.threads` many."""

@@ -103,7 +103,7 @@ def check(case: Case) -> torch.Tensor:
         for each, gap in ((case.k, 1), (case.q, 3), (case.weights, 2))
     )
     for threads in (1, 2, 3, ATTENTION_SEGMENTS):
-        memory = aligned(np.full(len(case.cache) * case.layout.block_bytes, 0xFF, np.uint8))
+        memory = aligned(np.full(len(case.cache) * case.layout.block_bytes[0], 0xFF, np.uint8))
         case.keys(memory).copy_(case.cache)
         held = memory[case.layout.offsets["index1"] :].view(kind)
         write(case.tokens, threads, batch, k, held, *paging)

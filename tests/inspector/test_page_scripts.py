@@ -17,6 +17,7 @@ from test_page_html import HOSTILE
 
 from graphwright.inspector.page_html import page_html, page_script
 from graphwright.inspector.roofline import Load, Machine, load_of, predict
+from graphwright.runtime.plan import PoolPlan, Reach
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = ("--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking",
@@ -101,6 +102,19 @@ def test_the_kv_cache_costs_whole_blocks_and_a_slot_for_each_sequence() -> None:
     kv = {"block_size": 16, "block_bytes": 1000, "slot_bytes": 7}
     found = run_node("return [[1, 1], [1, 16], [3, 17]].map(([s, n]) => kvBytes(given, s, n));", kv)
     assert found == [1007, 1007, 6021]
+
+
+def test_the_calculator_counts_what_sequences_hold_in_each_pool() -> None:
+    pools = PoolPlan(100), PoolPlan(1000, Reach(first=4, span=33))
+    kv = {"block_size": 16, "pools": [asdict(pool) for pool in pools]}
+    tokens = [1, 16, 17, 80, 81, 1000]
+    found = run_node(
+        "return given.tokens.map((count) => kvBytes(given.kv, 3, count));",
+        {"kv": kv, "tokens": tokens},
+    )
+    blocks = [-(-count // 16) for count in tokens]
+    assert found == [3 * sum(p.block_bytes * p.held_of(n, 16) for p in pools) for n in blocks]
+    assert found[-1] == 3 * (63 * 100 + 5 * 1000)
 
 
 def test_what_differs_between_two_lines_is_marked() -> None:

@@ -35,7 +35,7 @@ def speculator(engine: Engine) -> DraftSpeculator:
 def check_nothing_is_left(engine: Engine) -> None:
     draft = engine.draft
     assert draft is not None and not draft._followers and not speculator(engine)._texts
-    assert draft._parts.pool.free == draft._parts.pool.blocks
+    assert draft._parts.pools.free == draft._parts.pools.blocks
     assert engine._pool.free == engine._pool.blocks
 
 
@@ -194,7 +194,7 @@ def test_what_is_kept_are_keys_of_what_was_said(tmp_path: Path) -> None:
     assert known > 30
     cache = draft._parts.buffers.kv.view(np.int64).reshape(-1, BLOCK, 2)
     assert follower.own.table is not None
-    blocks = follower.own.table.blocks[: known // BLOCK]
+    blocks = follower.own.table.tables[0].blocks[: known // BLOCK]
     assert cache[blocks, :, 0].ravel().tolist() == said[:known]
 
 

@@ -56,7 +56,8 @@ def prompts() -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("model", "draft"), [("llama", "llama"), ("mistral", "gemma2"), ("deepseek-v3", "llama")]
+    ("model", "draft"),
+    [("llama", "llama"), ("mistral", "gemma2"), ("gemma2", "llama"), ("deepseek-v3", "llama")],
 )
 def test_guesses_leave_nothing_behind(
     model: str, draft: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_model import BLOCK, ToyLibrary, toy_engine, toy_greedy, write_toy
 
+from graphwright.runtime.cache_pools import CachePools, SequenceTables
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.kv_cache import BlockPool, BlockTable
+from graphwright.runtime.plan import Reach
 from graphwright.runtime.prefix_cache import PrefixCache
 from graphwright.runtime.sampling_params import SamplingParams
 
@@ -165,58 +167,85 @@ def test_without_it_nothing_is_reused(tmp_path: Path) -> None:
     assert [reused(engine, FIRST) for _ in range(2)] == [0, 0]
 
 
+REACHES = st.none() | st.builds(Reach, first=st.integers(0, 3), span=st.integers(1, 6))
+
+
 @settings(max_examples=300, deadline=None)
 @given(
+    st.lists(REACHES, min_size=1, max_size=3),
     st.lists(
         st.tuples(st.integers(0, 2), st.lists(st.integers(0, 1), max_size=9), st.booleans()),
         max_size=40,
-    )
+    ),
 )
 def test_shared_blocks_are_what_they_are_taken_for_and_nobody_writes_them(
-    events: list[tuple[int, list[int], bool]],
+    reaches: list[Reach | None], events: list[tuple[int, list[int], bool]]
 ) -> None:
-    """Three tables of up to five blocks in a pool for just that: (table, tokens that follow,
-    does it end?). Content is what was written last.
+    """Three sequences of up to five blocks in pools for just that: (sequence, tokens that follow,
+    does it end?). Content is what was written last; what the next token reads must be right.
     """
-    pool = BlockPool(15, 0)
-    cache = PrefixCache(pool, 2)
-    content: dict[int, list[int]] = {}
-    tables: dict[int, tuple[BlockTable, list[int]]] = {}
+    pools = tuple(BlockPool(15, 0) for _ in reaches)
+    caches = CachePools(pools, tuple(reaches), 2, 5)
+    cache = PrefixCache(caches)
+    content: list[dict[int, list[int]]] = [{} for _ in pools]
+    running: dict[int, tuple[SequenceTables, list[int]]] = {}
     for number, more, ends in events:
-        if number not in tables:
-            tables[number] = BlockTable(pool, 2, 5), []
-            table, tokens = tables[number]
-            computed = cache.adopt(table, more)
+        if number not in running:
+            running[number] = caches.tables(), []
+            tables, tokens = running[number]
+            computed = cache.adopt(tables, more)
             assert computed == 0 or computed < len(more)
         else:
-            table, tokens = tables[number]
+            tables, tokens = running[number]
             computed = len(tokens)
         tokens += more[: 10 - len(tokens)]
-        table.grow(len(tokens))
-        for position in range(computed, len(tokens)):
-            block = int(table.blocks[position // 2])
-            others = [each for n, (each, _) in tables.items() if n != number]
-            assert not any(block in other.blocks for other in others), "it is written while shared"
-            before = content.get(block, []) if position % 2 else []
-            content[block] = [*before, tokens[position]]
-        for each, own in tables.values():
-            for i, block in enumerate(each.blocks):
-                assert content[int(block)] == own[2 * i : 2 * i + 2]
-        held = {int(block) for each, _ in tables.values() for block in each.blocks}
-        assert pool.free == 15 - len(held)
+        tables.grow(len(tokens))
+        for own, table in zip(content, tables.tables, strict=True):
+            place = tables.tables.index(table)
+            others = [each.tables[place] for n, (each, _) in running.items() if n != number]
+            taken = {block for other in others for block in read_again(other, 0).values()}
+            for position in range(computed, len(tokens)):
+                block = int(table.blocks[position // 2])
+                assert block not in taken, "it is written while shared"
+                before = own.get(block, []) if position % 2 else []
+                own[block] = [*before, tokens[position]]
+        for each, said in running.values():
+            for own, table in zip(content, each.tables, strict=True):
+                for i, block in read_again(table, len(said)).items():
+                    assert own[block] == said[2 * i : 2 * i + 2]
+        if len(tokens) % 3 == 0:
+            cache.keep(tables, tokens, len(tokens))
+            tables.drop(len(tokens))
+        for place, pool in enumerate(pools):
+            held = {b for each, _ in running.values() for b in kept(each.tables[place])}
+            assert pool.free == 15 - len(held)
         if ends:
-            cache.keep(table, tokens, len(tokens))
-            table.release()
-            del tables[number]
-        elif len(tokens) % 3 == 0:
-            cache.keep(table, tokens, len(tokens))
+            cache.keep(tables, tokens, len(tokens))
+            tables.release()
+            del running[number]
+
+
+def kept(table: BlockTable) -> list[int]:
+    """The blocks that a table holds."""
+    blocks = table.blocks.tolist()
+    return [*blocks[: table._kept], *blocks[table.dropped :]]
+
+
+def read_again(table: BlockTable, computed: int) -> dict[int, int]:
+    """By number, the blocks that it holds and that a token at `computed` or later can read."""
+    first, end = table.unread(computed)
+    end = max(end, table.dropped)
+    return {
+        number: block
+        for number, block in enumerate(table.blocks.tolist())
+        if not (first if end > first else end) <= number < end
+    }
 
 
 def test_blocks_with_tokens_that_nobody_knows_yet_are_not_kept() -> None:
     """A step that runs ahead computes one that is not known."""
-    pool = BlockPool(4, 0)
-    cache = PrefixCache(pool, 2)
-    table = BlockTable(pool, 2, 4)
+    pools = CachePools((BlockPool(4, 0),), (None,), 2, 4)
+    cache, table = PrefixCache(pools), pools.tables()
     table.grow(4)
     cache.keep(table, [1, 2, 3], 4)
     assert table.known == 1
@@ -227,15 +256,15 @@ def test_blocks_with_tokens_that_nobody_knows_yet_are_not_kept() -> None:
 
 
 def test_a_prefix_that_was_forgotten_is_not_found_through_what_follows_it() -> None:
-    pool = BlockPool(3, 0)
-    cache = PrefixCache(pool, 1)
+    pools = CachePools((BlockPool(3, 0),), (None,), 1, 3)
+    cache = PrefixCache(pools)
 
     def run(tokens: list[int]) -> tuple[int, list[int]]:
-        table = BlockTable(pool, 1, 3)
+        table = pools.tables()
         found = cache.adopt(table, tokens)
         table.grow(len(tokens))
         cache.keep(table, tokens, len(tokens))
-        blocks = [int(each) for each in table.blocks]
+        blocks = table.tables[0].blocks.tolist()
         table.release()
         return found, blocks
 
@@ -246,4 +275,57 @@ def test_a_prefix_that_was_forgotten_is_not_found_through_what_follows_it() -> N
     assert run([1, 2, 9])[0] == 2
     assert run([7, 7, 7])[0] == 0
     assert run([1, 2, 9])[0] == 0
-    assert pool.free == 3
+    assert pools.free == 3
+
+
+def windows(whole: int, small: int) -> tuple[CachePools, PrefixCache]:
+    """Pools of so many blocks of one position: of layers that see everything, and of a window of
+    three."""
+    sizes = BlockPool(whole, 0), BlockPool(small, 0)
+    pools = CachePools(sizes, (None, Reach(first=0, span=3)), 1, 20)
+    return pools, PrefixCache(pools)
+
+
+def said(pools: CachePools, cache: PrefixCache, tokens: list[int]) -> int:
+    """A sequence, token by token, from its prompt `tokens` on; how many were not computed."""
+    tables = pools.tables()
+    found = cache.adopt(tables, tokens)
+    for computed in range(found, len(tokens) + 1):
+        if computed >= tables.drops_at:
+            cache.keep(tables, tokens, computed)
+            tables.drop(computed)
+        tables.grow(min(computed + 1, len(tokens)))
+    cache.keep(tables, tokens, len(tokens))
+    tables.release()
+    return found
+
+
+def test_of_a_window_only_what_the_next_token_reads_must_be_there() -> None:
+    pools, cache = windows(40, 4)
+    text = list(range(10))
+    assert said(pools, cache, text) == 0
+    assert said(pools, cache, [*text, 10]) == 10, "the window before it is there"
+    assert said(pools, cache, [*text[:7], 99]) == 0, "the one before the seventh token is not"
+    assert said(pools, cache, [*text[:7], 99, 98]) == 8
+    assert pools.free == 44
+
+
+def test_a_shorter_prefix_is_taken_where_the_window_before_a_longer_one_is_gone() -> None:
+    pools, cache = windows(40, 20)
+    text = list(range(10))
+    assert said(pools, cache, text) == 0
+    assert said(pools, cache, [*text[:5], 77]) == 5
+    # takes the nine free blocks, and eight that nobody has used since the text was said
+    assert said(pools, cache, list(range(50, 67))) == 0
+    assert said(pools, cache, [*text, 10]) == 5
+    assert pools.free == 60
+
+
+def test_prefixes_are_forgotten_with_the_last_block_of_them() -> None:
+    pools, cache = windows(12, 4)
+    for start in range(0, 300, 10):
+        assert said(pools, cache, list(range(start, start + 10))) == 0
+        assert len(cache._found) <= 12 + 4
+    held = {prefix for blocks in cache._of_blocks for prefix in blocks.values()}
+    above = {prefix.parent for prefix in cache._found.values()}
+    assert set(cache._found.values()) == (held | above) - {None, cache.root(None)}

@@ -62,13 +62,13 @@ def test_a_pool_never_runs_dry(sequences: int, each: int, moves: list[tuple[int,
 
 def test_what_the_plan_says_of_slots() -> None:
     plan = Plan.from_json(PLAN)
-    assert plan.slot_bytes == 0 and plan.kv_bytes(3, 30) == (0, 30 * BLOCK * 16)
+    assert plan.slot_bytes == 0 and plan.kv_bytes(3, [30]) == (0, 30 * BLOCK * 16)
     plan = Plan.from_json({**PLAN, "kv": RECURRENT})
     assert plan.slot_bytes == SLOT
-    slots, blocks = plan.kv_bytes(3, 30)
+    slots, blocks = plan.kv_bytes(3, [30])
     assert slots == 3 * SLOT and blocks > 0  # block 0 has an address, though it has no bytes
     both = Plan.from_json({**PLAN, "kv": {**RECURRENT, "block_bytes": 64}})
-    assert both.kv_bytes(3, 30) == (3 * SLOT, 30 * 64)
+    assert both.kv_bytes(3, [30]) == (3 * SLOT, 30 * 64)
     with pytest.raises(ArtifactError, match="incomplete"):
         Plan.from_json({**PLAN, "kv": {**RECURRENT, "slot_bytes": "many"}})
 

@@ -16,6 +16,7 @@ from late_toy import LateToy
 from state_toy import KINDS, said_after, state_engine
 from toy_model import BLOCK, MAX_CONTEXT, write_toy
 
+from graphwright.runtime.cache_pools import Prefix
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.request import Request
@@ -215,19 +216,20 @@ def test_wrong_numbers_are_sentences(tmp_path: Path) -> None:
         Engine(plain, snapshots=3, prefix_cache=True)
 
 
-def test_the_longest_snapshot_is_found_by_number_and_rest() -> None:
-    snapshots = Snapshots(3)
-    for number, rest, position in ((0, (1, 2), 2), (7, (), 4), (7, (5,), 5)):
-        assert snapshots.add(number, rest, position) is not None
-    assert snapshots.add(7, (), 4) is None, "it is there"
-    known = [(0, 0), (4, 7)]
+def test_the_longest_snapshot_is_found_by_prefix_and_rest() -> None:
+    snapshots, root = Snapshots(3), Prefix(None, (), [])
+    block = Prefix(root, (1, 2, 3, 4), [0])
+    for prefix, rest, position in ((root, (1, 2), 2), (block, (), 4), (block, (5,), 5)):
+        assert snapshots.add(prefix, rest, position) is not None
+    assert snapshots.add(block, (), 4) is None, "it is there"
+    known = [(0, root), (4, block)]
     found = snapshots.find([1, 2, 3, 4, 5, 6], known)
     assert found is not None and found.position == 5
     found = snapshots.find([1, 2, 3, 4, 5], known)
     assert found is not None and found.position == 4, "the last token is computed"
     found = snapshots.find([1, 2, 9], known[:1])
     assert found is not None and found.position == 2
-    snapshots.forget(7)
+    snapshots.forget(block)
     assert len(snapshots) == 1 and snapshots.find([2, 2, 3, 4, 5, 6], known) is None
 
 

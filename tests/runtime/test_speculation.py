@@ -171,7 +171,7 @@ def test_end_of_text_among_guessed_tokens(tmp_path: Path, wrong: bool) -> None:
     assert known == (len(prompt) + len(said) - 1) // BLOCK * BLOCK
     cache = engine._buffers.kv.view(np.int64).reshape(-1, BLOCK, 2)
     assert request.sequence.table is not None
-    blocks = request.sequence.table.blocks[: known // BLOCK]
+    blocks = request.sequence.table.tables[0].blocks[: known // BLOCK]
     assert cache[blocks, :, 0].ravel().tolist() == [*prompt, *said][:known]
     engine.cancel(request)
 

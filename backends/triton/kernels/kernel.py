@@ -19,6 +19,7 @@ from graphwright.backends.rows import RowCount
 
 __all__ = [
     "DTYPES",
+    "PITCH",
     "ROWS",
     "Grid",
     "RowCount",
@@ -33,6 +34,7 @@ Size: TypeAlias = Mapping[RowCount, int]  # a bucket: the most tokens T and samp
 Grid: TypeAlias = tuple[int, int, int]
 
 ROWS = {"T": 0, "B": 1, "M": 2, "R": 3}  # where `batch` counts them
+PITCH = 4  # and the numbers from a pool's block table to the next one's
 
 # Names of element types are torch's; this is what Triton's signatures call them.
 DTYPES = MappingProxyType(

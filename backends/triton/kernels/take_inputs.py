@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from graphwright.backends.rows import ADAPTER_INPUTS, INPUTS
-from graphwright.backends.triton.kernels.kernel import ROWS, Size, TritonKernel, define
+from graphwright.backends.triton.kernels.kernel import PITCH, ROWS, Size, TritonKernel, define
 from graphwright.backends.triton.kernels.sizes import quotient_up
 
 __all__ = ["GIVEN", "given_to", "take_inputs"]
@@ -53,11 +53,22 @@ def take_tokens(source, chosen, target, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def take_tables(source, target, count, pitch, POOLS: tl.constexpr, BLOCK: tl.constexpr):
+    """As `take`, of each pool; the numbers of the next one lie `pitch` behind."""
+    for first in range(tl.program_id(0) * BLOCK, count * POOLS, tl.num_programs(0) * BLOCK):
+        number = first + tl.arange(0, BLOCK)
+        inside = number < count * POOLS
+        at = number // count * pitch + number % count
+        tl.store(target + at, tl.load(source + at, mask=inside), mask=inside)
+
+
+@triton.jit
 def take_one(
     which, host_batch, host_tokens, host_positions, host_query_start, host_block_table,
     host_sample_rows, host_draws, chosen, batch, tokens, positions, query_start, block_table,
     sample_rows, draws,
-    T: tl.constexpr, B: tl.constexpr, M: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+    T: tl.constexpr, B: tl.constexpr, M: tl.constexpr, R: tl.constexpr, PITCH: tl.constexpr,
+    POOLS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The input with this number."""
     if which == 0:
@@ -71,7 +82,11 @@ def take_one(
         take(host_query_start, query_start, count, BLOCK)
     elif which == 3:
         count = tl.load(host_batch + B) * tl.load(host_batch + M)
-        take(host_block_table, block_table, count, BLOCK)
+        if POOLS == 1:
+            take(host_block_table, block_table, count, BLOCK)
+        else:
+            pitch = tl.load(host_batch + PITCH)
+            take_tables(host_block_table, block_table, count, pitch, POOLS, BLOCK)
     elif which == 4:
         count = tl.load(host_batch + R) * 4
         take(host_draws, draws, count, BLOCK)
@@ -87,12 +102,13 @@ def take_one(
 def take_inputs_kernel(
     host_batch, host_tokens, host_positions, host_query_start, host_block_table, host_sample_rows,
     host_draws, chosen, batch, tokens, positions, query_start, block_table, sample_rows, draws,
-    T: tl.constexpr, B: tl.constexpr, M: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+    T: tl.constexpr, B: tl.constexpr, M: tl.constexpr, R: tl.constexpr, PITCH: tl.constexpr,
+    POOLS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     take_one(
         tl.program_id(1), host_batch, host_tokens, host_positions, host_query_start,
         host_block_table, host_sample_rows, host_draws, chosen, batch, tokens, positions,
-        query_start, block_table, sample_rows, draws, T, B, M, R, BLOCK,
+        query_start, block_table, sample_rows, draws, T, B, M, R, PITCH, POOLS, BLOCK,
     )  # fmt: skip
 
 
@@ -101,7 +117,8 @@ def take_inputs_and_adapters_kernel(
     host_batch, host_tokens, host_positions, host_query_start, host_block_table, host_sample_rows,
     host_draws, host_adapters, host_row_adapters, chosen, batch, tokens, positions, query_start,
     block_table, sample_rows, draws, adapters, row_adapters,
-    T: tl.constexpr, B: tl.constexpr, M: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+    T: tl.constexpr, B: tl.constexpr, M: tl.constexpr, R: tl.constexpr, PITCH: tl.constexpr,
+    POOLS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     which = tl.program_id(1)
     if which == 6:
@@ -112,13 +129,14 @@ def take_inputs_and_adapters_kernel(
         take_one(
             which, host_batch, host_tokens, host_positions, host_query_start, host_block_table,
             host_sample_rows, host_draws, chosen, batch, tokens, positions, query_start,
-            block_table, sample_rows, draws, T, B, M, R, BLOCK,
+            block_table, sample_rows, draws, T, B, M, R, PITCH, POOLS, BLOCK,
         )  # fmt: skip
 
 
-def take_inputs(adapters: bool = False) -> TritonKernel:
+def take_inputs(*, adapters: bool = False, pools: int = 1) -> TritonKernel:
     """Pointers: GIVEN in memory of the host, what the step in front chose for its sampled rows,
     int32, and GIVEN in the GPU's memory, where what lies behind those of the step stays as it was.
+    There are so many block tables, of a pool of blocks each.
 
     A token -1 - row stands for what was chosen for that row; for 0, where a logit of it was NaN.
     adapters: as well as those, what a program with adapters is told.
@@ -132,7 +150,7 @@ def take_inputs(adapters: bool = False) -> TritonKernel:
             "chosen": "int32",
             **given,
         },
-        {**ROWS, "BLOCK": _BLOCK},
+        {**ROWS, "PITCH": PITCH, "POOLS": pools, "BLOCK": _BLOCK},
         grid=lambda size: _grid(size, len(given)),
         num_warps=4,
     )

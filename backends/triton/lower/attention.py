@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,20 +37,23 @@ BATCH = Operand("batch")
 
 
 def slots_of(
-    context: LoweringContext, node: fx.Node, given: dict[str, Any]
+    context: LoweringContext, node: fx.Node, given: dict[str, Any], pool: int = 0
 ) -> tuple[Operand, Operand, tuple[Launch, ...]]:
-    """(sequence of each token, its place in the cache, what computes both, once in a step)."""
-    size = 4 * context.plan.max_tokens
+    """(sequence of each token, its place in the pool, what computes them, once in a step)."""
+    size, pools = 4 * context.plan.max_tokens, len(context.kv.pools)
     sequences, first = context.keep("sequences", size)
-    slots, _ = context.keep("slots", size)
+    slots, _ = context.keep("slots", size * pools)
+    own = replace(slots, offset=slots.offset + pool * size)
     if not first:
-        return sequences, slots, ()
-    kernel = context.kernel(token_slots, block_size=BLOCK_SIZE)
+        return sequences, own, ()
+    kernel = context.kernel(
+        token_slots, block_size=BLOCK_SIZE, pools=pools, most=context.plan.max_tokens
+    )
     operands = (
         BATCH, context.value(given["positions"]), context.value(given["query_start"]),
         Operand("block_table"), sequences, slots,
     )  # fmt: skip
-    return sequences, slots, (Launch(node.name, kernel, operands),)
+    return sequences, own, (Launch(node.name, kernel, operands),)
 
 
 def appended(
@@ -60,9 +64,10 @@ def appended(
     q, k, v = (given[name] for name in ("q", "k", "v"))
     kv_heads, dim = (int(size) for size in given["k_cache"].meta["val"].shape[2:])
     value_dim = int(given["v_cache"].meta["val"].shape[3])
-    cache = context.kv.cache(str(given["k_cache"].target))
+    name = str(given["k_cache"].target)
+    cache = context.kv.cache(name)
     options: dict[str, Any] = {
-        "v_stride": context.view(v).row_stride, "block_stride": context.kv.stride(cache),
+        "v_stride": context.view(v).row_stride, "block_stride": context.kv.stride(name, cache),
         "block_size": BLOCK_SIZE, "dtype": context.dtype(q), "cache": cache,
     }  # fmt: skip
     rotation = context.fusions.rotations.get(node)
@@ -116,10 +121,11 @@ def cached_attention(context: LoweringContext, node: fx.Node) -> tuple[Launch, .
     kv_heads = int(given["k_cache"].meta["val"].shape[2])
     value_dim = int(given["v_cache"].meta["val"].shape[3])
     dtype = context.dtype(given["q"])
-    cache = context.kv.cache(str(given["k_cache"].target))
+    name = str(given["k_cache"].target)
+    cache = context.kv.cache(name)
     states = ("k_cache", "v_cache", "k_scale", "v_scale")
     caches = [context.state(given[name]) for name in states if given[name] is not None]
-    sequences, slots, found = slots_of(context, node, given)
+    sequences, slots, found = slots_of(context, node, given, context.kv.pool_of(name))
     launches = [*found]
     if given["k"] is None:
         queries, stride = context.value(given["q"]), context.view(given["q"]).row_stride
@@ -127,15 +133,15 @@ def cached_attention(context: LoweringContext, node: fx.Node) -> tuple[Launch, .
         append, queries, stride = appended(context, node, given, slots, caches)
         launches.extend(append)
     shape = AttentionShape(
-        heads, kv_heads, dim, value_dim, stride, context.kv.stride(cache), float(given["scale"]),
-        Mask.parse(given["mask"]), float(given["softcap"]), given["slopes"] is not None,
-        given["sinks"] is not None, BLOCK_SIZE, dtype, cache,
+        heads, kv_heads, dim, value_dim, stride, context.kv.stride(name, cache),
+        float(given["scale"]), Mask.parse(given["mask"]), float(given["softcap"]),
+        given["slopes"] is not None, given["sinks"] is not None, BLOCK_SIZE, dtype, cache,
         0 if given["chosen"] is None else int(given["chosen"].meta["val"].shape[1]),
     )  # fmt: skip
     extra = [context.weight(given[n]) for n in ("slopes", "sinks") if given[n] is not None]
     positions = context.value(given["positions"])
     head = (BATCH, queries, *caches, *extra, positions)
-    table, results = Operand("block_table"), context.results(node)
+    table, results = context.table(given["k_cache"]), context.results(node)
     if context.plan.entry != "decode" and not shape.chosen:
         sizes = prefill_sizes(shape, min(chip.arch for chip in context.chips))
         kernel = context.kernel(prefill_attention, shape, tokens=context.tokens, **sizes)
@@ -163,9 +169,10 @@ def cached_choose_keys(context: LoweringContext, node: fx.Node) -> tuple[Launch,
     given = arguments(node)
     heads, dim = (int(size) for size in given["q"].meta["val"].shape[-2:])
     kv_heads = int(given["cache"].meta["val"].shape[2])
-    kind = context.kv.index_cache(str(given["cache"].target))
-    stride, state = context.kv.stride(kind), context.state(given["cache"])
-    sequences, slots, found = slots_of(context, node, given)
+    name = str(given["cache"].target)
+    kind = context.kv.index_cache(name)
+    stride, state = context.kv.stride(name, kind), context.state(given["cache"])
+    sequences, slots, found = slots_of(context, node, given, context.kv.pool_of(name))
     append = context.kernel(
         append_keys, kv_heads, dim, k_stride=context.view(given["k"]).row_stride,
         block_stride=stride, block_size=BLOCK_SIZE, dtype=context.dtype(given["k"]), cache=kind,
@@ -182,7 +189,7 @@ def cached_choose_keys(context: LoweringContext, node: fx.Node) -> tuple[Launch,
     positions = context.value(given["positions"])
     operands = (
         BATCH, context.value(given["q"]), context.value(given["weights"]), state, positions,
-        sequences, Operand("block_table"), scores,
+        sequences, context.table(given["cache"]), scores,
     )  # fmt: skip
     return (
         *found,

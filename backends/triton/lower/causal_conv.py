@@ -24,7 +24,8 @@ def causal_conv(context: LoweringContext, node: fx.Node) -> tuple[Launch, ...]:
     given = arguments(node)
     outputs, taps = (int(size) for size in given["weight"].meta["val"].shape)
     view, dtype = context.view(given["x"]), context.dtype(given["x"])
-    strides = {"x_stride": view.row_stride, "block_stride": context.kv.stride("float32")}
+    block_stride = context.kv.stride(str(given["state"].target), "float32")
+    strides = {"x_stride": view.row_stride, "block_stride": block_stride}
     sequences, _, launches = slots_of(context, node, given)
     bias = None if given["bias"] is None else "float32"
     convolve = context.kernel(

@@ -35,7 +35,7 @@ def cached_attention(context: LoweringContext, node: fx.Node) -> tuple[Phase, ..
     states = ("k_cache", "v_cache", "k_scale", "v_scale")
     caches = tuple(context.state(given[name]) for name in states if given[name] is not None)
     positions, query_start = context.value(given["positions"]), context.value(given["query_start"])
-    paging = (positions, query_start, Operand("block_table"))
+    paging = (positions, query_start, context.table(given["k_cache"]))
     batch = Operand("batch")
     phases = []
     if given["k"] is not None:
@@ -94,7 +94,7 @@ def cached_choose_keys(context: LoweringContext, node: fx.Node) -> tuple[Phase, 
     heads, count = int(given["q"].meta["val"].shape[-2]), given["count"]
     cache, batch = context.state(given["cache"]), Operand("batch")
     positions, query_start = context.value(given["positions"]), context.value(given["query_start"])
-    paging = (positions, query_start, Operand("block_table"))
+    paging = (positions, query_start, context.table(given["cache"]))
     k_stride = context.view(given["k"]).row_stride
     kernel = context.kernel(append_keys, block, k_stride=k_stride)
     new = (batch, context.value(given["k"]), cache, *paging)

@@ -173,6 +173,8 @@ SMALL: dict[str, Callable[[], TritonKernel]] = {
     "take_inputs": take_inputs,
     "take_inputs, with adapters": lambda: take_inputs(adapters=True),
     "token_slots": token_slots,
+    "take_inputs, two pools": lambda: take_inputs(pools=2),
+    "token_slots, two pools": lambda: token_slots(pools=2, most=8),
     "add_rms_norm 4096, a sandwich": lambda: norm(
         "rms_norm",
         4096,

@@ -266,6 +266,8 @@ def test_row_kernels() -> None:
     rows.check_inputs(1, 1, 70, 1)
     rows.check_inputs(1, 1, 70, 1, unknown=1.0)
     rows.check_inputs(70, 9, 130, 0, unknown=0.5)
+    rows.check_inputs(5, 3, 70, 2, pools=2)
+    rows.test_places_are_found_in_every_pool()
     rows.test_the_best_token_is_the_lowest_of_equals_and_nan_is_noticed()
 
 

@@ -29,6 +29,7 @@ from graphwright.backends.triton.kernels.gated_act import gated_act  # noqa: E40
 from graphwright.backends.triton.kernels.norms import norm  # noqa: E402
 from graphwright.backends.triton.kernels.select_rows import select_rows  # noqa: E402
 from graphwright.backends.triton.kernels.take_inputs import take_inputs  # noqa: E402
+from graphwright.backends.triton.kernels.token_slots import token_slots  # noqa: E402
 from graphwright.backends.triton.kernels.top_k import top_k  # noqa: E402
 from graphwright.backends.triton.kernels.weight_format import pack_nibbles  # noqa: E402
 from graphwright.backends.triton.kernels.weighted_sum import weighted_sum  # noqa: E402
@@ -258,18 +259,22 @@ def check_drawn(logits: torch.Tensor, asked: list[tuple[SamplingParams, float]])
 
 @FEW
 @given(st.integers(1, 2100), st.integers(1, 70), st.integers(1, 40), st.integers(0, 70),
-       st.sampled_from([0.0, 0.5, 1.0]))  # fmt: skip
+       st.sampled_from([0.0, 0.5, 1.0]), st.integers(1, 3))  # fmt: skip
 def test_inputs_are_taken_as_far_as_they_are_used(
-    tokens: int, sequences: int, width: int, rows: int, unknown: float
+    tokens: int, sequences: int, width: int, rows: int, unknown: float, pools: int
 ) -> None:
-    check_inputs(tokens, sequences, width, rows, unknown)
+    check_inputs(tokens, sequences, width, rows, unknown, pools)
 
 
-def check_inputs(tokens: int, sequences: int, width: int, rows: int, unknown: float = 0.0) -> None:
-    """unknown: the share of tokens that the step in front has chosen; of its row 3 nothing was."""
+def check_inputs(
+    tokens: int, sequences: int, width: int, rows: int, unknown: float = 0.0, pools: int = 1
+) -> None:
+    """unknown: the share of tokens that the step in front has chosen; of its row 3 nothing was.
+    There is room behind each pool's block table, and what is there stays as it was."""
+    pitch = sequences * width + 5
     long, short = torch.int64, torch.int32
     sizes = [
-        (long, tokens), (long, tokens), (short, sequences + 1), (short, sequences * width),
+        (long, tokens), (long, tokens), (short, sequences + 1), (short, pitch * pools - 5),
         (short, rows), (long, 4 * rows),
     ]  # fmt: skip
     given = [torch.randint(1 << 30, (size + 5,), dtype=dtype) for dtype, size in sizes]
@@ -280,10 +285,30 @@ def check_inputs(tokens: int, sequences: int, width: int, rows: int, unknown: fl
         row = place * 7 % 64
         given[0][place], known[place] = -1 - row, chosen[row].clamp(min=0)
     header = batch_header(tokens, sequences, width, rows)
+    header[4] = pitch if pools > 1 else 0
     taken = [untouched(each.shape, each.dtype) for each in (header, *given)]
-    call(take_inputs(), header, *given, chosen, *taken)
+    call(take_inputs(pools=pools), header, *given, chosen, *taken)
     assert torch.equal(taken[0], header)
+    between = torch.arange(pools * pitch) % pitch >= pitch - 5
+    assert (taken[4][between] == 77).all()
+    given[3][between] = 77
     for source, target in zip((known, *given[1:]), taken[1:], strict=True):
         used = len(source) - 5
         assert torch.equal(target[:used], source[:used])
         assert (target[used:] == 77).all()
+
+
+def test_places_are_found_in_every_pool() -> None:
+    """Two sequences of 2 and 3 tokens; the room behind each pool's places stays as it is."""
+    header = batch_header(5, 2, 4)
+    header[4] = 11
+    positions, starts = torch.tensor([40, 41, 0, 1, 2]), torch.tensor([0, 2, 5]).int()
+    tables = torch.randint(1000, (3, 11), dtype=torch.int32)
+    sequences, slots = untouched((5,), torch.int32), untouched((24,), torch.int32)
+    kernel = token_slots(block_size=16, pools=3, most=8)
+    call(kernel, header, positions, starts, tables, sequences, slots, spare=3)
+    assert sequences.tolist() == [0, 0, 1, 1, 1]
+    for table, places in zip(tables.tolist(), slots.reshape(3, 8).tolist(), strict=True):
+        first = [16 * table[2] + 8, 16 * table[2] + 9]
+        assert places[:5] == [*first, *(16 * table[4] + at for at in range(3))]
+        assert places[5:] == [77] * 3
