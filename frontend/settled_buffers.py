@@ -117,11 +117,11 @@ def _calls(module: nn.Module, positions: str) -> list[dict[str, Any]]:
     for parameter in inspect.signature(type(module).forward).parameters.values():
         if parameter.name in ("self", positions):
             continue
-        if parameter.default is parameter.empty:
-            keywords[parameter.name] = torch.zeros(1, 1, 1)
-        elif parameter.name == "layer_type":
+        if parameter.name == "layer_type":
             named = getattr(module, "layer_types", None) or ()
             kinds = [{"layer_type": kind} for kind in sorted(set(named))] or [{}]
+        elif parameter.default is parameter.empty:
+            keywords[parameter.name] = torch.zeros(1, 1, 1)
     return [{**keywords, **kind} for kind in kinds] if len(keywords) <= 1 else []
 
 

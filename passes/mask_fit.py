@@ -36,7 +36,7 @@ def _candidates(seen: torch.Tensor, rows: torch.Tensor, constants: Sequence[int]
             spans.add(query - int(hidden[-1]))
             starts.add(int(hidden[-1]) + 1)
             prefixes.add(int(hidden[0]))
-    windows = sorted(spans)[-2:]
+    windows = [span for span in sorted(spans)[-2:] if span > 0]  # 0: its own key is hidden
     chunks = sorted(start for start in starts if start > 0)
     for window in windows:
         yield Mask(window=window)

@@ -230,8 +230,11 @@ def _unknown(names: str, terms: Sequence[MaskTerm], program: Program) -> str:
     size = 10
     bias = _evaluate(program, terms, size, torch.arange(size))[0]
     rows = ["".join("." if v == float("-inf") else "1" for v in row) for row in bias.tolist()]
-    later = (~bias.isinf()).triu(1).nonzero()
+    visible = ~bias.isinf()
+    later, blind = visible.triu(1).nonzero(), (~visible.any(1)).nonzero()
     reason = "is not in the mask algebra (causal, window, first, chunk)"
+    if len(blind):
+        reason = f"shows no key at all to query {int(blind[0])}"
     if len(later):
         query, key = (int(i) for i in later[0])
         reason = f"is not causal: query {query} sees key {key}, a later token"

@@ -33,7 +33,19 @@ CASES: dict[str, tuple[dict[str, Any], int | None, int]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_trace_is_that_of_the_compiled_context(name: str) -> None:
     rope, context, length = CASES[name]
-    model = tiny_model("llama", rope_parameters=rope)
+    check_trace(tiny_model("llama", rope_parameters=rope), context, length)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_layers_of_one_kind_alone_may_scale(name: str) -> None:
+    """One embedding serves all kinds of layers, and its forward must be told which."""
+    rope, context, length = CASES[name]
+    fixed = {"rope_type": "default", "rope_theta": 10000.0}
+    kinds = {"sliding_attention": fixed, "full_attention": rope}
+    check_trace(tiny_model("gemma3", rope_parameters=kinds), context, length)
+
+
+def check_trace(model: torch.nn.Module, context: int | None, length: int) -> None:
     program = capture_module(model, max_context=context)
     assert program.info.max_context == (context or 256)
     tokens, positions = torch.arange(length) % 128, torch.arange(length)

@@ -133,6 +133,21 @@ def test_a_mask_that_sees_later_tokens_is_refused() -> None:
     assert "\n    111.......\n    1111......\n" in near
 
 
+def test_a_mask_that_shows_no_key_is_refused() -> None:
+    """A window of no width: configurations that halve a window of one have it."""
+    text = refusal(lambda m: m.window(0))
+    assert "shows no key at all to query 0" in text
+    assert "\n    ..........\n" in text
+
+
+def test_a_mask_that_hides_its_own_key_is_refused() -> None:
+    first = refusal(lambda m: aten.lt.Tensor(m.key, m.query))
+    assert "shows no key at all to query 0" in first
+    later = refusal(lambda m: both(m.causal, aten.bitwise_or.Tensor(
+        aten.eq.Scalar(m.query, 0), aten.lt.Tensor(m.key, m.query))))  # fmt: skip
+    assert "is not in the mask algebra" in later
+
+
 def test_a_mask_outside_the_algebra_is_shown() -> None:
     def dilated(m: Masks) -> Any:
         distance = aten.remainder.Scalar(aten.sub.Tensor(m.query, m.key), 2)
