@@ -190,8 +190,8 @@ def test_a_reader_that_knows_no_adapters_refuses_it(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would not tell the steps which ones were chosen."""
-    monkeypatch.setattr("graphwright.runtime.artifact.FORMAT_VERSION", 3)
-    with pytest.raises(ArtifactError, match="readers of format 4, this one reads up to 3"):
+    monkeypatch.setattr("graphwright.runtime.artifact.FORMAT_VERSION", 4)
+    with pytest.raises(ArtifactError, match="readers of format 5, this one reads up to 4"):
         graphwright.load(file)
 
 

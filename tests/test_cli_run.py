@@ -66,6 +66,8 @@ def test_run_keeps_to_a_grammar(
     capsys: pytest.CaptureFixture[str], toy: str, tmp_path: Path
 ) -> None:
     schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"{}\xff")
     schema.write_text(
         '{"type": "array", "items": {"enum": [1, "x"]}, "minItems": 2, "maxItems": 3}'
     )
@@ -83,6 +85,8 @@ def test_run_keeps_to_a_grammar(
     for wrong, code, words in (
         (["--regex", "(a"], 1, "unclosed group."),
         (["--json-schema", str(grammar)], 1, "the JSON schema is not JSON"),
+        (["--json-schema", str(binary)], 1, "binary is not UTF-8 text: byte 2 is wrong"),
+        (["--grammar", str(binary)], 1, "binary is not UTF-8 text: byte 2 is wrong"),
         (["--json-schema", str(tmp_path / "nothing")], 2, "No such file"),
         (["--regex", "a", "--grammar", str(grammar)], 2, "give one of"),
     ):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graphwright.commands.options import adapter_option, engine_options
+from graphwright.commands.text_file import read_text
 
 if TYPE_CHECKING:
     from graphwright.runtime.comparison import Comparison
@@ -49,7 +50,7 @@ def command(
     from graphwright.runtime.engine import Engine
     from graphwright.runtime.evaluate import evaluate_text
 
-    text = _read(file)
+    text = read_text(file)
     engine = Engine(artifact, max_sequences=1, adapter=adapter, **options)
     sizes: dict[str, Any] = {"window": window, "stride": stride}
     if against is not None:
@@ -64,17 +65,6 @@ def command(
         click.echo(json.dumps(vars(result)))
     else:
         click.echo(f"{result.tokens} tokens, nll {result.nll:.5f}, ppl {result.ppl:.4f}")
-
-
-def _read(file: Path) -> str:
-    from graphwright.runtime.errors import RequestError
-
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RequestError(f"{file} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{file} is not UTF-8 text: byte {error.start} is wrong.") from error
 
 
 def _table(found: Comparison) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -16,6 +16,7 @@ from graphwright.commands.options import (
     sampling_options,
     speculate_option,
 )
+from graphwright.commands.text_file import decoded
 
 if TYPE_CHECKING:
     from graphwright.runtime.engine import Engine
@@ -36,10 +37,10 @@ __all__ = ["command"]
 @speculate_option
 @adapter_option
 @batch_invariant_option
-@click.option("--json-schema", type=click.File(), metavar="FILE",
+@click.option("--json-schema", type=click.File("rb"), metavar="FILE",
               help="Answers are JSON of the schema in this file.")  # fmt: skip
 @click.option("--regex", metavar="PATTERN", help="Answers match this regular expression.")
-@click.option("--grammar", "context_free", type=click.File(), metavar="FILE",
+@click.option("--grammar", "context_free", type=click.File("rb"), metavar="FILE",
               help="Answers are words of this grammar, in Lark's notation or GBNF.")  # fmt: skip
 @click.option("--logprobs", type=int, metavar="N",
               help="With --json: log probabilities, also of the N likeliest tokens.")  # fmt: skip
@@ -54,9 +55,9 @@ def command(
     speculate: str | None,
     adapter: str | None,
     batch_invariant: bool,
-    json_schema: IO[str] | None,
+    json_schema: BinaryIO | None,
     regex: str | None,
-    context_free: IO[str] | None,
+    context_free: BinaryIO | None,
     logprobs: int | None,
     as_json: bool,
     no_stream: bool,
@@ -107,7 +108,7 @@ def command(
 
 
 def _grammar(
-    json_schema: IO[str] | None, regex: str | None, context_free: IO[str] | None
+    json_schema: BinaryIO | None, regex: str | None, context_free: BinaryIO | None
 ) -> Grammar | None:
     from graphwright.runtime.grammar import Grammar
 
@@ -117,8 +118,8 @@ def _grammar(
     if regex is not None:
         return Grammar.regex(regex)
     if json_schema is not None:
-        return Grammar.json_schema(json_schema.read())
-    return None if context_free is None else Grammar.context_free(context_free.read())
+        return Grammar.json_schema(decoded(json_schema))
+    return None if context_free is None else Grammar.context_free(decoded(context_free))
 
 
 def _complete(
