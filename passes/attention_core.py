@@ -6,6 +6,7 @@ scores on the way. Nothing is rewritten here.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -45,9 +46,12 @@ def find_core(program: Program, root: fx.Node, content_free: set[fx.Node]) -> At
     else:
         core = SoftmaxWalk(program, root, content_free).core()
     k_axis = -1 if core.k_transposed else -2
-    for name, node, axis in (("q", core.q, -2), ("k", core.k, k_axis), ("v", core.v, -2)):
+    queries = tokens * math.prod(core.folded)
+    for name, node, axis, wanted in (
+        ("q", core.q, -2, queries), ("k", core.k, k_axis, tokens), ("v", core.v, -2, tokens),
+    ):  # fmt: skip
         size = node.meta["val"].shape[axis]
-        if size_of(size) != tokens:
+        if size_of(size) != wanted:
             raise NoCoreError(
                 f"'{root.name}' does not attend over tokens: the attended axis of {name} "
                 f"('{node.name}') has size {size}"

@@ -8,11 +8,16 @@ from torch import fx
 
 from graphwright.passes.mask_recognition import MaskTerm
 
-__all__ = ["AttentionCore", "NoCoreError"]
+__all__ = ["AttentionCore", "NoCoreError", "no_attention"]
 
 
 class NoCoreError(Exception):
     """Why something that looks like attention is none. The message is a miss reason."""
+
+
+def no_attention(root: fx.Node, node: fx.Node, why: str) -> NoCoreError:
+    """That the softmax `root` is none, as `node` `why`."""
+    return NoCoreError(f"the softmax '{root.name}' is no attention: '{node.name}' {why}")
 
 
 @dataclass
@@ -20,7 +25,8 @@ class AttentionCore:
     """`result` [..., T, Dv] = softmax(scores) · v with scores from q · k.
 
     q [..., T, D], v [..., T, Dv]; k is [..., T, D], or [..., D, T] when `k_transposed`. The axes in
-    front are heads (and a batch of one).
+    front are heads (and a batch of one). Heads of these sizes may lie before the queries, in one
+    axis with them: `folded` in q, `folded_weights` in the left operand of the product with v.
     """
 
     q: fx.Node
@@ -35,3 +41,5 @@ class AttentionCore:
     sinks: fx.Node | None = None
     rescaled: fx.Node | None = None  # the result times what the sinks take off
     terms: list[MaskTerm] = field(default_factory=list)
+    folded: list[int] = field(default_factory=list)
+    folded_weights: list[int] = field(default_factory=list)

@@ -61,18 +61,20 @@ def is_layout_op(node: Any) -> bool:
     return node.target in _SAME | _RESHAPES | _ONES | _MOVES | _REPEATS
 
 
-def trace(node: fx.Node, repeats: bool = True) -> Chain:
-    """Walks back from `node` to the first value that is not a mere rearrangement.
+def trace(node: fx.Node, repeats: bool = True, end: fx.Node | None = None) -> Chain:
+    """Walks back from `node` to the first value that is not a mere rearrangement, at most to `end`.
 
     With `repeats` False it stops in front of ops that copy elements (expand, repeat_interleave).
     """
     axes = [[] if s == 1 else [Atom(s)] for s in map(size_of, node.meta["val"].shape)]
-    return follow(Chain(node, [list(axis) for axis in axes], axes, set(), 0), repeats)
+    return follow(Chain(node, [list(axis) for axis in axes], axes, set(), 0), repeats, end)
 
 
-def follow(chain: Chain, repeats: bool = True) -> Chain:
+def follow(chain: Chain, repeats: bool = True, end: fx.Node | None = None) -> Chain:
     """`trace` from the base of `chain` on; changes and returns it."""
-    while is_layout_op(chain.base) and (repeats or not _repeats(chain.base)):
+    while (
+        chain.base is not end and is_layout_op(chain.base) and (repeats or not _repeats(chain.base))
+    ):
         step = _step_back(chain)
         if step is None:
             break

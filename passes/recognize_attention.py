@@ -161,7 +161,7 @@ class _Operand:
 def _operands(core: AttentionCore) -> tuple[_Operand, _Operand, _Operand]:
     """q, k and v as [T, H, D] of what they are made of. Raises NoCoreError."""
     weights: Any = core.q if core.k_transposed is False else core.result.args[0]
-    q = _operand(core.q, None)
+    q = _operand(core.q, None, folded=math.prod(core.folded))
     k = _operand(core.k, None if core.grouped else core.q, core.k_transposed)
     v = _operand(core.v, None if core.grouped else weights)
     if q is None or k is None or v is None:
@@ -175,13 +175,22 @@ def _operands(core: AttentionCore) -> tuple[_Operand, _Operand, _Operand]:
 
 
 def _operand(
-    node: fx.Node, against: fx.Node | None, transposed: bool = False, repeats: bool = True
+    node: fx.Node,
+    against: fx.Node | None,
+    transposed: bool = False,
+    repeats: bool = True,
+    folded: int = 1,
 ) -> _Operand | None:
     """`node` [heads…, T, D] (D, T when transposed). Heads that a product with `against` repeats by
-    broadcasting count as repeated. None unless the repeated heads are the innermost."""
+    broadcasting count as repeated; `folded` more lie before T in one axis with it. None unless the
+    repeated heads are the innermost."""
     chain = trace(node, repeats)
     rows, channels = chain.axes[-2:][:: -1 if transposed else 1]
     leading = chain.axes[:-2]
+    if folded > 1:
+        leading, rows = [*leading, rows[:-1]], rows[-1:]
+        if math.prod(atom.size for atom in leading[-1]) != folded:
+            return None
     repeated = set(chain.repeated)
     if against is not None:
         sizes = [size_of(size) for size in against.meta["val"].shape[:-2]]
@@ -196,7 +205,7 @@ def _operand(
     usable = usable and all(isinstance(atom.size, int) for atom in (*heads, *channels))
     if usable:
         return _Operand(chain, [rows, kept, channels])
-    return _operand(node, against, transposed, repeats=False) if repeats else None
+    return _operand(node, against, transposed, False, folded) if repeats else None
 
 
 def _rewrite(
@@ -226,9 +235,12 @@ def _rewrite(
     )
     attention.meta["stack_trace"] = core.result.meta.get("stack_trace")
     axes = [[] if s == 1 else [Atom(s)] for s in map(size_of, value.shape)]
-    flat = [atom for axis in axes[:-2] for atom in axis]
+    if core.folded_weights:
+        tokens = size_of(attention.meta["val"].shape[0])
+        axes[-2] = [Atom(size) for size in (*core.folded_weights, tokens)]
+    flat = [atom for axis in (*axes[:-2], axes[-2][:-1]) for atom in axis]
     assert math.prod(atom.size for atom in flat) == heads
-    result = arrange(program, before, attention, [axes[-2], flat, axes[-1]], axes)
+    result = arrange(program, before, attention, [axes[-2][-1:], flat, axes[-1]], axes)
     program.replace(before, result)
 
 

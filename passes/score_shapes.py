@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,13 +11,19 @@ from torch import fx
 
 from graphwright.ir import Program
 from graphwright.ir.layout import size_of
+from graphwright.passes.layout_chains import Atom
 
 __all__ = [
-    "drops_last_column", "is_nan", "is_row_maximum", "keeps_matrix", "number_of", "over_tokens",
-    "same_shape",
+    "CASTS", "PRODUCTS", "drops_last_column", "heads_among_queries", "is_nan", "is_row_maximum",
+    "number_of", "over_tokens", "same_shape",
 ]  # fmt: skip
 
 aten = torch.ops.aten
+CASTS = {
+    aten._to_copy.default, aten.clone.default, aten.alias.default, aten.contiguous.default,
+    aten.dropout.default, aten.type_as.default,
+}  # fmt: skip
+PRODUCTS = {aten.matmul.default, aten.bmm.default}
 _FILLS: dict[Any, int] = {  # where the value stands among the arguments
     aten.full.default: 1, aten.scalar_tensor.default: 0, aten.new_full.default: 2,
 }  # fmt: skip
@@ -53,10 +60,17 @@ def same_shape(left: Any, right: fx.Node) -> bool:
     return shapes[0] == shapes[1]
 
 
-def keeps_matrix(left: Any, right: fx.Node) -> bool:
-    """Do both have the same last two axes, so that only heads are regrouped?"""
-    shapes = [[size_of(s) for s in node.meta["val"].shape][-2:] for node in (left, right)]
-    return shapes[0] == shapes[1] and len(shapes[0]) == 2
+def heads_among_queries(inner: list[list[Atom]], outer: list[list[Atom]]) -> list[int] | None:
+    """Sizes of the heads that `inner` has in the axis of the queries, and `outer` before it.
+
+    None when anything else differs: also the order of heads, which q, v and a bias share.
+    """
+    if min(len(inner), len(outer)) < 2 or [*chain(*inner)] != [*chain(*outer)]:
+        return None
+    rows, queries = inner[-2], outer[-2]
+    heads = [atom.size for atom in rows[: max(len(rows) - len(queries), 0)]]
+    kept = rows[len(heads) :] == queries and inner[-1] == outer[-1]
+    return heads if kept and all(isinstance(size, int) for size in heads) else None
 
 
 def is_row_maximum(node: fx.Node, scores: Any) -> bool:

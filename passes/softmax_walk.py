@@ -1,4 +1,4 @@
-"""Attention written out: from its softmax up to the product of q and k, and down to that with v."""
+"""Attention written out: from its softmax up to the product of q and k."""
 
 from __future__ import annotations
 
@@ -9,35 +9,31 @@ from torch import fx
 
 from graphwright.ir import Program
 from graphwright.ir.layout import size_of
-from graphwright.passes.attention_operands import AttentionCore, NoCoreError
+from graphwright.passes.attention_operands import AttentionCore, NoCoreError, no_attention
+from graphwright.passes.layout_chains import is_layout_op, trace
 from graphwright.passes.mask_recognition import HIDING, MaskTerm
 from graphwright.passes.score_shapes import (
-    drops_last_column,
-    is_nan,
+    CASTS,
+    PRODUCTS,
+    heads_among_queries,
     is_row_maximum,
-    keeps_matrix,
     number_of,
     over_tokens,
     same_shape,
 )
 from graphwright.passes.sink_scale import find_sink_scale
+from graphwright.passes.weights_walk import find_values
 
 __all__ = ["SoftmaxWalk"]
 
 aten = torch.ops.aten
-_CASTS = {
-    aten._to_copy.default, aten.clone.default, aten.alias.default, aten.contiguous.default,
-    aten.dropout.default, aten.type_as.default,
-}  # fmt: skip
-_PRODUCTS = {aten.matmul.default, aten.bmm.default}
 _MARKS = torch.ops.gw.mark_largest.default  # hides keys, whatever products it compares
-_RESHAPES = {aten.reshape.default, aten.view.default, aten._unsafe_view.default}
-_CHOICES = {aten.where.self, aten.where.ScalarSelf}
+_NO_LEAD = "does not lead to a product of queries and keys"
 _FLOOR = -1e30  # no score that counts is below this
 
 
 class SoftmaxWalk:
-    """Up from a softmax to q · kᵀ, and down to the product with v."""
+    """Up from a softmax to q · kᵀ; `core` is what is found there, and below the softmax."""
 
     def __init__(self, program: Program, root: fx.Node, content_free: set[fx.Node]) -> None:
         self._program = program
@@ -55,30 +51,28 @@ class SoftmaxWalk:
             above = self._up(node)
         self._core.scale = self._factor
         self._core.k_transposed = True
-        self._down()
+        find_values(self._program, self._root, self._core)
         return self._core
 
     def _fail(self, node: fx.Node, why: str) -> NoCoreError:
-        return NoCoreError(f"the softmax '{self._root.name}' is no attention: '{node.name}' {why}")
+        return no_attention(self._root, node, why)
 
     def _rescaled(self) -> None:
         """Sinks that follow the product with v; what shifts the scores is not skipped then."""
         node, scores = self._root, self._root.args[0]
-        while len(node.users) == 1 and next(iter(node.users)).target in _CASTS:
+        while len(node.users) == 1 and next(iter(node.users)).target in CASTS:
             node = next(iter(node.users))
         for product in node.users:
-            if product.target in _PRODUCTS and product.args[0] is node:
+            if product.target in PRODUCTS and product.args[0] is node:
                 found = find_sink_scale(product, scores)  # type: ignore[arg-type]
                 if found is not None:
                     self._core.rescaled, self._core.sinks = found
-
-    # ---- up
 
     def _up(self, node: fx.Node) -> fx.Node | None:
         """One step towards the product; None when `node` is the product of q and k."""
         target = node.target
         first: Any = node.args[0] if node.args else None
-        if target in _PRODUCTS:
+        if target in PRODUCTS:
             self._core.q, self._core.k = self._unscaled(node.args[0]), self._unscaled(node.args[1])
             return None
         if target is aten.baddbmm.default:
@@ -86,10 +80,10 @@ class SoftmaxWalk:
             self._factor *= float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type]
             self._core.q, self._core.k = self._unscaled(node.args[1]), self._unscaled(node.args[2])
             return None
-        if target in _CASTS or (target is aten.expand.default and same_shape(first, node)):
+        if target in CASTS or (target is aten.expand.default and same_shape(first, node)):
             return first  # type: ignore[no-any-return]
-        if target in _RESHAPES and keeps_matrix(first, node):
-            return first  # type: ignore[no-any-return]
+        if is_layout_op(node):
+            return self._up_layout(node)
         if target is aten.tanh.default:
             if self._core.softcap:
                 raise self._fail(node, "caps the scores a second time")
@@ -107,8 +101,19 @@ class SoftmaxWalk:
             aten.maximum.default: self._up_floor, aten.clamp_min.default: self._up_floor,
         }  # fmt: skip
         if target not in steps:
-            raise self._fail(node, f"({target}) does not lead to a product of queries and keys")
+            raise self._fail(node, f"({target}) {_NO_LEAD}")
         return steps[target](node)
+
+    def _up_layout(self, node: fx.Node) -> fx.Node:
+        """To what `node` rearranges. Heads may lie in front of the queries in one axis there."""
+        chain = trace(node, repeats=False)
+        if chain.base is node:
+            raise self._fail(node, f"({node.target}) {_NO_LEAD}")
+        heads = heads_among_queries(chain.base_axes, chain.axes)
+        if heads is None:
+            raise self._fail(node, f"({node.target}) moves heads, queries or keys among the scores")
+        self._core.folded = heads + self._core.folded
+        return chain.base
 
     def _unscaled(self, node: Any) -> fx.Node:
         """What queries or keys are before a number multiplies them: it belongs to the scale."""
@@ -152,6 +157,8 @@ class SoftmaxWalk:
             raise self._fail(node, "is added inside the cap")
         if factor == 0:
             return
+        if self._core.folded:
+            raise self._fail(node, "is added where several heads share the axis of the queries")
         if self._holds_product(node):
             raise self._fail(node, "is a second product among the scores")
         self._core.terms.append(MaskTerm("add", node, factor))
@@ -169,7 +176,7 @@ class SoftmaxWalk:
                 continue
             if size_of(value.shape[-1]) != size_of(value.shape[-2]):
                 continue
-            if node.target in _PRODUCTS or node.target is aten.baddbmm.default:
+            if node.target in PRODUCTS or node.target is aten.baddbmm.default:
                 return True
             stack += node.all_input_nodes
         return False
@@ -185,7 +192,8 @@ class SoftmaxWalk:
             self._factor = self._factor / factor if divides else self._factor * factor
             return left  # type: ignore[no-any-return]
         for scores, marks in ((left, right), (right, left)):
-            if not divides and marks in self._free and over_tokens(marks):
+            usable = not divides and not self._core.folded
+            if usable and marks in self._free and over_tokens(marks):
                 self._core.terms.append(MaskTerm("times", marks))
                 return scores  # type: ignore[no-any-return]
         raise self._fail(node, "multiplies the scores by something that is no constant")
@@ -217,6 +225,8 @@ class SoftmaxWalk:
     def _hide(self, kind: str, condition: Any, scores: Any, node: fx.Node) -> fx.Node:
         if self._core.softcap:
             raise self._fail(node, "hides keys inside the cap")
+        if self._core.folded:
+            raise self._fail(node, "hides keys where several heads share the axis of the queries")
         self._core.terms.append(MaskTerm(kind, condition))
         return scores  # type: ignore[no-any-return]
 
@@ -224,46 +234,11 @@ class SoftmaxWalk:
         parts: Any = node.args[0]
         dim: Any = node.args[1] if len(node.args) > 1 else 0
         rank = node.meta["val"].dim()
-        if len(parts) != 2 or dim % rank != rank - 1 or self._core.terms or self._factor != 1:
+        plain = not self._core.terms and not self._core.folded and self._factor == 1
+        if len(parts) != 2 or dim % rank != rank - 1 or not plain:
             raise self._fail(node, "joins scores in an unknown way")
         scores, sinks = parts
         if self._core.sinks is not None or sinks.meta["val"].shape[-1] != 1:
             raise self._fail(node, "joins scores in an unknown way")
         self._core.sinks = sinks
         return scores  # type: ignore[no-any-return]
-
-    # ---- down
-
-    def _down(self) -> None:
-        node, cut = self._root, self._core.sinks is None or self._core.rescaled is not None
-        while True:
-            node = self._without_nan(node)
-            users = list(node.users)
-            if len(users) != 1:
-                raise self._fail(node, f"has {len(users)} uses after the softmax, not one")
-            user = users[0]
-            if user.target in _PRODUCTS and user.args[0] is node and user.args[1] is not node:
-                break
-            if not cut and drops_last_column(user):
-                cut = True
-            elif not (
-                user.target in _CASTS
-                or (user.target is aten.expand.default and same_shape(node, user))
-                or (user.target in _RESHAPES and keeps_matrix(node, user))
-            ):
-                raise self._fail(user, f"({user.target}) stands between the softmax and the values")
-            node = user
-        if not cut:
-            raise self._fail(node, "keeps the column of the sinks")
-        self._core.v, self._core.result = user.args[1], user  # type: ignore[assignment]
-
-    def _without_nan(self, node: fx.Node) -> fx.Node:
-        """where(isnan(x), 0, x) of a softmax x, where that is all it is used for: rows that see
-        nothing, of which there are none under any mask that is recognised.
-        """
-        for user in node.users:
-            if user.target in _CHOICES and user.args[2] is node:
-                test, zero = user.args[:2]
-                if is_nan(test, node) and self._number(zero) == 0 and len(node.users) == 2:
-                    return user
-        return node
