@@ -15,7 +15,7 @@ from torch import fx
 from graphwright.ir import Program
 from graphwright.ir.layout import size_of
 from graphwright.passes.attention_operands import AttentionCore, NoCoreError
-from graphwright.passes.mask_recognition import MaskTerm
+from graphwright.passes.mask_bias import MaskTerm
 from graphwright.passes.softmax_walk import SoftmaxWalk
 
 __all__ = ["AttentionCore", "NoCoreError", "find_core", "is_core_root"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from graphwright.passes.mask_recognition import MaskTerm
+from graphwright.passes.mask_bias import MaskTerm
 
 __all__ = ["AttentionCore", "NoCoreError", "no_attention"]
 

@@ -91,6 +91,25 @@ def _sink_reshape(program: Program, node: fx.Node) -> fx.Node | None:
     return reshape_like(program, node, inner, node)
 
 
+def _norm(program: Program, node: fx.Node) -> fx.Node | None:
+    """A norm behind the axis of the tokens  →  permute(norm(permute(x))), with a row a token."""
+    x: Any = node.args[0]
+    sizes = [size_of(size) for size in x.meta["val"].shape]
+    tokens = [axis for axis, size in enumerate(sizes) if not isinstance(size, int)]
+    normed: Any = node.args[1]
+    if row_axis(x.meta["val"]) is not None or len(tokens) != 1:
+        return _sink_reshape(program, node)
+    if tokens[0] >= len(sizes) - len(normed):
+        return None
+    first = [0, *tokens] if sizes[0] == 1 else tokens
+    order = first + [axis for axis in range(len(sizes)) if axis not in first]
+    turned = program.call(node, aten.permute.default, x, order)
+    rows = program.call(node, node.target, turned, *node.args[1:], **node.kwargs)  # type: ignore[arg-type]
+    rows.meta["stack_trace"] = node.meta.get("stack_trace")
+    back = [order.index(axis) for axis in range(len(sizes))]
+    return same_value(program, node, aten.permute.default, rows, back)
+
+
 def _broadcasts(program: Program, item: fx.Node, node: fx.Node) -> bool:
     """A weight that means the same with one more axis in front: a vector, or linear's matrix."""
     matrix = node.target is aten.linear.default and item is not node.args[0]
@@ -117,8 +136,8 @@ def _with_batch(program: Program, before: fx.Node, node: fx.Node) -> fx.Node:
 MATRIX_RULES: dict[Any, Callable[[Program, fx.Node], fx.Node | None]] = {
     **{getattr(getattr(aten, name.split(".")[0]), name.split(".")[1]): _sink_reshape
        for name in sorted(POINTWISE)},
-    aten.layer_norm.default: _sink_reshape,
-    aten.rms_norm.default: _sink_reshape,
+    aten.layer_norm.default: _norm,
+    aten.rms_norm.default: _norm,
     aten.linear.default: _sink_reshape,
     aten.addmm.default: _addmm,
     aten.baddbmm.default: _baddbmm,

@@ -13,7 +13,7 @@ from graphwright.ir import PassError, Program
 from graphwright.ir.layout import size_of
 from graphwright.ir.source import source_line
 from graphwright.passes.layout_chains import Atom, Chain, arrange, follow
-from graphwright.passes.mask_recognition import HIDING, MaskTerm
+from graphwright.passes.mask_bias import HIDING, MaskTerm
 from graphwright.passes.mask_terms import over_pairs
 from graphwright.passes.score_shapes import number_of
 

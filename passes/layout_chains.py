@@ -146,16 +146,16 @@ def _regroup(chain: Chain, flat: list[Atom], sizes: Sequence[Any]) -> list[list[
             if atom.size == size:
                 axis.append(rest.pop(0))
                 size = 1
+            elif isinstance(size, int) and _divides(size, atom.size):
+                outer, inner = Atom(size), Atom(atom.size // size)
+                _split(chain, atom, [outer, inner])
+                rest[:1] = [outer, inner]
             elif not isinstance(atom.size, int):
                 quotient = size / atom.size
                 if not quotient.is_Integer:
                     return None
                 axis.append(rest.pop(0))
                 size = int(quotient)
-            elif isinstance(size, int) and atom.size % size == 0:
-                outer, inner = Atom(size), Atom(atom.size // size)
-                _split(chain, atom, [outer, inner])
-                rest[:1] = [outer, inner]
             elif isinstance(size, int) and size % atom.size == 0:
                 axis.append(rest.pop(0))
                 size //= atom.size
@@ -166,6 +166,13 @@ def _regroup(chain: Chain, flat: list[Atom], sizes: Sequence[Any]) -> list[list[
                 return None
         result.append(axis)
     return None if rest else result
+
+
+def _divides(size: int, whole: Any) -> bool:
+    """Is `whole`, a number or the expression of a symbolic size, a multiple of `size`?"""
+    if isinstance(whole, int):
+        return whole % size == 0
+    return bool((whole / size).as_numer_denom()[1] == 1)
 
 
 def _split(chain: Chain, atom: Atom, parts: list[Atom]) -> None:

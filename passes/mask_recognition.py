@@ -17,28 +17,16 @@ from torch import fx
 from graphwright.ir import Mask, PassError, Program
 from graphwright.ir.source import source_line
 from graphwright.passes.content_free import is_shape_only
+from graphwright.passes.mask_bias import MaskTerm, evaluate_bias
 from graphwright.passes.mask_evaluation import FULL_LENGTH, RowEvaluator
 from graphwright.passes.mask_fit import fit_mask, fit_slopes
 
-__all__ = ["HIDING", "MaskTerm", "RecognizedMask", "recognize_mask"]
+__all__ = ["RecognizedMask", "recognize_mask"]
 
-HIDING = -1e4
-"""Scores that are all filled with a number up to this are hidden: exp gives zero beside others."""
-_HIDDEN = -1e30  # a bias below this hides a key: -inf, or the lowest value of the model's dtype
 _SMALL = 64
 _CONFIRM = (1, 2, 3, 7, 33, 65)
 _LONGEST = 8192  # looked at when the model does not say how long its context is
 _LARGEST = 2**17  # positions looked at however long the context is said to be
-
-
-@dataclass(frozen=True)
-class MaskTerm:
-    """Part of a mask: `add` node * factor to the scores, `keep` where true, `hide` where true;
-    `times` node, which is 0 or 1. Terms are in order, those next to the softmax first."""
-
-    kind: str
-    node: fx.Node
-    factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -80,64 +68,20 @@ def recognize_mask(
             )
         longest = min(longest, FULL_LENGTH)
     rows = torch.arange(_SMALL)
-    bias = _evaluate(program, terms, _SMALL, rows)
+    bias = evaluate_bias(program, terms, _SMALL, rows)
     fitted = fit_mask(bias, rows, constants)
     if fitted == Mask() and longest > _SMALL:
         rows = _sample_rows(longest, constants)
-        fitted = fit_mask(_evaluate(program, terms, longest, rows), rows, constants)
+        fitted = fit_mask(evaluate_bias(program, terms, longest, rows), rows, constants)
     if fitted is None:
         raise PassError(_unknown(names, terms, program))
     slopes = fit_slopes(bias, torch.arange(_SMALL), fitted)
     shifted = False
     for length, rows in _confirmations(constants, longest):
-        bias = _evaluate(program, terms, length, rows)
+        bias = evaluate_bias(program, terms, length, rows)
         where = f"'{names}'{source_line(terms[0].node)}{_rounding(terms)}"
         shifted |= _confirm(where, bias, rows, fitted, slopes)
     return RecognizedMask(fitted, None if slopes is None else slopes.float(), shifted)
-
-
-def _evaluate(
-    program: Program, terms: Sequence[MaskTerm], length: int, rows: torch.Tensor
-) -> torch.Tensor:
-    """The sum of the terms as a bias, float64 [heads, rows, length]; hidden keys have -inf."""
-    evaluator = RowEvaluator(program, length, rows)
-    total = torch.zeros(1, len(rows), length, dtype=torch.float64)
-    for term in terms:
-        try:
-            value = evaluator.matrix(term.node)
-        except (RuntimeError, IndexError) as error:
-            raise PassError(
-                f"the attention mask '{term.node.name}' cannot be evaluated for {length} tokens "
-                f"({str(error).splitlines()[0]}). If the model's context is shorter, say so by "
-                "max_context."
-            ) from error
-        while value.dim() > 3 and value.shape[0] == 1:
-            value = value[0]
-        if value.dim() > 3:
-            value = value.flatten(0, -3)
-        if term.kind == "add":
-            total = total + value.double() * term.factor
-        elif term.kind == "times":
-            total = _without_zeros(total, value, term)
-        else:
-            keep = value.bool() if term.kind == "keep" else ~value.bool()
-            total = total.masked_fill(~keep, float("-inf"))
-    return total.masked_fill(total < _HIDDEN, float("-inf")).expand(-1, len(rows), length)
-
-
-def _without_zeros(total: torch.Tensor, value: torch.Tensor, term: MaskTerm) -> torch.Tensor:
-    """`total` where scores are multiplied by 0 or 1 before it is added: scores that become zero are
-    no more than what is added, and must be hidden by it."""
-    zero = (value == 0).expand(torch.broadcast_shapes(value.shape, total.shape))
-    where = f"'{term.node.name}'{source_line(term.node)}"
-    if not bool((zero | (value == 1)).all()):
-        raise PassError(f"{where} multiplies scores by other numbers than 0 and 1.")
-    if not bool((total <= HIDING).expand(zero.shape)[zero].all()):
-        raise PassError(
-            f"{where} multiplies scores by zero, and what is added to them does not hide these "
-            f"keys: it would have to be {HIDING:g} or less."
-        )
-    return total.masked_fill(zero, float("-inf"))
 
 
 def _by_rows(program: Program, terms: Sequence[MaskTerm]) -> bool:
@@ -228,7 +172,7 @@ def _confirm(
 
 def _unknown(names: str, terms: Sequence[MaskTerm], program: Program) -> str:
     size = 10
-    bias = _evaluate(program, terms, size, torch.arange(size))[0]
+    bias = evaluate_bias(program, terms, size, torch.arange(size))[0]
     rows = ["".join("." if v == float("-inf") else "1" for v in row) for row in bias.tolist()]
     visible = ~bias.isinf()
     later, blind = visible.triu(1).nonzero(), (~visible.any(1)).nonzero()

@@ -12,7 +12,7 @@ from graphwright.ir import PassError, Program
 from graphwright.ir.layout import size_of
 from graphwright.ir.source import source_line
 from graphwright.passes.layout_chains import is_layout_op
-from graphwright.passes.mask_recognition import HIDING, MaskTerm
+from graphwright.passes.mask_bias import HIDING, MaskTerm
 from graphwright.passes.score_shapes import number_of
 
 __all__ = ["over_pairs", "split_terms"]

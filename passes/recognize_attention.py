@@ -18,7 +18,8 @@ from graphwright.passes.base import Pass, Stage
 from graphwright.passes.content_free import content_free_nodes
 from graphwright.passes.key_choice import find_choice
 from graphwright.passes.layout_chains import Atom, Chain, arrange, collapse_chains, trace
-from graphwright.passes.mask_recognition import MaskTerm, RecognizedMask, recognize_mask
+from graphwright.passes.mask_bias import MaskTerm
+from graphwright.passes.mask_recognition import RecognizedMask, recognize_mask
 from graphwright.passes.mask_terms import split_terms
 from graphwright.passes.recognize_rope import RecognizeRope
 

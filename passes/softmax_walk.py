@@ -11,7 +11,7 @@ from graphwright.ir import Program
 from graphwright.ir.layout import size_of
 from graphwright.passes.attention_operands import AttentionCore, NoCoreError, no_attention
 from graphwright.passes.layout_chains import is_layout_op, trace
-from graphwright.passes.mask_recognition import HIDING, MaskTerm
+from graphwright.passes.mask_bias import HIDING, MaskTerm
 from graphwright.passes.score_shapes import (
     CASTS,
     PRODUCTS,

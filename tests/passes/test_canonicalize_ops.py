@@ -55,6 +55,22 @@ SPELLINGS: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
         lambda x: aten.neg.default(aten.add.Tensor(aten.zeros_like.default(x), x)),
         ["aten.neg(%x)"],
     ),
+    "a norm of turned heads": (
+        lambda x: aten.rms_norm.default(aten.permute.default(x, [0, 2, 1, 3]), [6]),
+        ["aten.rms_norm(%x, [6])", "aten.permute(%rms_norm_1, [0, 2, 1, 3])"],
+    ),
+    "a norm behind the tokens": (
+        lambda x: aten.layer_norm.default(
+            aten.select.int(aten.permute.default(x, [2, 0, 1, 3]), 1, 0), [6]
+        ),
+        [
+            "aten.permute(%x, [2, 0, 1, 3])",
+            "aten.select.int(%permute_1, 1, 0)",
+            "aten.permute(%select_1, [1, 0, 2])",
+            "aten.layer_norm(%permute_2, [6])",
+            "aten.permute(%layer_norm_1, [1, 0, 2])",
+        ],
+    ),
     "transpose": (
         lambda x: aten.transpose.int(x, 1, -2),
         ["aten.permute(%x, [0, 2, 1, 3])"],

@@ -127,6 +127,35 @@ def test_a_rounded_bias_is_refused_where_the_rounding_shows() -> None:
     assert "(rounded to torch.bfloat16 at" in reason and "is no ALiBi bias" in reason
 
 
+def added(m: Masks, keep: Any, lowest: float, steep: float = 0.0) -> Any:
+    """`lowest` where hidden, and elsewhere `steep` times the distance."""
+    bias = aten._to_copy.default(aten.sub.Tensor(m.key, m.query), dtype=torch.float32)
+    return aten.masked_fill.Scalar(
+        aten.mul.Tensor(bias, steep), aten.logical_not.default(keep), lowest
+    )
+
+
+@pytest.mark.parametrize("lowest", [-1e4, -1e9])
+def test_a_finite_bias_hides_keys(lowest: float) -> None:
+    assert recognised(lambda m: added(m, m.causal, lowest)) == "causal"
+    assert recognised(lambda m: added(m, m.window(5), lowest)) == "causal & window(5)"
+    assert recognised(lambda m: added(m, m.causal, lowest, 0.5), max_context=256) == "causal"
+
+
+def test_a_slope_may_fall_below_what_hides() -> None:
+    """10,000 tokens back such a key has no weight either: 5,000 lower than the query's own."""
+    steep = 0.5
+    far = recognised(lambda m: added(m, m.causal, -1e9, steep), max_context=32768)
+    assert far == "causal"
+    near = recognised(lambda m: added(m, m.causal, -1e4, steep), max_context=32768)
+    assert near == "causal & window(10001)"
+
+
+def test_a_bias_that_hides_too_little_is_refused() -> None:
+    text = refusal(lambda m: added(m, m.causal, -5e3))
+    assert "is not causal: query 0 sees key 1" in text
+
+
 def test_a_mask_that_sees_later_tokens_is_refused() -> None:
     near = refusal(lambda m: aten.lt.Scalar(aten.abs.default(aten.sub.Tensor(m.query, m.key)), 3))
     assert "is not causal: query 0 sees key 1, a later token" in near

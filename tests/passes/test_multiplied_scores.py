@@ -101,6 +101,22 @@ def halves(x: Any, m: Masks) -> Any:
     return add(mul(x, mul(ones, 0.5)), mul(others(ones), -1e4))
 
 
+def added_to_all(x: Any, m: Masks) -> Any:
+    """Beside scores that are as low themselves, a score of zero is seen."""
+    ones = marks(m.causal)
+    return add(mul(x, ones), mul(add(mul(ones, 0), 1), -1e4))
+
+
+def near(x: Any, m: Masks) -> Any:
+    """Hidden is less than what is multiplied by zero."""
+    hidden = aten.masked_fill.Scalar(marks(m.causal), aten.logical_not.default(m.causal), -1e9)
+    return add(mul(x, marks(m.window(9))), hidden)
+
+
+def falling(x: Any, m: Masks) -> Any:
+    return plain(mul(x, aten.mul.Tensor(marks(m.causal), marks(m.key))), m)
+
+
 @pytest.mark.parametrize(
     ("scores", "reason"),
     [
@@ -108,7 +124,10 @@ def halves(x: Any, m: Masks) -> Any:
         (too_little, "what is added to them does not hide these keys"),
         (hidden_before, "what is added to them does not hide these keys"),
         (too_little_of_it, "what is added to them does not hide these keys"),
-        (halves, "multiplies scores by other numbers than 0 and 1"),
+        (added_to_all, "zero, such as that of query 0 and key 1, .* does not hide these keys"),
+        (near, "zero, such as that of query 9 and key 0, .* does not hide these keys"),
+        (halves, r"multiplies scores by other numbers than 0 and 1, such as 0\.5"),
+        (falling, "multiplies scores by other numbers than 0 and 1, such as 2"),
     ],
 )
 def test_near_misses_are_refused(scores: Callable[[Any, Masks], Any], reason: str) -> None:

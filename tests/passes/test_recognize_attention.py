@@ -142,15 +142,88 @@ def guarded_twice(q: Any, k: Any, v: Any, m: Masks) -> Any:
     return aten.matmul.default(aten.where.self(aten.ne.Tensor(p, p), zero, p), v)
 
 
+def by_einsum(q: Any, k: Any, v: Any, m: Masks) -> Any:
+    """bhqd,bhkd->bhqk and bhqk,bhkd->bhqd: torch computes [H, T, T] and puts axes of one in."""
+    q, k, v = (aten.reshape.default(x, [HEADS, -1, SIZE]) for x in (q, k, v))
+    s = aten.bmm.default(q, aten.permute.default(k, [0, 2, 1]))
+    s = aten.reshape.default(s, [1, HEADS, m.length, 1, m.length])
+    s = aten.reshape.default(
+        aten.permute.default(s, [0, 1, 2, 4, 3]), [1, HEADS, m.length, m.length]
+    )
+    s = aten.add.Tensor(aten.mul.Tensor(s, 0.5), zeros_or_lowest(m.causal))
+    p = aten.unsqueeze.default(aten.softmax.int(s, -1), 4)
+    p = aten.reshape.default(aten.permute.default(p, [0, 1, 2, 4, 3]), [HEADS, m.length, m.length])
+    return aten.unsqueeze.default(aten.bmm.default(p, v), 0)
+
+
 @pytest.mark.parametrize(
     "core",
-    [capped, filled, chosen, floored, batched, scaled_operands, guarded, guarded_twice],
+    [capped, filled, chosen, floored, batched, by_einsum, scaled_operands, guarded, guarded_twice],
 )
 def test_decomposed_forms(core: Any) -> None:
     program = small_decoder(core)
     assert check_decoder(program, RecognizeAttention()) == [1]
     expected = {"scale": 0.5, "mask": "causal", "softcap": 4.0 if core is capped else 0.0}
     assert attention_of(program).kwargs == expected
+
+
+def grouped(q: Any, k: Any, v: Any, m: Masks) -> Any:
+    """bgrqd,bgkd->bgrqk and back by einsum: heads of a group lie in one axis with the queries."""
+    q = aten.reshape.default(q, [KV_HEADS, -1, SIZE])
+    k, v = (aten.reshape.default(x, [KV_HEADS, -1, SIZE]) for x in (k, v))
+    s = aten.bmm.default(q, aten.permute.default(k, [0, 2, 1]))
+    s = aten.reshape.default(s, [1, KV_HEADS, HEADS // KV_HEADS, m.length, m.length])
+    s = aten.add.Tensor(aten.mul.Tensor(s, 0.5), zeros_or_lowest(m.causal))
+    p = aten.reshape.default(aten.softmax.int(s, -1), [KV_HEADS, -1, m.length])
+    return aten.reshape.default(aten.bmm.default(p, v), [1, HEADS, -1, SIZE])
+
+
+def test_heads_that_share_an_axis_with_the_queries() -> None:
+    program = small_decoder(grouped, kv_heads=KV_HEADS)
+    assert check_decoder(program, RecognizeAttention()) == [1]
+    node = attention_of(program)
+    assert node.kwargs == {"scale": 0.5, "mask": "causal", "softcap": 0.0}
+    assert node.args[1].meta["val"].shape[1:] == (KV_HEADS, SIZE)
+
+
+def test_masks_among_heads_that_share_an_axis_are_left() -> None:
+    def core(q: Any, k: Any, v: Any, m: Masks) -> Any:
+        q = aten.reshape.default(q, [KV_HEADS, -1, SIZE])
+        k, v = (aten.reshape.default(x, [KV_HEADS, -1, SIZE]) for x in (k, v))
+        s = aten.bmm.default(q, aten.permute.default(k, [0, 2, 1]))
+        rows = aten.cat.default([zeros_or_lowest(m.causal)] * (HEADS // KV_HEADS), 0)
+        s = aten.reshape.default(aten.add.Tensor(s, rows), [1, KV_HEADS, 2, m.length, m.length])
+        p = aten.reshape.default(aten.softmax.int(s, -1), [KV_HEADS, -1, m.length])
+        return aten.reshape.default(aten.bmm.default(p, v), [1, HEADS, -1, SIZE])
+
+    assert "several heads share the axis of the queries" in miss_of(core, kv_heads=KV_HEADS)
+
+
+def test_scores_that_are_turned_are_left() -> None:
+    """Weights over the queries in place of the keys, as k · qᵀ has them."""
+
+    def core(q: Any, k: Any, v: Any, m: Masks) -> Any:
+        s = aten.permute.default(scores(q, k), [0, 1, 3, 2])
+        return weighted(aten.add.Tensor(s, zeros_or_lowest(m.causal)), v)
+
+    assert "moves heads, queries or keys among the scores" in miss_of(core)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_heads_that_change_places_are_left(after: bool) -> None:
+    """Weights of one head would meet the values of another."""
+
+    def core(q: Any, k: Any, v: Any, m: Masks) -> Any:
+        def turned(x: Any) -> Any:
+            x = aten.reshape.default(x, [2, HEADS // 2, m.length, m.length])
+            x = aten.permute.default(x, [1, 0, 2, 3])
+            return aten.reshape.default(x, [1, HEADS, m.length, m.length])
+
+        s = scores(q, k) if after else turned(scores(q, k))
+        p = aten.softmax.int(aten.add.Tensor(s, zeros_or_lowest(m.causal)), -1)
+        return aten.matmul.default(turned(p) if after else p, v)
+
+    assert "moves heads, queries or keys among the scores" in miss_of(core)
 
 
 def test_sinks_are_one_more_column_that_is_dropped_again() -> None:
@@ -243,8 +316,8 @@ def test_two_nodes_with_one_mask() -> None:
 # ---- near misses
 
 
-def miss_of(core: Any) -> str:
-    counts, misses = fire(small_decoder(core), RecognizeAttention())
+def miss_of(core: Any, **options: Any) -> str:
+    counts, misses = fire(small_decoder(core, **options), RecognizeAttention())
     assert counts == [0]
     return "\n".join(misses)
 
