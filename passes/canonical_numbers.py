@@ -160,12 +160,6 @@ def _cast(program: Program, node: fx.Node) -> fx.Node | None:
     return same_value(program, node, aten._to_copy.default, node.args[0], dtype=dtype)
 
 
-def _softmax(program: Program, node: fx.Node) -> fx.Node | None:
-    if node.args[2]:
-        return None
-    return same_value(program, node, aten.softmax.int, *node.args[:2])
-
-
 def _reduce(program: Program, node: fx.Node) -> fx.Node | None:
     """A reduced axis counts from the front, the last axis is -1."""
     x: Any = node.args[0]
@@ -225,7 +219,6 @@ NUMBER_RULES: dict[Any, Rule] = {
     aten.pow.Tensor_Scalar: _power,
     aten.minimum.default: _bound_by(aten.clamp_max.default),
     aten.maximum.default: _bound_by(aten.clamp_min.default),
-    aten._softmax.default: _softmax,
     **dict.fromkeys(_CASTS, _cast),
     aten.embedding.default: _embedding,
     aten.mean.dim: _reduce,

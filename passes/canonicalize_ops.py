@@ -15,13 +15,17 @@ from graphwright.passes.canonical_complex import COMPLEX_RULES
 from graphwright.passes.canonical_layout import LAYOUT_RULES
 from graphwright.passes.canonical_matrix import MATRIX_RULES
 from graphwright.passes.canonical_numbers import NUMBER_RULES
+from graphwright.passes.canonical_softmax import SOFTMAX_RULES
 from graphwright.passes.canonical_writes import WRITE_RULES
 from graphwright.passes.drop_no_ops import DropNoOps, changes_nothing
 
 __all__ = ["CanonicalizeOps"]
 
 Rule = Callable[[Program, fx.Node], fx.Node | None]
-_TABLES = (LAYOUT_RULES, MATRIX_RULES, NUMBER_RULES, CHOICE_RULES, WRITE_RULES, COMPLEX_RULES)
+_TABLES = (
+    LAYOUT_RULES, MATRIX_RULES, NUMBER_RULES, SOFTMAX_RULES, CHOICE_RULES, WRITE_RULES,
+    COMPLEX_RULES,
+)  # fmt: skip
 _RULES: dict[Any, tuple[Rule, ...]] = {
     target: tuple(table[target] for table in _TABLES if target in table)
     for target in {key: None for table in _TABLES for key in table}
@@ -34,10 +38,11 @@ class CanonicalizeOps(Pass):
     """flatten, squeeze → reshape without symbolic sizes (-1 counts tokens); t, transpose → permute;
     split, chunk, unbind → slice, select; addmm, mm, matmul by a weight or of a weight → linear;
     baddbmm → bmm + x; scalars → Tensor overloads; x * x, square → pow(x, 2); minimum, maximum with
-    one number → clamp; outer product by matmul → mul; reshapes meet and cancel; what is written
-    whole → what was written; topk, sort, max, argmax along the last axis → gw.top_k; gather,
-    scatter, one_hot → comparisons; unfold → a stack of slices; complex numbers → their real and
-    imaginary parts.
+    one number → clamp; exp(x) / sum(exp(x)) → softmax; log_softmax → a sum of exponentials; outer
+    product by matmul → mul; norms behind the axis of the tokens → in rows; reshapes meet and
+    cancel; what is written whole → what was written; topk, sort, max, argmax along the last axis →
+    gw.top_k; gather, scatter, one_hot → comparisons; unfold → a stack of slices; complex numbers →
+    their real and imaginary parts.
 
     Leaves: sizes that need two symbolic numbers; a split along the tokens.
     """

@@ -23,6 +23,11 @@ def texts(program: Any) -> list[str]:
     return [line.split(" = ")[1] for line in lines if "aten." in line]
 
 
+def _normalized(x: Any, axis: int) -> Any:
+    parts = aten.exp.default(x)
+    return aten.div.Tensor(parts, aten.sum.dim_IntList(parts, [axis], True))
+
+
 # What is written, and the calls it becomes. x is [1, T, 4, 6], y is [1, T, 24].
 SPELLINGS: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     "flatten": (
@@ -124,6 +129,29 @@ SPELLINGS: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
         ["aten.slice.Tensor(%x, 3, 1, 3)"],
     ),
     "chunk": (lambda x: aten.chunk.default(x, 2, 2)[1], ["aten.slice.Tensor(%x, 2, 2, 4)"]),
+    "a softmax by its definition": (
+        lambda x: _normalized(x, -1),
+        ["aten.softmax.int(%x, -1)"],
+    ),
+    "a sum along another axis": (
+        lambda x: _normalized(x, 2),
+        ["aten.softmax.int(%x, 2)"],
+    ),
+    "exp of a logarithm": (
+        lambda x: aten.exp.default(aten._log_softmax.default(x, -1, False)),
+        ["aten.softmax.int(%x, -1)"],
+    ),
+    "log softmax": (
+        lambda x: aten.log_softmax.int(x, -1),
+        [
+            "aten.amax(%x, [-1], True)",
+            "aten.sub.Tensor(%x, %amax_1)",
+            "aten.exp(%sub_1)",
+            "aten.sum.dim_IntList(%exp_1, [-1], True)",
+            "aten.log(%sum_1)",
+            "aten.sub.Tensor(%sub_1, %log_1)",
+        ],
+    ),
     "square": (lambda x: aten.square.default(x), ["aten.pow.Tensor_Scalar(%x, 2)"]),
     "x times x": (lambda x: aten.mul.Tensor(x, x), ["aten.pow.Tensor_Scalar(%x, 2)"]),
     "whole exponent": (
