@@ -120,8 +120,6 @@ def _capture(
         exported, recurrence = export_whole_or_stepped(forward, tokens, context)
     if recurrence is not None and has_values:
         recurrence.check()
-    if forward.takes_positions and not given and has_values:
-        check_positions(forward, len(tokens))
     _check_signature(exported, model)
     refuse_random(exported.program.graph)
 
@@ -142,6 +140,8 @@ def _capture(
         vocab_size=vocab_size or int(logits.shape[-1]),
         max_context=max_context or min(known, default=None),
     )
+    if forward.takes_positions and not given and has_values:
+        check_positions(forward, len(tokens), program.info.vocab_size)
     if has_values:
         _check_lengths(model, context, program, forward, exported)
     check_token_tables(program)

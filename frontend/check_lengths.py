@@ -82,6 +82,10 @@ def _compare(
             except (RuntimeError, ValueError, IndexError) as error:
                 _LOG.info("the model itself does not take %d token(s): %s", length, error)
                 continue
+            if bool(want.isnan().any()):
+                raise FrontendError(
+                    f"the model's own logits for {length} token(s) are NaN{_not_finite(program)}."
+                )
             try:
                 got = interpreter.run({"tokens": tokens, "positions": positions})
                 check_close(got, want)
@@ -95,13 +99,25 @@ def _compare(
     return compared
 
 
-def check_positions(forward: StatelessForward, length: int) -> None:
+def _not_finite(program: Program) -> str:
+    """Says which weight holds numbers that are not finite, if one does."""
+    for name, weight in program.weights.items():
+        value = weight.load() if weight.dtype.is_floating_point else torch.zeros(())
+        count = int((~value.isfinite()).sum())
+        if count:
+            return (
+                f": {count} of {value.numel()} numbers of its weight '{name}' are NaN or infinite"
+            )
+    return ""
+
+
+def check_positions(forward: StatelessForward, length: int, vocab_size: int) -> None:
     """Positions 0, 1, 2, … must be what the model takes when it is given none.
 
     Raises FrontendError otherwise.
     """
     with float32_parameters(forward.model, values=True), torch.no_grad():
-        tokens = torch.arange(length)
+        tokens = torch.arange(length) % vocab_size
         given = forward(tokens, torch.arange(length))
         with forward.own_positions():
             own = forward(tokens)

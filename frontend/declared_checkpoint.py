@@ -20,6 +20,7 @@ from graphwright.frontend.beside_weights import beside_weights
 from graphwright.frontend.capture import capture_with_weights
 from graphwright.frontend.checkpoint import known_config
 from graphwright.frontend.checkpoint_files import CheckpointFiles, checkpoint_name
+from graphwright.frontend.transformers_loading import reason_of
 from graphwright.ir.errors import FrontendError
 from graphwright.ir.program import Program
 from graphwright.ir.weights import ConstantTensor, Weight
@@ -105,8 +106,9 @@ def _build(directory: Path, trust_remote_code: bool) -> nn.Module:
         with without_parameters():
             model = AutoModelForCausalLM.from_config(config, **given)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise FrontendError(f"transformers cannot build '{directory}': {reason}.") from error
+        raise FrontendError(
+            f"transformers cannot build '{directory}': {reason_of(error)}."
+        ) from error
     assert isinstance(model, nn.Module)
     return model
 

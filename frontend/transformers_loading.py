@@ -13,7 +13,9 @@ from torch import nn
 
 from graphwright.ir.errors import FrontendError
 
-__all__ = ["LOADING", "as_module", "check_decoder", "check_report", "loading", "silent"]
+__all__ = [
+    "LOADING", "as_module", "check_decoder", "check_report", "loading", "reason_of", "silent",
+]  # fmt: skip
 
 LOADING: dict[str, Any] = {
     "ignore_mismatched_sizes": True,  # refused by check_report, with their sizes
@@ -62,8 +64,20 @@ def loading(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise FrontendError(f"transformers cannot load '{path}': {reason}.") from error
+        raise FrontendError(f"transformers cannot load '{path}': {reason_of(error)}.") from error
+
+
+def reason_of(error: Exception) -> str:
+    """What an error of transformers says, as one line without a full stop.
+
+    The first line alone where that is a sentence; those that end in a colon go on in the next. The
+    text of a KeyError is nothing but the key.
+    """
+    if isinstance(error, KeyError):
+        return f"it does not know {error}"
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    said = 1 + next((i for i, line in enumerate(lines) if not line.endswith(":")), 0)
+    return " ".join(lines[:said]).rstrip(".")
 
 
 @contextlib.contextmanager

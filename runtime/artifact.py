@@ -116,6 +116,16 @@ class Artifact:
                 f"the entry '{name}' of {self.path} is not JSON: {error}."
             ) from error
 
+    def settings(self, name: str) -> dict[str, Any]:
+        """An entry as a JSON object; {} without one. Raises ArtifactError for other JSON."""
+        found = self.json(name) if name in self else {}
+        if not isinstance(found, dict):
+            raise ArtifactError(
+                f"the entry '{name}' of {self.path} must hold a JSON object, not "
+                f"{type(found).__name__}."
+            )
+        return found
+
     def will_need(self, name: str) -> None:
         """Asks the system to read an entry ahead."""
         where = self._layout[name]

@@ -80,8 +80,7 @@ class ChatTemplate:
 
 def read_chat_template(artifact: Artifact) -> ChatTemplate | None:
     """The template of an artifact; None when its model came without one. Raises ArtifactError."""
-    name = "tokenizer_config.json"
-    config = artifact.json(name) if name in artifact else {}
+    config = artifact.settings("tokenizer_config.json")
     if "chat_template.jinja" in artifact:
         source: Any = artifact.read("chat_template.jinja").decode(errors="replace")
     else:
@@ -95,8 +94,8 @@ def read_chat_template(artifact: Artifact) -> ChatTemplate | None:
 def _default(found: Any) -> Any:
     """Older checkpoints have several templates, each with a name."""
     if isinstance(found, list):
-        named = {each.get("name"): each.get("template") for each in found}
-        return named.get("default")
+        named = [each for each in found if isinstance(each, dict)]
+        return next((e.get("template") for e in named if e.get("name") == "default"), None)
     return found
 
 

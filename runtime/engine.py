@@ -16,7 +16,7 @@ from graphwright.runtime.cuda.program import LAUNCHES
 from graphwright.runtime.dlpack import DeviceTensor, Exporter, is_on_gpu
 from graphwright.runtime.draft_artifact import DraftSetup
 from graphwright.runtime.draft_speculator import DraftSpeculator
-from graphwright.runtime.errors import RequestError
+from graphwright.runtime.errors import ArtifactError, RequestError
 from graphwright.runtime.grammar_matcher import Grammars
 from graphwright.runtime.invariance import check_invariance
 from graphwright.runtime.library import (
@@ -93,7 +93,7 @@ class Engine:
         adapter_number(self.plan, adapter)
         self.threads, pinned = choose_threads(threads), choose_affinity(affinity)
         self.tokenizer = read_tokenizer(artifact)
-        self.generation_config = _generation_config(artifact)
+        self.generation_config = artifact.settings("generation_config.json")
         self.eos_ids = _eos_ids(self.generation_config, self.tokenizer)
         self.grammars = Grammars(self.tokenizer, self.plan.vocab_size, self.eos_ids)
         mapped = mmap or LAUNCHES in artifact
@@ -318,13 +318,15 @@ def _library_of(artifact: Artifact, plan: Plan, threads: int, pinned: bool) -> S
     )  # fmt: skip
 
 
-def _generation_config(artifact: Artifact) -> dict[str, Any]:
-    name = "generation_config.json"
-    return dict(artifact.json(name)) if name in artifact else {}
-
-
 def _eos_ids(config: dict[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:
     found = config.get("eos_token_id", tokenizer.eos_id if tokenizer else None)
-    if found is None:
-        return frozenset()
-    return frozenset([found] if isinstance(found, int) else found)
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    wrong = next(
+        (each for each in ids if isinstance(each, bool) or not isinstance(each, int)), None
+    )
+    if wrong is not None:
+        raise ArtifactError(
+            f"eos_token_id in the model's generation_config.json has {wrong!r}, which is no token "
+            "id: compile the model again with one, a list of some, or null."
+        )
+    return frozenset(ids)

@@ -87,11 +87,21 @@ class SamplingParams:
         return self.logit_bias
 
     def resolve(self, defaults: Mapping[str, Any]) -> Sampling:
-        """All values, those not given from `defaults`, the content of a generation_config.json."""
+        """All values, those not given from `defaults`, the content of a generation_config.json.
+
+        Raises RequestError for a default that is no number.
+        """
 
         def value(name: str, neutral: float, key: str | None = None) -> Any:
             asked = getattr(self, name)
-            found = defaults.get(key or name) if asked is None else asked
+            if asked is not None:
+                return asked
+            found = defaults.get(key or name)
+            if found is not None and not isinstance(found, (int, float)):
+                raise RequestError(
+                    f"the model's generation_config.json has {found!r} for {key or name}, which is "
+                    f"no number: say {name} yourself."
+                )
             return neutral if found is None else found
 
         # Naming top_k, top_p or min_p asks for sampling, also of a model whose default is greedy.

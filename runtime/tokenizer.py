@@ -77,7 +77,7 @@ def read_tokenizer(artifact: Artifact) -> Tokenizer | None:
     """The tokenizer of an artifact; None when it was compiled without one. Raises ArtifactError."""
     if "tokenizer.json" not in artifact:
         return None
-    config = artifact.json("tokenizer_config.json") if "tokenizer_config.json" in artifact else {}
+    config = artifact.settings("tokenizer_config.json")
     return Tokenizer(artifact.read("tokenizer.json"), config)
 
 

@@ -162,7 +162,7 @@ def write_toy(
     path: Path,
     *,
     tokenizer: str | None = None,
-    generation_config: dict[str, Any] | None = None,
+    generation_config: Any = None,
     chat_template: str | None = None,
     cpu_features: Sequence[str] = (),
     **changes: Any,

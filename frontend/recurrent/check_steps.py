@@ -52,9 +52,9 @@ def with_limits(units: list[SteppedModule], sequence: dict[str, list[Call]]) -> 
 
 def _limits(unit: SteppedModule, call: Call) -> tuple[Limit, ...]:
     with torch.no_grad(), unchanged(unit.module):
-        token = unit.token.args, unit.token.kwargs
+        given, token = (call.args, call.kwargs), (unit.token.args, unit.token.kwargs)
         random = torch.Generator().manual_seed(0)
-        args, kwargs = example((call.args, call.kwargs), token, random, LIMITED_TOKENS)
+        args, kwargs = example(unit.module, given, token, random, LIMITED_TOKENS)
         return missing_limits(
             unit.module,
             lambda: unit.module(*args, **kwargs),
@@ -69,8 +69,8 @@ def _kind(unit: SteppedModule) -> Any:
 def _check(unit: SteppedModule, call: Call) -> None:
     with torch.no_grad(), unchanged(unit.module), float32_parameters(unit.module, values=True):
         random = torch.Generator().manual_seed(0)
-        token = unit.token.args, unit.token.kwargs
-        args, kwargs = example((call.args, call.kwargs), token, random, _TOKENS)
+        given, token = (call.args, call.kwargs), (unit.token.args, unit.token.kwargs)
+        args, kwargs = example(unit.module, given, token, random, _TOKENS)
         whole = first_result(unit.module(*args, **kwargs))
         steps = torch.cat([first_result(each) for each in unit.steps(args, kwargs, _TOKENS)], 1)
     try:

@@ -187,6 +187,8 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "lost shard": (shard_and_lose_one, "names 'b.safetensors', which is not in"),
     "lost tensor of a shard": (shard_and_lose_a_tensor, "the first is 'lm_head.weight'"),
     "missing tensor": (edit(**{up: None}), "lacks 1 tensor(s) that its config.json asks for"),
+    "a wrong setting": (configure(hidden_size="x"), "'hidden_size' expected int, got str"),
+    "an unknown setting": (configure(hidden_act="nosuch"), "it does not know 'nosuch'"),
     "wrong shape": (edit(**{up: torch.zeros(3, 4)}), "is [3, 4] in the file, [128, 64] in"),
 }
 
@@ -200,6 +202,17 @@ def test_a_fault_is_one_sentence(fault: str, llama: Path, tmp_path: Path) -> Non
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(directory) in str(caught.value)
+
+
+def test_a_weight_that_is_not_a_number_is_named(llama: Path, tmp_path: Path) -> None:
+    broken = torch.zeros(128, 64)
+    broken[3, 4], broken[5, 6] = float("nan"), float("inf")
+    with pytest.raises(FrontendError) as caught:
+        capture_checkpoint(copy(llama, tmp_path, edit(**{up: broken})))
+    assert str(caught.value) == (
+        "the model's own logits for 1 token(s) are NaN: 2 of 8192 numbers of its weight "
+        "'model_layers_0_mlp_up_proj_weight' are NaN or infinite."
+    )
 
 
 def test_no_directory(tmp_path: Path) -> None:

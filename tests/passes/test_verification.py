@@ -62,6 +62,13 @@ def test_an_approximate_pass_has_a_budget() -> None:
         numeric_check(before, change(before, "head", 1.0), Exactness.APPROXIMATE)
 
 
+def test_logits_that_are_all_the_same_may_stay_so() -> None:
+    """A model of zeros: without a deviation there is no share of it."""
+    before = cached()
+    before.weights["head"] = ConstantTensor.of(0 * before.weights["head"].load())
+    assert numeric_check(before, before.copy(), Exactness.APPROXIMATE) == 0
+
+
 def test_weights_of_few_bits_have_a_larger_budget() -> None:
     before = cached()
     after = change(before, "head", 0.2)

@@ -232,6 +232,26 @@ def test_an_incomplete_plan_is_refused(tmp_path: Path) -> None:
         Engine(write_toy(tmp_path / "m.gw", kv={}))
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ([], "'generation_config.json' of .* must hold a JSON object, not list"),
+        ({"eos_token_id": "</s>"}, "has '</s>', which is no token id"),
+        ({"eos_token_id": [1, 2.5]}, r"has 2\.5, which is no token id"),
+    ],
+)
+def test_a_generation_config_that_is_none(config: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        Engine(write_toy(tmp_path / "m.gw", generation_config=config))
+
+
+def test_defaults_of_a_model_that_are_no_numbers() -> None:
+    defaults = {"do_sample": True, "top_p": "most"}
+    with pytest.raises(RequestError, match="has 'most' for top_p, which is no number"):
+        SamplingParams().resolve(defaults)
+    assert SamplingParams(top_p=0.5).resolve(defaults).top_p == 0.5
+
+
 def test_a_library_that_is_none(tmp_path: Path) -> None:
     path = write_toy(tmp_path / "m.gw")
     with pytest.raises(ArtifactError, match=r"step library of .* does not load"):
