@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 _CHOOSE = torch.ops.gw.cached_choose_keys.default
+_TOP_K = torch.ops.gw.top_k.default
 
 CHECK_LIMIT_BYTES = 100 * 2**20
 """Models with more weights are only checked on request: a check runs them several times."""
@@ -35,9 +36,9 @@ BUDGETS = {Exactness.APPROXIMATE: 0.1, Exactness.COARSE: 0.6}
 approximates may make. Measured for int8 weights and activations: 0.01 on the trained demo model, up
 to 0.05 on random tiny models. For 4-bit weights in groups of 32: under 0.1 on a trained model of
 260,000 parameters, 0.31 on a random one of 15 million. Logits that have nothing to do with each
-other differ by 1.4. Keys that tokens choose (gw.cached_choose_keys) are those that they chose
-before the pass: of scores that are nearly equal any rounding may turn the order, and what that
-changes does not say how good the rounding is."""
+other differ by 1.4. Keys that tokens choose (gw.cached_choose_keys), and experts (gw.top_k), are those
+that they chose before the pass: of scores that are nearly equal any rounding may turn the order,
+and what that changes does not say how good the rounding is."""
 
 # Tokens that each sequence takes in each step: prefill of 1, 7 and 33, decoding on the cache of the
 # last, and a ragged step in which one sequence goes on, one decodes and one begins. Before there
@@ -100,9 +101,10 @@ class NumericCheck:
     def _run(
         self, program: Program, chosen: list[torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
-        """Logits of all sequences; `chosen`: keys that tokens choose, in place of their own."""
+        """Logits of all sequences; `chosen`: what tokens choose, call by call, not their own."""
         steps, choices = _steps(program), _Choices(chosen)
-        interpreter = Interpreter(program, instead={_CHOOSE: choices})
+        instead = {_CHOOSE: choices.of_keys, _TOP_K: choices.of_largest}
+        interpreter = Interpreter(program, instead=instead)
         if chosen is None:
             self._chosen = choices.made
         generator = torch.Generator().manual_seed(self._seed)
@@ -166,14 +168,23 @@ class NumericCheck:
 
 @dataclass
 class _Choices:
-    """gw.cached_choose_keys that notes what it chooses, or gives what is `given` call by call."""
+    """What tokens choose: notes it, or has them choose what is `given` call by call."""
 
     given: list[torch.Tensor] | None
     made: list[torch.Tensor] = field(default_factory=list)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.made.append(_CHOOSE(*args, **kwargs))
-        return self.made[-1] if self.given is None else self.given.pop(0)
+    def of_keys(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """In place of gw.cached_choose_keys."""
+        return self._noted(_CHOOSE(*args, **kwargs))
+
+    def of_largest(self, x: torch.Tensor, *, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """In place of gw.top_k."""
+        indices = self._noted(_TOP_K(x, k=k)[1])
+        return x.gather(-1, indices), indices
+
+    def _noted(self, own: torch.Tensor) -> torch.Tensor:
+        self.made.append(own)
+        return own if self.given is None else self.given.pop(0)
 
 
 def numeric_check(before: Program, after: Program, exactness: Exactness) -> float:

@@ -69,6 +69,22 @@ def test_logits_that_are_all_the_same_may_stay_so() -> None:
     assert numeric_check(before, before.copy(), Exactness.APPROXIMATE) == 0
 
 
+def test_an_approximation_is_judged_by_the_choices_made_before_it() -> None:
+    """Scores that are nearly equal: which is larger says nothing of how good a rounding is."""
+
+    def attend(q: Any, k: Any, v: Any, m: Masks, router: Any) -> Any:
+        seen = aten.scaled_dot_product_attention.default(q, k, v, m.causal)
+        _, chosen = torch.ops.gw.top_k.default(aten.matmul.default(seen, router), k=1)
+        return aten.mul.Tensor(seen, aten.add.Tensor(aten.mul.Tensor(chosen, 9.0), 1.0))
+
+    alike = torch.randn(8, 1).expand(8, 2) + 1e-4 * torch.randn(8, 2)
+    before = small_decoder(attend, router=alike)
+    after = change(before, "router", 1e-2)
+    with pytest.raises(PassError, match="times what"):
+        numeric_check(before, after, Exactness.REASSOCIATING)
+    assert numeric_check(before, after, Exactness.APPROXIMATE) == 0
+
+
 def test_weights_of_few_bits_have_a_larger_budget() -> None:
     before = cached()
     after = change(before, "head", 0.2)
