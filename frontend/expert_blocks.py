@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from graphwright.frontend.expert_candidates import ExpertBlock, find_candidates, replaced
 from graphwright.frontend.expert_loops import CannotRouteError
 from graphwright.frontend.expert_proofs import SEEN_TOKENS, prove
+from graphwright.frontend.unchanged import unchanged
 from graphwright.ir.errors import FrontendError
 
 __all__ = ["routed_blocks"]
@@ -32,7 +33,8 @@ def routed_blocks(model: nn.Module, run: Callable[[torch.Tensor], Any]) -> Itera
     """
     blocks = find_candidates(model)
     if blocks:
-        blocks = _loops(blocks, run)
+        with unchanged(model):
+            blocks = _loops(blocks, run)
         for block in {b.kind: b for b in reversed(blocks) if b.call is not None}.values():
             count = prove(block)
             _LOG.info("%s: its loop over %d experts is run once", block.name, count)

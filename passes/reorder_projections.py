@@ -30,7 +30,8 @@ class ReorderProjections(Pass):
     """
 
     stage: ClassVar[Stage] = Stage.FUSE
-    exactness: ClassVar[Exactness] = Exactness.EXACT
+    # BLAS sums rows at the edge of its tiles in another order than those within
+    exactness: ClassVar[Exactness] = Exactness.REASSOCIATING
 
     def run(self, program: Program) -> int:
         count = 0

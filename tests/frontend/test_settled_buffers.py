@@ -45,6 +45,12 @@ def test_layers_of_one_kind_alone_may_scale(name: str) -> None:
     check_trace(tiny_model("gemma3", rope_parameters=kinds), context, length)
 
 
+def test_embeddings_of_models_with_experts_are_settled_too() -> None:
+    """The run that looks for loops over experts, without values, must leave nothing behind."""
+    rope = LONG | {"original_max_position_embeddings": 256}
+    check_trace(tiny_model("qwen3-moe", rope_parameters=rope), None, 40)
+
+
 def check_trace(model: torch.nn.Module, context: int | None, length: int) -> None:
     program = capture_module(model, max_context=context)
     assert program.info.max_context == (context or 256)
