@@ -16,7 +16,7 @@ from graphwright.passes.recipe import Recipe
 from graphwright.passes.recognize_attention import RecognizeAttention
 from graphwright.passes.running import run_passes
 from graphwright.passes.select_sampled_rows import SelectSampledRows
-from graphwright.passes.verification import numeric_check, should_check
+from graphwright.passes.verification import numeric_check, promise_ratio, should_check
 
 aten = torch.ops.aten
 
@@ -83,6 +83,17 @@ def test_an_approximation_is_judged_by_the_choices_made_before_it() -> None:
     with pytest.raises(PassError, match="times what"):
         numeric_check(before, after, Exactness.REASSOCIATING)
     assert numeric_check(before, after, Exactness.APPROXIMATE) == 0
+
+
+def test_what_is_no_number_before_may_be_none_after() -> None:
+    """Parts of a graph are checked on random rows, also those that a logarithm does not take."""
+    want = torch.tensor([1.0, 2.0, float("nan"), float("-inf")])
+    approximate = Exactness.APPROXIMATE
+    assert 0 < promise_ratio(want + 1e-3, want, approximate) < 1
+    for wrong in (float("nan"), 9.0):
+        changed = torch.tensor([wrong, 2.0, float("nan"), float("-inf")])
+        assert promise_ratio(changed, want, approximate) > 1
+    assert promise_ratio(torch.tensor([1.0, 2.0, 3.0, 4.0]), want, approximate) > 1
 
 
 def test_weights_of_few_bits_have_a_larger_budget() -> None:
