@@ -82,10 +82,8 @@ def _compare(
             except (RuntimeError, ValueError, IndexError) as error:
                 _LOG.info("the model itself does not take %d token(s): %s", length, error)
                 continue
-            if bool(want.isnan().any()):
-                raise FrontendError(
-                    f"the model's own logits for {length} token(s) are NaN{_not_finite(program)}."
-                )
+            if bool(want.isnan().any()) and (why := _not_finite(program)):
+                raise FrontendError(f"the model's own logits for {length} token(s) are NaN: {why}.")
             try:
                 got = interpreter.run({"tokens": tokens, "positions": positions})
                 check_close(got, want)
@@ -100,14 +98,12 @@ def _compare(
 
 
 def _not_finite(program: Program) -> str:
-    """Says which weight holds numbers that are not finite, if one does."""
+    """Which weight holds numbers that are not finite; "" when none does."""
     for name, weight in program.weights.items():
         value = weight.load() if weight.dtype.is_floating_point else torch.zeros(())
         count = int((~value.isfinite()).sum())
         if count:
-            return (
-                f": {count} of {value.numel()} numbers of its weight '{name}' are NaN or infinite"
-            )
+            return f"{count} of {value.numel()} numbers of its weight '{name}' are NaN or infinite"
     return ""
 
 

@@ -24,9 +24,10 @@ def _softmax(program: Program, node: fx.Node) -> fx.Node | None:
 
 def _log_softmax(program: Program, node: fx.Node) -> fx.Node | None:
     """log_softmax(x)  →  y - log(sum(exp(y))) with y = x - max(x), or log(softmax(x)) where only
-    its exponential is asked for."""
+    its exponential is asked for. Leaves other axes than the last, and another dtype."""
     x, dim, *more = node.args
-    if any(more) or any(node.kwargs.values()):  # another dtype
+    last = isinstance(dim, int) and dim in (-1, node.meta["val"].dim() - 1)
+    if not last or any(more) or any(node.kwargs.values()):
         return None
     if all(user.target is aten.exp.default for user in node.users):
         weights = program.call(node, aten.softmax.int, x, dim)

@@ -178,7 +178,7 @@ def _unknown(names: str, terms: Sequence[MaskTerm], program: Program) -> str:
     later, blind = visible.triu(1).nonzero(), (~visible.any(1)).nonzero()
     reason = "is not in the mask algebra (causal, window, first, chunk)"
     if len(blind):
-        reason = f"shows no key at all to query {int(blind[0])}"
+        reason += f": it shows no key at all to query {int(blind[0])}"
     if len(later):
         query, key = (int(i) for i in later[0])
         reason = f"is not causal: query {query} sees key {key}, a later token"

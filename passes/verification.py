@@ -103,7 +103,7 @@ class NumericCheck:
     ) -> list[torch.Tensor]:
         """Logits of all sequences; `chosen`: what tokens choose, call by call, not their own."""
         steps, choices = _steps(program), _Choices(chosen)
-        instead = {_CHOOSE: choices.of_keys, _TOP_K: choices.of_largest}
+        instead: dict[Any, Any] = {_CHOOSE: choices.of_keys, _TOP_K: choices.of_largest}
         interpreter = Interpreter(program, instead=instead)
         if chosen is None:
             self._chosen = choices.made
