@@ -18,6 +18,7 @@ from torch import Tensor
 import graphwright
 from graphwright.backends.reference.engine import ReferenceEngine
 from graphwright.cli import main_command
+from graphwright.frontend import capture_module
 from graphwright.inspector import memory_table, summary
 from graphwright.ir.tolerance import check_close
 from graphwright.runtime.engine import Engine
@@ -193,3 +194,11 @@ def test_weights_are_rounded_by_tokens(tmp_path: Path) -> None:
     subject = Subject("qwen3_5_text", tmp_path, quant="w4g32", calibration=ids)
     (output,) = Engine(subject.artifact).generate([prompt_of(9)], GREEDY)
     assert len(output.token_ids) == STEPS
+
+
+def test_a_vocabulary_may_have_fewer_tokens_than_an_example() -> None:
+    """The whole model is what keeps the states of this one: an example for it is of token ids."""
+    program = capture_module(recurrent_model("xlstm", vocab_size=40))
+    assert program.info.vocab_size == 40
+    scans = [n for n in program.graph.nodes if n.target is torch.ops.gw.scan_along_tokens.default]
+    assert len(scans) == STATES["xlstm"][0]
