@@ -102,6 +102,28 @@ def test_long_texts_beside_each_other_are_those_of_the_model(
         assert engine._pool.free == engine._pool.blocks
 
 
+def test_turns_of_a_conversation_go_on_where_the_last_one_ended(
+    kind: str, subject: tuple[Reference, Path]
+) -> None:
+    """What is kept of a text that has gone out of reach in one pool, and states with it."""
+    reference, path = subject
+    engine = Engine(path, max_sequences=2, context=LONG, prefix_cache=True)
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+    text = random_tokens(70, seed=4).tolist()
+    for turn in range(3):
+        prompt = [*text, *random_tokens(15, seed=turn + 5).tolist()]
+        request = engine._request(prompt, params, True, None)
+        engine._stepper.add(request)
+        while not request.finished:
+            engine.step()
+        text, output = [*prompt, *request.generated], request.output()
+        want = reference(text)[len(prompt) - 1 : -1]
+        assert output.logits is not None
+        assert np.abs(output.logits - want).max() <= 2e-3 * np.abs(want).max()
+        if turn:
+            assert request.sequence.reused >= (len(prompt) - 16) // 16 * 16, turn
+
+
 def test_layers_with_windows_hold_little(kind: str, subject: tuple[Reference, Path]) -> None:
     _, path = subject
     engine = Engine(path, max_sequences=3, context=LONG)
