@@ -248,8 +248,9 @@ class Engine:
         return self._library
 
     def _request(
-        self, prompt: Prompt, params: SamplingParams | None, keep_logits: bool, adapter: str | None
-    ) -> Request:
+        self, prompt: Prompt, params: SamplingParams | None, keep_logits: bool,
+        adapter: str | None = None,
+    ) -> Request:  # fmt: skip
         sampling = (params or SamplingParams()).resolve(self.generation_config)
         if isinstance(prompt, str):
             if self.tokenizer is None:

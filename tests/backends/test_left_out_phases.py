@@ -34,7 +34,7 @@ int32_t read(int32_t thread, int32_t threads, int32_t rows, volatile int64_t *x,
   return 0;
 }
 """
-THREADS, CHOSEN = 2, 4
+THREADS, CHOSEN = 2, 7
 
 
 def phase(name: str, *operands: Operand, adapters: bool = False) -> Phase:
