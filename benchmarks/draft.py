@@ -19,7 +19,7 @@ from lookup import write
 
 from graphwright import SamplingParams
 from graphwright.runtime.engine import Engine
-from graphwright.runtime.scheduler import Sequence
+from graphwright.runtime.steps import Sequence
 
 COLUMNS = ("plain", "draft", "ratio", "tokens a step", "accepted", "guessed", "draft share")
 

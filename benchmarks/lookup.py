@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from graphwright import SamplingParams
 from graphwright.runtime.draws import LARGEST
 from graphwright.runtime.engine import Engine
-from graphwright.runtime.scheduler import Chunk, Sequence, Step
+from graphwright.runtime.steps import Chunk, Sequence, Step
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("plain", "lookup", "ratio", "tokens a step", "accepted", "guessed")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.library import StepBuffers
 from graphwright.runtime.plan import Plan
-from graphwright.runtime.scheduler import Step
+from graphwright.runtime.steps import Step
 
 __all__ = ["adapter_number", "adapter_of_each", "describe_adapters"]
 

@@ -9,7 +9,7 @@ from graphwright.runtime.artifact import Artifact
 from graphwright.runtime.library import StepBuffers
 from graphwright.runtime.memory import Memory
 from graphwright.runtime.plan import Plan
-from graphwright.runtime.scheduler import Step
+from graphwright.runtime.steps import Step
 
 __all__ = ["allocate_buffers", "describe", "load_weights", "planned_bytes"]
 

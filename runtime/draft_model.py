@@ -17,9 +17,9 @@ from graphwright.runtime.buffers import describe
 from graphwright.runtime.cache_pools import SequenceTables
 from graphwright.runtime.library import StepLibrary
 from graphwright.runtime.model_memory import ModelMemory
-from graphwright.runtime.scheduler import Chunk, Step
-from graphwright.runtime.scheduler import Sequence as TokenSequence
 from graphwright.runtime.step_cost import StepCost
+from graphwright.runtime.steps import Chunk, Step
+from graphwright.runtime.steps import Sequence as TokenSequence
 
 __all__ = ["DraftModel", "Follower"]
 

@@ -14,9 +14,9 @@ from graphwright.runtime.draft_text import REST, DraftText, Experience
 from graphwright.runtime.draft_worth import Costs, saving
 from graphwright.runtime.plan import EntryPlan
 from graphwright.runtime.request import Request
-from graphwright.runtime.scheduler import Sequence as TokenSequence
-from graphwright.runtime.scheduler import Step
 from graphwright.runtime.step_cost import StepCost
+from graphwright.runtime.steps import Sequence as TokenSequence
+from graphwright.runtime.steps import Step
 
 __all__ = ["DraftSpeculator"]
 

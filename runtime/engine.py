@@ -16,7 +16,7 @@ from graphwright.runtime.cuda.program import LAUNCHES
 from graphwright.runtime.dlpack import DeviceTensor, Exporter, is_on_gpu
 from graphwright.runtime.draft_artifact import DraftSetup
 from graphwright.runtime.draft_speculator import DraftSpeculator
-from graphwright.runtime.errors import ArtifactError, RequestError
+from graphwright.runtime.errors import RequestError
 from graphwright.runtime.grammar_matcher import Grammars
 from graphwright.runtime.invariance import check_invariance
 from graphwright.runtime.library import (
@@ -29,11 +29,11 @@ from graphwright.runtime.plan import Plan
 from graphwright.runtime.request import Output, Piece, Request
 from graphwright.runtime.sampling_params import Sampling, SamplingParams
 from graphwright.runtime.scheduler import Scheduler
-from graphwright.runtime.scheduler import Sequence as TokenSequence
 from graphwright.runtime.speculation import make_speculator
 from graphwright.runtime.stepper import Stepper
+from graphwright.runtime.steps import Sequence as TokenSequence
 from graphwright.runtime.threads import choose_affinity, choose_threads
-from graphwright.runtime.tokenizer import Tokenizer, read_tokenizer
+from graphwright.runtime.tokenizer import eos_ids, read_tokenizer
 
 __all__ = ["Engine"]
 
@@ -94,7 +94,7 @@ class Engine:
         self.threads, pinned = choose_threads(threads), choose_affinity(affinity)
         self.tokenizer = read_tokenizer(artifact)
         self.generation_config = artifact.settings("generation_config.json")
-        self.eos_ids = _eos_ids(self.generation_config, self.tokenizer)
+        self.eos_ids = eos_ids(self.generation_config, self.tokenizer)
         self.grammars = Grammars(self.tokenizer, self.plan.vocab_size, self.eos_ids)
         mapped = mmap or LAUNCHES in artifact
         parts = ModelMemory(
@@ -317,17 +317,3 @@ def _library_of(artifact: Artifact, plan: Plan, threads: int, pinned: bool) -> S
         artifact, threads, own_bytes=plan.arena_bytes, alone_rows=plan.alone_rows, rows=plan.rows,
         pin=pinned,
     )  # fmt: skip
-
-
-def _eos_ids(config: dict[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:
-    found = config.get("eos_token_id", tokenizer.eos_id if tokenizer else None)
-    ids = found if isinstance(found, list) else [] if found is None else [found]
-    wrong = next(
-        (each for each in ids if isinstance(each, bool) or not isinstance(each, int)), None
-    )
-    if wrong is not None:
-        raise ArtifactError(
-            f"eos_token_id in the model's generation_config.json has {wrong!r}, which is no token "
-            "id: compile the model again with one, a list of some, or null."
-        )
-    return frozenset(ids)

@@ -19,7 +19,7 @@ from graphwright.runtime.logit_changes import LogitChanges
 from graphwright.runtime.prompt_scores import PromptScores
 from graphwright.runtime.sampler import Sampler
 from graphwright.runtime.sampling_params import Sampling
-from graphwright.runtime.scheduler import Sequence
+from graphwright.runtime.steps import Sequence
 from graphwright.runtime.stopping import Decoder, Detokenizer, StopTexts
 
 __all__ = ["FinishReason", "Output", "Piece", "Request"]

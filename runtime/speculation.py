@@ -19,10 +19,10 @@ from graphwright.runtime.library import StepLibrary
 from graphwright.runtime.lookup import Lookup
 from graphwright.runtime.plan import EntryPlan, Plan
 from graphwright.runtime.request import Request
-from graphwright.runtime.scheduler import Chunk, Step
-from graphwright.runtime.scheduler import Sequence as TokenSequence
 from graphwright.runtime.speculation_options import SpeculationOptions
 from graphwright.runtime.step_cost import StepCost
+from graphwright.runtime.steps import Chunk, Step
+from graphwright.runtime.steps import Sequence as TokenSequence
 
 __all__ = ["Drafter", "LookupSpeculator", "Speculator", "draws_of_rows", "make_speculator",
            "rows_that_count", "share"]  # fmt: skip

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from graphwright.runtime.scheduler import Step
+from graphwright.runtime.steps import Step
 
 __all__ = ["Statistics", "peak_rss_mb", "process_seconds"]
 

@@ -16,10 +16,11 @@ from graphwright.runtime.draws import LARGEST, Draw
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.library import OverlappingLibrary, StepBuffers, StepLibrary
 from graphwright.runtime.request import Request
-from graphwright.runtime.scheduler import Scheduler, Step
-from graphwright.runtime.scheduler import Sequence as TokenSequence
+from graphwright.runtime.scheduler import Scheduler
 from graphwright.runtime.speculation import Speculator, draws_of_rows, rows_that_count
 from graphwright.runtime.statistics import Statistics
+from graphwright.runtime.steps import Sequence as TokenSequence
+from graphwright.runtime.steps import Step
 
 __all__ = ["Stepper"]
 

@@ -8,7 +8,7 @@ from graphwright.runtime.artifact import Artifact
 from graphwright.runtime.errors import ArtifactError, RequestError
 from graphwright.runtime.token_bytes import TokenBytes
 
-__all__ = ["Tokenizer", "read_tokenizer"]
+__all__ = ["Tokenizer", "eos_ids", "read_tokenizer"]
 
 
 class Tokenizer:
@@ -86,3 +86,21 @@ def _content(token: Any) -> str | None:
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None
+
+
+def eos_ids(config: dict[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:
+    """The ids that end a text, by a model's generation_config.json, else by its tokenizer.
+
+    Raises ArtifactError for what are no ids.
+    """
+    found = config.get("eos_token_id", tokenizer.eos_id if tokenizer else None)
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    wrong = next(
+        (each for each in ids if isinstance(each, bool) or not isinstance(each, int)), None
+    )
+    if wrong is not None:
+        raise ArtifactError(
+            f"eos_token_id in the model's generation_config.json has {wrong!r}, which is no token "
+            "id: compile the model again with one, a list of some, or null."
+        )
+    return frozenset(ids)

@@ -18,8 +18,8 @@ import graphwright
 from graphwright.runtime.engine import Engine
 from graphwright.runtime.errors import RequestError
 from graphwright.runtime.sampling_params import SamplingParams
-from graphwright.runtime.scheduler import Sequence
 from graphwright.runtime.speculation import Drafter, LookupSpeculator
+from graphwright.runtime.steps import Sequence
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo-model"
 GREEDY = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)

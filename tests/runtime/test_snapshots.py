@@ -125,8 +125,10 @@ def test_a_snapshot_is_worth_nothing_without_its_blocks(tmp_path: Path) -> None:
     engine = state_engine(tmp_path, "hybrid", max_sequences=1, snapshots=9)
     _, text = said(engine, "hybrid", LONG, 3)
     assert said(engine, "hybrid", [*text, 1], 1)[0] == len(text) - 1
-    states = engine._scheduler._states
-    assert states is not None and len(states) == 2, "near the end and at the end"
+    beginnings = engine._scheduler._beginnings
+    assert beginnings is not None and beginnings._states is not None
+    states = beginnings._states
+    assert len(states) == 2, "near the end and at the end"
     for first in (60, 70):
         said(engine, "hybrid", [first] * (MAX_CONTEXT - 2), 2)
     assert len(states) == 1, "those of forgotten prefixes make room"
