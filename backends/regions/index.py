@@ -140,13 +140,16 @@ class Index:
         return total + self.constant if self.constant else total
 
     def _divided(self, divisor: int) -> tuple[Index, Index]:
-        """(w, r) with self = w * divisor + r, where w takes every term that allows it."""
+        """(w, r) with self = w * divisor + r, where w takes every term that allows it, and r is not
+        negative: backends divide as they like below 0.
+        """
         whole = {a: c // divisor for a, c in self.terms if c % divisor == 0}
-        rest = frozenset((a, c) for a, c in self.terms if c % divisor)
-        return (
-            _normal(whole, self.constant // divisor),
-            Index(rest, self.constant % divisor),
-        )
+        rest = Index(frozenset((a, c) for a, c in self.terms if c % divisor))
+        constant = self.constant % divisor
+        low, _ = rest.bounds()
+        if -math.inf < low < -constant:
+            constant += -int((low + constant) // divisor) * divisor
+        return _normal(whole, (self.constant - constant) // divisor), rest + constant
 
 
 def flatten(indices: Sequence[Index], sizes: Sequence[int]) -> Index:
